@@ -1,0 +1,73 @@
+# Every command works straight after `git clone`: the first one that needs Python makes the
+# virtual environment and installs the versions of constraints.txt into it.
+#
+#   PYTHON   interpreter to make the environment with; default: the first suitable one on the PATH
+#   VENV     where the environment lives; default: .venv
+
+PYTHON ?=
+VENV ?= .venv
+SHELL := /bin/sh
+
+BIN := $(VENV)/bin
+RUNTIME := $(VENV)/.installed-runtime
+DEV := $(VENV)/.installed-dev
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+
+CANDIDATES := $(or $(PYTHON),python3 python3.13 python3.12 python3.11 python3.10)
+SUITABLE := import sys; v = sys.version_info[:2]; \
+	(3, 10) <= v <= (3, 13) or sys.exit("is Python %d.%d" % v); \
+	import ensurepip, ssl, venv
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+.PHONY: help demo test bench lint clean
+
+help: ## list these commands
+	@awk -F ': .*## ' '/^[a-z]+: .*## / { printf "  make %-7s %s\n", $$1, $$2 }' Makefile
+
+demo: $(RUNTIME) ## train a small network on bundled photographs and write demo/report.png
+	@$(BIN)/python -m pipelines.demo --output demo
+
+test: $(DEV) ## run the tests
+	@$(BIN)/python -m pytest -q tests
+
+bench: $(DEV) ## run the benchmarks of tests/benchmarks, one after another
+	@for file in tests/benchmarks/[!_]*.py; do \
+		test -e "$$file" || { echo "tests/benchmarks: expected benchmark modules. Received none."; exit 1; }; \
+		echo "== $$file"; $(BIN)/python "$$file" || exit 1; \
+	done
+
+lint: $(DEV) ## check the style with ruff
+	@$(BIN)/ruff check .
+
+clean: ## remove demo/, build folders and caches; the environment stays
+	rm -rf demo build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find masks trainer pipelines tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamps make a second `make` start at once; a change of either file installs again.
+$(RUNTIME): pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing into $(VENV) (about 160 packages, a few minutes the first time)"
+	@$(PIP) install -c constraints.txt -e .
+	@touch $@
+
+$(DEV): pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing into $(VENV) (about 180 packages, a few minutes the first time)"
+	@$(PIP) install -c constraints.txt -e ".[dev]"
+	@touch $(RUNTIME) $@
+
+# A candidate counts only if it runs: version managers put names on the PATH that do not.
+# An environment whose interpreter is gone is made anew.
+$(BIN)/python:
+	@found=; clear=; \
+	for candidate in $(CANDIDATES); do \
+		if ! command -v "$$candidate" >/dev/null 2>&1; then found="$$found, $$candidate (not there)"; continue; fi; \
+		if said=$$("$$candidate" -c '$(SUITABLE)' 2>&1); then \
+			test ! -f $(VENV)/pyvenv.cfg || clear=--clear; \
+			exec "$$candidate" -m venv $$clear $(VENV); \
+		fi; \
+		said=$$(printf '%s\n' "$$said" | sed -n '/^Traceback/d; /^ /d; /./{p;q;}'); \
+		found="$$found, $$candidate ($$said)"; \
+	done; \
+	echo "PYTHON: expected an interpreter of Python 3.10 to 3.13 with venv and ensurepip. Received $${found#, }." >&2; \
+	exit 1

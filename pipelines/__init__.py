@@ -1,0 +1,1 @@
+"""The Beam jobs: wiring over pure functions of `masks` and `trainer`."""

@@ -1,0 +1,141 @@
+"""From keyed records to a dataset: the same bytes on any runner, however often a step is retried.
+
+    (split, key, record) -> shard blake2b(key) % k -> group -> sort -> one object, created once --+
+    rejects              -> group -> sort -> rejects/<split>.jsonl                                +-> manifest.json
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import operator
+from typing import Iterable
+
+import apache_beam as beam
+
+from trainer import datasets, records, storage
+from trainer.command import UserError
+
+Record = tuple[str, str, bytes]  # split, key (unique within the split), serialized example
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reject:
+    """An input that could not be used, and why.
+
+    Attributes:
+        source: the input's address.
+        stage: what failed: ``read``, ``decode``, ``match`` ...
+        error: class and message in one line.
+        split: the part of the dataset it would have been in.
+    """
+
+    source: str
+    stage: str
+    error: str
+    split: str = ""
+
+
+def reject(source: str, stage: str, error: Exception, split: str = "") -> Reject:
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return Reject(source=source, stage=stage, error=text, split=split)
+
+
+def shard_of(key: str, num_shards: int) -> int:
+    """Shard of a key: a hash of the key alone, the same in every process (Python's ``hash`` is not)."""
+    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big") % num_shards
+
+
+def create_or_compare(address: str, data: bytes) -> None:
+    """Creates a file; one that is there already must be what an earlier attempt wrote.
+
+    Raises:
+        UserError: it has other contents.
+    """
+    try:
+        storage.create(address, data)
+    except storage.AlreadyExists:
+        if storage.crc32c(storage.read(address)) != storage.crc32c(data):
+            raise UserError(f"{address} exists with other contents: --overwrite, or choose another folder") from None
+
+
+def place_record(record: Record, num_shards: dict[str, int]) -> tuple[tuple[str, int], tuple[str, bytes]]:
+    """((split, shard), (key, serialized)) of a record."""
+    split, key, serialized = record
+    return (split, shard_of(key, num_shards[split])), (key, serialized)
+
+
+def write_shard(group: tuple[tuple[str, int], Iterable], folder: str, num_shards: dict[str, int]) -> dict:
+    """Writes one shard, its records in key order; returns its `datasets.Shard` as a dict.
+
+    Args:
+        group: (split, shard) and its (key, serialized) pairs; None among them stands for "this shard exists".
+    """
+    (split, shard), items = group
+    ordered = [record for _, record in sorted(item for item in items if item is not None)]
+    data = records.frame_records(ordered)
+    name = datasets.shard_name(split, shard, num_shards[split])
+    create_or_compare(storage.join(folder, name), data)
+    info = datasets.Shard(name=name, split=split, records=len(ordered), bytes=len(data), crc32c=storage.crc32c(data))
+    return dataclasses.asdict(info)
+
+
+def reject_lines(rejects: Iterable[Reject]) -> bytes:
+    """JSON lines in source order."""
+    ordered = sorted(rejects, key=lambda r: (r.source, r.stage, r.error))
+    return b"".join(json.dumps(dataclasses.asdict(r), sort_keys=True).encode() + b"\n" for r in ordered)
+
+
+def write_rejects(group: tuple[str, Iterable[Reject]], folder: str) -> int:
+    """Writes ``rejects/<split>.jsonl`` and returns its number of lines."""
+    split, rejects = group
+    data = reject_lines(rejects)
+    create_or_compare(storage.join(folder, "rejects", f"{split}.jsonl"), data)
+    return data.count(b"\n")
+
+
+def write_manifest(inputs: int, folder: str, fields: dict, shards: list[dict], rejects: list[int]) -> None:
+    """Writes the manifest of ``inputs`` inputs, after everything that it lists."""
+    shards = sorted((datasets.Shard(**shard) for shard in shards), key=lambda shard: shard.name)
+    counts = {"inputs": inputs, "records": sum(s.records for s in shards), "rejects": sum(rejects)}
+    manifest = datasets.Manifest(**fields, counts=counts, shards=tuple(shards))
+    create_or_compare(storage.join(folder, datasets.MANIFEST), datasets.dump_manifest(manifest))
+
+
+class WriteDataset(beam.PTransform):
+    """Writes records and rejects as a dataset.
+
+    Input: a pair of PCollections, of `Record` and of `Reject`, and a PCollection with one int, the
+    number of inputs.
+
+    Args:
+        folder: the dataset's address.
+        num_shards: number of shards by split; empty ones are written too.
+        fields: of the `datasets.Manifest`, all but counts and shards.
+    """
+
+    def __init__(self, folder: str, num_shards: dict[str, int], fields: dict):
+        super().__init__()
+        self.folder, self.num_shards, self.fields = folder, num_shards, fields
+
+    def expand(self, inputs):
+        found, rejects, count = inputs
+        every_shard = [((split, i), None) for split, k in self.num_shards.items() for i in range(k)]
+        placed = found | "Place" >> beam.Map(place_record, self.num_shards)
+        empty = placed.pipeline | "EveryShard" >> beam.Create(every_shard, reshuffle=False)
+        shards = (
+            (placed, empty)
+            | beam.Flatten()
+            | "GroupByShard" >> beam.GroupByKey()
+            | "WriteShards" >> beam.Map(write_shard, self.folder, self.num_shards)
+        )
+        rejected = (
+            rejects
+            | "RejectSplit" >> beam.WithKeys(operator.attrgetter("split"))
+            | "GroupRejects" >> beam.GroupByKey()
+            | "WriteRejects" >> beam.Map(write_rejects, self.folder)
+        )
+        return count | "WriteManifest" >> beam.Map(
+            write_manifest, self.folder, self.fields, beam.pvalue.AsList(shards), beam.pvalue.AsList(rejected)
+        )

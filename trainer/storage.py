@@ -1,0 +1,291 @@
+"""Files in local folders and in Google Cloud Storage, behind one set of functions.
+
+An *address* is a local path (``~`` is expanded) or ``gs://bucket/name``. This is the only module
+that tells them apart. Everything written here is either created once (`create`) or replaced by
+compare-and-swap (`replace`): nothing is overwritten by accident, whatever is retried.
+
+``STORAGE_EMULATOR_HOST`` points the bucket half at an emulator, as Google's own client does.
+"""
+
+from __future__ import annotations
+
+import base64
+import fcntl
+import functools
+import os
+import posixpath
+import re
+from pathlib import Path
+
+import google_crc32c
+
+from trainer.command import UserError
+
+_WILDCARD = re.compile(r"[*?\[]")
+
+
+class NotFound(UserError):
+    """There is nothing at the address."""
+
+
+class AlreadyExists(Exception):
+    """`create` found something at the address."""
+
+
+class Conflict(Exception):
+    """`replace` found another generation than the one that was read."""
+
+
+class Corrupt(UserError):
+    """The bytes that were read do not have the checksum they should have."""
+
+
+def crc32c(data: bytes) -> str:
+    """CRC-32C of ``data``, base64 of its big-endian bytes: the way Cloud Storage writes it."""
+    return base64.b64encode(google_crc32c.value(data).to_bytes(4, "big")).decode()
+
+
+def is_bucket(address: str) -> bool:
+    return address.startswith("gs://")
+
+
+def normalize(address: str) -> str:
+    """Without a trailing slash, ``~`` expanded, local paths absolute (workers run in other folders)."""
+    if is_bucket(address):
+        return address.rstrip("/")
+    if "://" in address:
+        raise UserError(f"expected a local path or gs://bucket/name. Received {address!r}.")
+    return os.path.abspath(os.path.expanduser(address))
+
+
+def join(folder: str, *names: str) -> str:
+    return posixpath.join(folder, *names)
+
+
+def relative(address: str, folder: str) -> str:
+    """The part of ``address`` below ``folder``."""
+    return posixpath.relpath(address, folder)
+
+
+# Google Cloud Storage
+
+
+@functools.lru_cache(maxsize=1)
+def _client():
+    # Imported on first use: local folders need no cloud client (0.6 s).
+    from google.cloud import storage
+
+    return storage.Client()
+
+
+def _split(address: str) -> tuple[str, str]:
+    bucket, _, name = address.removeprefix("gs://").partition("/")
+    if not bucket:
+        raise UserError(f"expected gs://bucket/name. Received {address!r}.")
+    return bucket, name
+
+
+def _blob(address: str):
+    bucket, name = _split(address)
+    return _client().bucket(bucket).blob(name)
+
+
+def _list_bucket(prefix: str) -> list[str]:
+    from google.api_core.exceptions import Forbidden
+    from google.api_core.exceptions import NotFound as BucketNotFound
+    from google.auth.exceptions import DefaultCredentialsError
+
+    bucket, name = _split(prefix)
+    try:
+        blobs = list(_client().list_blobs(bucket, prefix=name, fields="items(name),nextPageToken"))
+    except (BucketNotFound, Forbidden) as error:
+        raise NotFound(f"bucket gs://{bucket} does not exist or may not be read ({error.message})") from None
+    except DefaultCredentialsError as error:
+        raise UserError(f"no Google Cloud credentials to read gs://{bucket}: {error}") from None
+    return [f"gs://{bucket}/{blob.name}" for blob in blobs if not blob.name.endswith("/")]
+
+
+# Finding
+
+
+def _glob_regex(pattern: str) -> re.Pattern:
+    """``**/`` is any number of folders, ``**`` anything, ``*`` and ``?`` stay within a folder."""
+    parts = re.split(r"(\*\*/|\*\*|\*|\?|\[[^\]]+\])", pattern)
+    rules = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+    return re.compile("".join(rules.get(p) or (p if p.startswith("[") else re.escape(p)) for p in parts if p))
+
+
+def find(address: str) -> list[str]:
+    """Addresses of all files that match, sorted: one file, a folder (all files below it) or a glob.
+
+    Names that begin with a dot are left out. Returns an empty list where nothing matches; raises
+    `NotFound` for a bucket that is not there.
+    """
+    pattern = normalize(address)
+    wildcard = _WILDCARD.search(pattern)
+    base = pattern[: wildcard.start()].rpartition("/")[0] if wildcard else pattern
+    if is_bucket(pattern):
+        bucket, name = _split(base)
+        found = _list_bucket(f"gs://{bucket}/{name}/" if name else f"gs://{bucket}/")
+        if not wildcard and name and exists(pattern):
+            found.append(pattern)
+    elif os.path.isfile(pattern):
+        found = [pattern]
+    else:
+        found = [os.path.join(folder, name) for folder, _, names in os.walk(base or "/") for name in names]
+    if wildcard:
+        found = [name for name in found if _glob_regex(pattern).fullmatch(name)]
+    return sorted(name for name in found if not posixpath.basename(name).startswith("."))
+
+
+def base_of(address: str) -> str:
+    """The folder that the names found by ``find(address)`` are relative to."""
+    pattern = normalize(address)
+    wildcard = _WILDCARD.search(pattern)
+    if wildcard:
+        return pattern[: wildcard.start()].rpartition("/")[0]
+    is_file = exists(pattern) if is_bucket(pattern) else os.path.isfile(pattern)
+    return pattern.rpartition("/")[0] if is_file else pattern
+
+
+def exists(address: str) -> bool:
+    """Whether a file (not a folder) is there."""
+    if is_bucket(address):
+        return bool(_split(address)[1]) and _blob(address).exists()
+    return os.path.isfile(address)
+
+
+def require_writable(folder: str) -> None:
+    """Raises `UserError` unless files can be written below ``folder``: a check to make at launch."""
+    if is_bucket(folder):
+        _list_bucket(folder + "/.")
+        return
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror}") from None
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"cannot write to {folder}: permission denied")
+
+
+# Reading
+
+
+def read(address: str, checksum: str | None = None) -> bytes:
+    """The whole file. Raises `NotFound`, and `Corrupt` if ``checksum`` (see `crc32c`) differs."""
+    data, _ = read_versioned(address)
+    if data is None:
+        raise NotFound(f"{address} does not exist")
+    if checksum is not None and crc32c(data) != checksum:
+        raise Corrupt(f"{address} is corrupt: expected crc32c {checksum}. Received {crc32c(data)}.")
+    return data
+
+
+def read_versioned(address: str) -> tuple[bytes | None, object]:
+    """Bytes and the generation to give to `replace`; ``(None, 0)`` if there is nothing."""
+    if is_bucket(address):
+        from google.api_core.exceptions import NotFound as ObjectNotFound
+
+        blob = _blob(address)
+        try:
+            data = blob.download_as_bytes()
+        except ObjectNotFound:
+            return None, 0
+        return data, blob.generation
+    try:
+        data = Path(address).read_bytes()
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        return None, 0
+    return data, crc32c(data)
+
+
+def fetch(address: str, folder: str, checksum: str) -> str:
+    """Path of a local file with the contents of ``address``, verified.
+
+    A local file is used where it lies; an object is downloaded into ``folder`` under a name made of
+    its checksum, once, however many processes ask.
+    """
+    if not is_bucket(address):
+        read(address, checksum)
+        return address
+    path = os.path.join(folder, checksum.replace("/", "_") + "-" + posixpath.basename(address))
+    if not os.path.exists(path):
+        _write_local(path, read(address, checksum))
+    return path
+
+
+# Writing
+
+
+def _write_local(path: str, data: bytes, publish=os.replace) -> None:
+    """Writes beside ``path`` first, so that no reader ever sees half a file."""
+    folder, name = os.path.split(path)
+    os.makedirs(folder, exist_ok=True)
+    draft = os.path.join(folder, f".{name}.{os.urandom(4).hex()}")
+    try:
+        with open(draft, "xb") as file:
+            file.write(data)
+        publish(draft, path)
+    finally:
+        if os.path.exists(draft):
+            os.unlink(draft)
+
+
+def create(address: str, data: bytes) -> None:
+    """Writes a new file; raises `AlreadyExists` if there is one."""
+    if is_bucket(address):
+        try:
+            replace(address, data, generation=0)
+        except Conflict:
+            raise AlreadyExists(address) from None
+        return
+    try:
+        _write_local(address, data, publish=os.link)  # link fails if the name is taken, replace would not
+    except FileExistsError:
+        raise AlreadyExists(address) from None
+
+
+def replace(address: str, data: bytes, generation: object) -> None:
+    """Writes ``data`` if the file still has the ``generation`` that `read_versioned` gave, else raises `Conflict`."""
+    if is_bucket(address):
+        from google.api_core.exceptions import PreconditionFailed
+
+        try:
+            _blob(address).upload_from_string(
+                data, content_type="application/octet-stream", if_generation_match=generation, checksum="crc32c"
+            )
+        except PreconditionFailed:
+            raise Conflict(address) from None
+        return
+    os.makedirs(os.path.dirname(address), exist_ok=True)
+    lock = os.path.join(os.path.dirname(address), "." + os.path.basename(address) + ".lock")
+    with open(lock, "w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        if read_versioned(address)[1] != generation:
+            raise Conflict(address)
+        _write_local(address, data)
+
+
+def overwrite(address: str, data: bytes) -> None:
+    """Writes ``data`` whatever is there; for files that only one writer has, such as reports."""
+    while is_bucket(address):
+        _, generation = read_versioned(address)
+        try:
+            replace(address, data, generation)
+            return
+        except Conflict:
+            continue
+    _write_local(address, data)
+
+
+def delete(address: str) -> None:
+    """Removes a file; nothing happens if there is none."""
+    if is_bucket(address):
+        from google.api_core.exceptions import NotFound as ObjectNotFound
+
+        try:
+            _blob(address).delete()
+        except ObjectNotFound:
+            pass
+        return
+    Path(address).unlink(missing_ok=True)
