@@ -10,7 +10,7 @@ line of rejects/<split>.jsonl.
 from __future__ import annotations
 
 import math
-from typing import Sequence
+from collections.abc import Sequence
 
 from trainer.command import ArgumentParser, UserError, quiet_imports, run_command
 

@@ -9,7 +9,7 @@ Without --hole-ratio the masks are spread evenly over the paper's six intervals,
 from __future__ import annotations
 
 import math
-from typing import Sequence
+from collections.abc import Sequence
 
 from trainer.command import ArgumentParser, UserError, quiet_imports, run_command
 

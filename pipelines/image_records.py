@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from typing import Iterator
+from collections.abc import Iterator
 
 import apache_beam as beam
 
@@ -73,7 +73,9 @@ def image_record(data: bytes, filename: str, synset: str, label: int) -> bytes:
     return records.encode_record(values, records.IMAGE_FEATURES)
 
 
-def convert_file(item: tuple[str, str], root: str, labels: dict[str, int]) -> Iterator[Record | beam.pvalue.TaggedOutput]:
+def convert_file(
+    item: tuple[str, str], root: str, labels: dict[str, int]
+) -> Iterator[Record | beam.pvalue.TaggedOutput]:
     """One (split, address) becomes one record, or one reject under the tag ``rejected``."""
     split, address = item
     stage = "read"

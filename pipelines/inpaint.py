@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from typing import Sequence
+from collections.abc import Sequence
 
 from trainer.command import SOME_REJECTED, ArgumentParser, UserError, quiet_imports, run_command
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import posixpath
-from typing import Iterable, Iterator, NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 import apache_beam as beam
 import numpy as np

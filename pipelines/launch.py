@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import difflib
 import importlib.metadata
+import logging
 import re
 import sys
-from typing import Callable, Sequence
+from collections.abc import Callable, Sequence
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
@@ -57,6 +58,8 @@ def run_pipeline(options: PipelineOptions, build: Callable[[beam.Pipeline], None
     Raises:
         UserError: the job failed because of something the user can put right.
     """
+    # Beam's RunInference cannot measure memory where PyTorch is missing, and says so on every load.
+    logging.getLogger().addFilter(lambda record: "Resource module is not available" not in record.getMessage())
     try:
         pipeline = beam.Pipeline(options=options)
         build(pipeline)

@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import json
 import operator
-from typing import Iterable
+from collections.abc import Iterable
 
 import apache_beam as beam
 

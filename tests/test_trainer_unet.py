@@ -146,7 +146,6 @@ def test_mixed_precision_follows_float32(dtype):
     assert np.abs(output - expected).max() < 0.03 * np.abs(expected).max()
 
 
-@pytest.mark.filterwarnings("ignore:__array__ implementation")  # Keras's own, when it stores variables
 def test_saved_model_comes_back_the_same(tmp_path):
     model, inputs = shake(build_unet(SMALL, dtype="mixed_bfloat16")), list(draw_inputs(6))
     model.save(tmp_path / "model.keras")

@@ -1,7 +1,7 @@
 """A trained network as one ``.keras`` file with a model card beside it.
 
-RUN/exports/step-00000400/model.keras   loads with ``keras.saving.load_model`` (safe mode) after ``import trainer.layers``
-                          card.json     step, examples, checkpoint it was made from, loss terms, config
+    RUN/exports/step-00000400/model.keras   loads with ``keras.saving.load_model`` after ``import trainer.layers``
+                              card.json     step, examples, checkpoint it was made from, loss terms, config
 """
 
 from __future__ import annotations

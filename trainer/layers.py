@@ -89,7 +89,7 @@ class PartialConv2D(keras.layers.Layer):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        self.autocast = False  # or Keras would round the masks to the compute dtype, too
+        self.autocast = False  # or Keras would cast the masks, too, to the compute dtype
         self.filters = _positive("filters", filters)
         self.kernel_size = _two("kernel_size", kernel_size)
         self.strides = _two("strides", strides)
@@ -139,7 +139,6 @@ class PartialConv2D(keras.layers.Layer):
         filled = total > 0
         window = self.kernel_size[0] * self.kernel_size[1] * self.kernel.shape[-2]
         ratio = ops.where(filled, window / ops.maximum(total, 1.0), 0.0)
-        ratio = ops.stop_gradient(ratio)
         # float16 ends at 65504, which the ratio of a wide layer can exceed.
         dtype = "float32" if self.compute_dtype == "float16" else self.compute_dtype
         out = ops.cast(self._convolve(features, ops.cast(self.kernel, self.compute_dtype)), dtype)
@@ -151,8 +150,8 @@ class PartialConv2D(keras.layers.Layer):
 
     def _box(self, mask):
         """Number of valid pixels in each window, [B, H', W', 1] float32."""
-        # Rounding makes the count exact for backends that convolve by Winograd or FFT.
-        return ops.stop_gradient(ops.round(self._convolve(mask, ops.ones((*self.kernel_size, 1, 1), "float32"))))
+        # Rounding makes the count exact where a backend convolves by Winograd or FFT, and stops gradients.
+        return ops.round(self._convolve(mask, ops.ones((*self.kernel_size, 1, 1), "float32")))
 
     def _convolve(self, x, kernel):
         if max(self.strides) == 1:  # 'same' is the padding of the docstring, without a padded copy

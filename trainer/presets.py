@@ -8,7 +8,8 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
-from typing import Any, Iterable, get_args, get_type_hints
+from collections.abc import Iterable
+from typing import Any, get_args, get_type_hints
 
 from trainer.config import CheckpointConfig, DataConfig, LossConfig, PhaseConfig, TrainConfig, UNetConfig
 

@@ -6,7 +6,7 @@ The training job reads these and so owns them; the Beam jobs write to them.
 from __future__ import annotations
 
 import struct
-from typing import Iterable, Iterator
+from collections.abc import Iterable, Iterator
 
 import google_crc32c
 

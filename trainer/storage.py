@@ -10,11 +10,13 @@ compare-and-swap (`replace`): nothing is overwritten by accident, whatever is re
 from __future__ import annotations
 
 import base64
+import contextlib
 import fcntl
 import functools
 import os
 import posixpath
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import google_crc32c
@@ -90,18 +92,28 @@ def _blob(address: str):
     return _client().bucket(bucket).blob(name)
 
 
-def _list_bucket(prefix: str) -> list[str]:
-    from google.api_core.exceptions import Forbidden
-    from google.api_core.exceptions import NotFound as BucketNotFound
-    from google.auth.exceptions import DefaultCredentialsError
+@contextlib.contextmanager
+def _cloud_errors(address: str) -> Iterator[None]:
+    """Turns what Google's client raises into this module's errors."""
+    from google.api_core import exceptions
+    from google.auth.exceptions import GoogleAuthError
 
-    bucket, name = _split(prefix)
     try:
+        yield
+    except exceptions.PreconditionFailed:
+        raise Conflict(address) from None
+    except exceptions.NotFound:
+        raise NotFound(f"{address} does not exist (no such bucket or object)") from None
+    except (exceptions.Forbidden, exceptions.Unauthorized) as error:
+        raise UserError(f"{address} may not be used: {error.message}") from None
+    except GoogleAuthError as error:
+        raise UserError(f"no Google Cloud credentials for {address}: {error}") from None
+
+
+def _list_bucket(prefix: str) -> list[str]:
+    bucket, name = _split(prefix)
+    with _cloud_errors(f"gs://{bucket}"):
         blobs = list(_client().list_blobs(bucket, prefix=name, fields="items(name),nextPageToken"))
-    except (BucketNotFound, Forbidden) as error:
-        raise NotFound(f"bucket gs://{bucket} does not exist or may not be read ({error.message})") from None
-    except DefaultCredentialsError as error:
-        raise UserError(f"no Google Cloud credentials to read gs://{bucket}: {error}") from None
     return [f"gs://{bucket}/{blob.name}" for blob in blobs if not blob.name.endswith("/")]
 
 
@@ -151,7 +163,8 @@ def base_of(address: str) -> str:
 def exists(address: str) -> bool:
     """Whether a file (not a folder) is there."""
     if is_bucket(address):
-        return bool(_split(address)[1]) and _blob(address).exists()
+        with _cloud_errors(address):
+            return bool(_split(address)[1]) and _blob(address).exists()
     return os.path.isfile(address)
 
 
@@ -184,14 +197,10 @@ def read(address: str, checksum: str | None = None) -> bytes:
 def read_versioned(address: str) -> tuple[bytes | None, object]:
     """Bytes and the generation to give to `replace`; ``(None, 0)`` if there is nothing."""
     if is_bucket(address):
-        from google.api_core.exceptions import NotFound as ObjectNotFound
-
-        blob = _blob(address)
-        try:
-            data = blob.download_as_bytes()
-        except ObjectNotFound:
-            return None, 0
-        return data, blob.generation
+        with contextlib.suppress(NotFound), _cloud_errors(address):
+            blob = _blob(address)
+            return blob.download_as_bytes(), blob.generation
+        return None, 0
     try:
         data = Path(address).read_bytes()
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
@@ -248,14 +257,11 @@ def create(address: str, data: bytes) -> None:
 def replace(address: str, data: bytes, generation: object) -> None:
     """Writes ``data`` if the file still has the ``generation`` that `read_versioned` gave, else raises `Conflict`."""
     if is_bucket(address):
-        from google.api_core.exceptions import PreconditionFailed
-
-        try:
+        with _cloud_errors(address):
+            # Without a generation to match, the client would retry uploads blindly.
             _blob(address).upload_from_string(
                 data, content_type="application/octet-stream", if_generation_match=generation, checksum="crc32c"
             )
-        except PreconditionFailed:
-            raise Conflict(address) from None
         return
     os.makedirs(os.path.dirname(address), exist_ok=True)
     lock = os.path.join(os.path.dirname(address), "." + os.path.basename(address) + ".lock")
@@ -281,11 +287,7 @@ def overwrite(address: str, data: bytes) -> None:
 def delete(address: str) -> None:
     """Removes a file; nothing happens if there is none."""
     if is_bucket(address):
-        from google.api_core.exceptions import NotFound as ObjectNotFound
-
-        try:
+        with contextlib.suppress(NotFound), _cloud_errors(address):
             _blob(address).delete()
-        except ObjectNotFound:
-            pass
         return
     Path(address).unlink(missing_ok=True)

@@ -8,11 +8,9 @@ run from its newest checkpoint, with the same number of workers or another.
 
 from __future__ import annotations
 
-import os
-import sys
 import tempfile
 import threading
-from typing import Sequence
+from collections.abc import Sequence
 
 from trainer import presets, storage
 from trainer.command import ArgumentParser, UserError, quiet_imports, run_command
