@@ -62,7 +62,7 @@ def train(
     strategy = tf.distribute.MultiWorkerMirroredStrategy()
     with strategy.scope():
         model = unet.build_unet(config.unet, dtype=config.precision, seed=config.seed)
-        optimizer = keras.optimizers.Adam(config.initial.learning_rate)
+        optimizer = keras.optimizers.Adam(config.initial.learning_rate, name="adam")  # part of its variables' names
         optimizer.build(model.trainable_variables)
         perceptual = features.build_features(dtype=config.precision) if config.loss.needs_features else None
 

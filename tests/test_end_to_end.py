@@ -1,0 +1,109 @@
+"""The five stage commands as a user types them, on gs:// addresses of a real server throughout."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from masks.codec import encode_mask
+from masks.sampling import MaskSpec, sample_mask
+from trainer import checkpoints, datasets, images, storage
+
+PHOTOS = Path(__file__).parent.parent / "pipelines" / "photos"
+TRAIN = ["--preset", "demo", "--set", "unet.image_size=64", "--set", "unet.filters=8,16,16"]
+TRAIN += ["--set", "unet.kernels=5,3,3", "--set", "global_batch_size=4", "--set", "precision=float32"]
+TRAIN += ["--set", "initial.schedule=constant", "--set", "log_every=1"]
+
+
+def run(module: str, *arguments: str) -> str:
+    """Standard output of one command, which must succeed."""
+    done = subprocess.run([sys.executable, "-m", module, *arguments], capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, f"{module} {arguments}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def upload(bucket: str, name: str, data: bytes) -> None:
+    storage.create(f"{bucket}/{name}", data)
+
+
+def loss_curve(output: str) -> list[float]:
+    return [float(line.split("total ")[1].split()[0]) for line in output.splitlines() if "total " in line]
+
+
+def last_checkpoint(run_folder: str) -> checkpoints.Checkpoint:
+    return checkpoints.load_checkpoint(checkpoints.find_latest(run_folder))
+
+
+@pytest.mark.timeout(600)
+def test_five_commands_on_a_bucket(bucket):
+    # A tree as of ImageNet: six photographs, one file that is none.
+    photos = sorted(PHOTOS.glob("*/*/*.jpg"))
+    train, val = [p for p in photos if "train" in p.parts][:4], [p for p in photos if "val" in p.parts][:2]
+    for path in (*train, *val):
+        upload(bucket, f"photos/{path.relative_to(PHOTOS)}", path.read_bytes())
+    upload(bucket, "photos/train/object/broken.jpg", train[0].read_bytes()[:1000])
+
+    run("pipelines.build_masks", "--output", f"{bucket}/masks", "--count", "30", "--size", "64", "--num-shards", "2")
+    val_masks = ["--count", "12", "--size", "64", "--split", "val", "--seed", "1"]
+    run("pipelines.build_masks", "--output", f"{bucket}/val-masks", *val_masks)
+    run("pipelines.build_imagenet", "--input", f"{bucket}/photos", "--output", f"{bucket}/records")
+    masks = datasets.load_manifest(f"{bucket}/masks", "mask")
+    assert masks.counts == {"inputs": 30, "records": 30, "rejects": 0}
+    assert [shard.name for shard in masks.shards] == [f"train-0000{i}-of-00002.tfrecord" for i in (0, 1)]
+    records = datasets.load_manifest(f"{bucket}/records", "image")
+    assert records.counts == {"inputs": 7, "records": 6, "rejects": 1}
+    assert {s.split: s.records for s in records.shards} == {"train": 4, "val": 2}
+    (rejected,) = map(json.loads, storage.read(f"{bucket}/records/rejects/train.jsonl").splitlines())
+    assert rejected["source"] == f"{bucket}/photos/train/object/broken.jpg" and rejected["stage"] == "decode"
+
+    # Two workers, six steps; the second call goes on from there.
+    data = ["--images", f"{bucket}/records", "--masks", f"{bucket}/masks"]
+    first = run("trainer.train", *TRAIN, "--set", "initial.steps=6", *data, "--run", f"{bucket}/run")
+    assert "training starts of 6 steps" in first
+    assert last_checkpoint(f"{bucket}/run").state == {"step": 6, "phase": "initial", "examples": 24}
+    longer = [*TRAIN, "--set", "initial.steps=9"]
+    allow = ["--allow-config-change", "initial.steps"]
+    second = run("trainer.train", *longer, *data, "--run", f"{bucket}/run", *allow)
+    assert "training continues after step 6 of 9 steps" in second
+    resumed = last_checkpoint(f"{bucket}/run")
+    assert resumed.state == {"step": 9, "phase": "initial", "examples": 36}
+
+    # One worker that was never interrupted sees the same examples and computes the same.
+    single = run("trainer.train", *longer, "--set", "scaling.workers=1", *data, "--run", f"{bucket}/single")
+    curve = loss_curve(first) + loss_curve(second)
+    assert len(curve) == 9
+    np.testing.assert_allclose(curve, loss_curve(single), rtol=1e-3)
+    uninterrupted = last_checkpoint(f"{bucket}/single").variables["model"]
+    for name, array in resumed.variables["model"].items():
+        # Adam's early steps have the size of the learning rate whatever the gradient: where that is
+        # rounding noise, two orders of summation may differ by a step of 2e-3.
+        assert np.quantile(np.abs(array - uninterrupted[name]), 0.9) < 2e-4, name
+
+    # Pictures of odd sizes, in folders.
+    targets, holes = {}, {}
+    for index, path in enumerate(val):
+        name = f"{path.parent.name}/{path.stem}"
+        photo = cv2.resize(images.decode_rgb(path.read_bytes()), (150 + index, 101))
+        spec = MaskSpec(generator="shapes", height=101, width=150 + index, hole_ratio=(0.2, 0.3))
+        targets[name], holes[name] = photo, sample_mask(spec, index)
+        upload(bucket, f"pictures/{name}.png", images.encode_png(photo))
+        upload(bucket, f"holes/{name}.png", encode_mask(holes[name]))
+    files = ["--images", f"{bucket}/pictures/**", "--masks", f"{bucket}/holes/**", "--hole", "black"]
+    run("pipelines.inpaint", *files, "--run", f"{bucket}/run", "--output", f"{bucket}/out")
+    for name, target in targets.items():
+        output, valid = images.decode_rgb(storage.read(f"{bucket}/out/{name}.png")), holes[name] == 1
+        np.testing.assert_array_equal(output[valid], target[valid])
+        assert (output[~valid] != target[~valid]).mean() > 0.5
+    outcome = json.loads(storage.read(f"{bucket}/out/manifest.json"))
+    assert outcome["counts"] == {"inputs": 2, "outputs": 2, "rejects": 0}
+    assert outcome["model"] == {"address": resumed.pin.address, "crc32c": resumed.pin.crc32c}
+
+    data = ["--images", f"{bucket}/records", "--masks", f"{bucket}/val-masks"]
+    table = run("pipelines.evaluate", *data, "--run", f"{bucket}/run", "--output", f"{bucket}/report")
+    rows = [json.loads(line) for line in storage.read(f"{bucket}/report/pairs.jsonl").splitlines()]
+    assert len(rows) == 12 * 3 and {row["method"] for row in rows} == {"network", "telea", "mean"}
+    assert table.count("| network |") == 6  # one line per hole-ratio interval
