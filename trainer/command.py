@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +19,12 @@ SOME_REJECTED = 3
 
 class UserError(Exception):
     """Something the user can put right; commands print it as one line and exit with 2."""
+
+
+def user_error_in(error: BaseException) -> UserError | None:
+    """The `UserError` that a worker raised, from the text into which Beam, Ray and TensorFlow wrap it; None if none."""
+    found = re.findall(r"(?:UserError|NotFound|Corrupt): (.+?)(?: \[while running|\\n|\n|$)", str(error))
+    return UserError(found[-1].strip("'\"")) if found else None
 
 
 class ArgumentParser(argparse.ArgumentParser):

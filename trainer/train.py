@@ -13,7 +13,7 @@ import threading
 from collections.abc import Sequence
 
 from trainer import presets, storage
-from trainer.command import ArgumentParser, UserError, quiet_imports, run_command
+from trainer.command import ArgumentParser, UserError, quiet_imports, run_command, user_error_in
 from trainer.config import TrainConfig
 
 # What a run may change when it continues: none of these alter what a step computes.
@@ -81,7 +81,7 @@ def run_on_ray(config: TrainConfig, job: dict, address: str | None, verbose: boo
         UserError: the workers failed for a reason the user can put right, or more often than allowed.
     """
     import ray
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.tensorflow import TensorflowTrainer
     from ray.util.queue import Queue
 
@@ -119,6 +119,9 @@ def run_on_ray(config: TrainConfig, job: dict, address: str | None, verbose: boo
         )
         try:
             trainer.fit()
+        except TrainingFailedError as error:
+            wrapped = [error, *getattr(error, "worker_failures", {}).values()]
+            raise next(filter(None, map(user_error_in, wrapped)), error) from None
         finally:
             events.put({"event": "end"})
             printer.join(timeout=10)
@@ -146,9 +149,11 @@ def main(argv: Sequence[str]) -> int:
     config = resolve_config(arguments.preset, arguments.set)
     images, masks, run = (storage.normalize(a) for a in (arguments.images, arguments.masks, arguments.run))
     with quiet_imports():
+        from trainer.checkpoints import find_latest
         from trainer.data import check_datasets
     image_count, mask_count = check_datasets(images, masks, config.data, config.unet.image_size)
     storage.require_writable(run)
+    find_latest(run)  # a broken pointer is told before workers start
     settle_config(run, config, arguments.allow_config_change)
     print(
         f"{image_count} images, {mask_count} masks; {config.scaling.workers} workers x "
