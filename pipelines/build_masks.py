@@ -9,6 +9,7 @@ Without --hole-ratio the masks are spread evenly over the paper's six intervals,
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 
 from trainer.command import ArgumentParser, UserError, quiet_imports, run_command
@@ -57,6 +58,8 @@ def main(argv: Sequence[str]) -> int:
     for name in ("count", "num_shards"):
         if getattr(ours, name) is not None and getattr(ours, name) < 1:
             raise UserError(f"--{name.replace('_', '-')}: expected 1 or more. Received {getattr(ours, name)}.")
+    if not re.fullmatch(r"[\w-]+", ours.split):
+        raise UserError(f"--split: expected letters, digits, - and _. Received {ours.split!r}.")
     intervals = parse_intervals(ours.hole_ratio, RATIO_BUCKETS)
     try:
         specs = [

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from trainer.command import ArgumentParser, UserError, quiet_imports, run_command
+from trainer.train import resolve_config
 
 PHOTOS = Path(__file__).parent / "photos"
 FOLDERS = ("masks", "test-masks", "records", "run", "pictures", "holes", "inpainted", "evaluation")
@@ -124,10 +125,14 @@ def main(argv: Sequence[str]) -> int:
     ours = parser().parse_args(argv)
     begin = time.monotonic()
     output = Path(ours.output).expanduser()
-    for name in FOLDERS:
-        shutil.rmtree(output / name, ignore_errors=True)
-    for name in ("pictures", "holes"):
-        os.makedirs(output / name)
+    resolve_config("demo", ours.set)  # a wrong --set is told before the first stage
+    try:
+        for name in FOLDERS:
+            shutil.rmtree(output / name, ignore_errors=True)
+        for name in ("pictures", "holes"):
+            os.makedirs(output / name)
+    except OSError as error:
+        raise UserError(f"cannot write to {output}: {error.strerror}") from None
     at = {name: str(output / name) for name in FOLDERS}
 
     stage(1, "Draw hole masks")

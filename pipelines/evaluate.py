@@ -46,6 +46,8 @@ def main(argv: Sequence[str]) -> int:
     baselines = tuple(name for name in ours.baseline.split(",") if name)
     if wrong := [name for name in baselines if name not in BASELINES]:
         raise UserError(f"--baseline: expected names of {sorted(BASELINES)}. Received {wrong[0]!r}.")
+    if ours.batch_size < 1:
+        raise UserError(f"--batch-size: expected 1 or more. Received {ours.batch_size}.")
     run, output = storage.normalize(ours.run), storage.normalize(ours.output)
 
     def shards_of(address: str, kind: str, split: str) -> list[tuple[str, str, int]]:

@@ -40,11 +40,6 @@ class Case(NamedTuple):
     bucket: int
 
 
-def image_of(number: int, num_images: int) -> int:
-    """Position of the image of pair ``number``."""
-    return number // len(RATIO_BUCKETS) % num_images
-
-
 def read_shard(shard: tuple[str, str, int]) -> Iterator[tuple[int, bytes]]:
     """(position in the split, serialized record) of one shard, given address, crc32c and first position."""
     address, checksum, first = shard
@@ -52,9 +47,11 @@ def read_shard(shard: tuple[str, str, int]) -> Iterator[tuple[int, bytes]]:
 
 
 def image_pairs(item: tuple[int, bytes], num_images: int, num_pairs: int) -> Iterator[tuple[int, bytes]]:
-    """(pair, image record) for each pair that an image is in."""
+    """(pair, image record) for each pair that an image is in: those n with n // intervals % images = its position."""
     position, record = item
-    return ((n, record) for n in range(num_pairs) if image_of(n, num_images) == position)
+    together = len(RATIO_BUCKETS)
+    for first in range(position * together, num_pairs, num_images * together):
+        yield from ((n, record) for n in range(first, min(first + together, num_pairs)))
 
 
 def mask_pairs(item: tuple[int, bytes], num_pairs: int) -> Iterator[tuple[int, bytes]]:

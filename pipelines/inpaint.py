@@ -35,7 +35,7 @@ def main(argv: Sequence[str]) -> int:
     with quiet_imports():
         import apache_beam as beam
 
-        from pipelines.inpainting import MANIFEST, REJECTS, InpaintFiles, write_outcome
+        from pipelines.inpainting import MANIFEST, REJECTS, InpaintFiles, check_outputs, write_outcome
         from pipelines.launch import code_version, parse_options, run_pipeline
         from pipelines.model_handler import InpaintModelHandler
         from pipelines.progress import ReportProgress
@@ -49,10 +49,11 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"--batch-size: expected 1 or more. Received {ours.batch_size}.")
     run, output = storage.normalize(ours.run), storage.normalize(ours.output)
     patterns = {"--images": storage.normalize(ours.images), "--masks": storage.normalize(ours.masks)}
-    listed = {name: len(storage.find(pattern)) for name, pattern in patterns.items()}
-    for name, count in listed.items():
-        if not count:
+    listed = {name: storage.find(pattern) for name, pattern in patterns.items()}
+    for name, files in listed.items():
+        if not files:
             raise UserError(f"{name}: no files at {patterns[name]}")
+    check_outputs(*listed.values(), storage.base_of(patterns["--images"]), output)
     handler = InpaintModelHandler(find_model(run), ours.batch_size)
     storage.require_writable(output)
     fields = {
@@ -64,7 +65,7 @@ def main(argv: Sequence[str]) -> int:
 
     def build(pipeline):
         files, rejects = pipeline | InpaintFiles(*patterns.values(), output, ours.hole, handler)
-        done = files | "Progress" >> beam.ParDo(ReportProgress("images", listed["--images"]))
+        done = files | "Progress" >> beam.ParDo(ReportProgress("images", len(listed["--images"])))
         counted = done | beam.combiners.Count.Globally()
         counted | "WriteOutcome" >> beam.Map(write_outcome, output, fields, beam.pvalue.AsList(rejects))
 

@@ -45,6 +45,18 @@ def output_name(address: str, base: str) -> str:
     return name if name.lower().endswith(".png") else f"{name}.png"
 
 
+def check_outputs(pictures: list[str], masks: list[str], base: str, output: str) -> None:
+    """Raises `UserError` if an output would replace an input, or two images would have one output."""
+    inputs, sources = {*pictures, *masks}, {}
+    for image in pictures:
+        address = storage.join(output, output_name(image, base))
+        if address in inputs:
+            raise UserError(f"--output: {address} is an input, which the output of {image} would replace")
+        if address in sources:
+            raise UserError(f"{sources[address]} and {image} would both become {address}: rename one of them")
+        sources[address] = image
+
+
 def list_stems(pattern: str) -> list[tuple[str, str]]:
     """(stem, address) of each file that ``pattern`` finds."""
     base = storage.base_of(pattern)

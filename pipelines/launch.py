@@ -14,11 +14,14 @@ import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 
 from trainer import datasets, storage
-from trainer.command import ArgumentParser, UserError
+from trainer.command import ArgumentParser, UserError, user_error_in
 
 # DirectRunner tries to download another runner first, and so behaves differently with a network
 # and without; this one runs in the process (docs: beam.apache.org/documentation/runners/direct).
 DEFAULT_RUNNER = "FnApiRunner"
+
+# Beam's RunInference cannot measure memory where PyTorch is missing, and says so on every load.
+_NOISE = re.compile(r"Resource module is not available|No semi_persistent_directory found")
 
 
 def code_version() -> str:
@@ -29,7 +32,8 @@ def parse_options(parser: ArgumentParser, argv: Sequence[str]) -> tuple[argparse
     """Splits ``argv`` into the job's options and Beam's.
 
     Raises:
-        UserError: an option that neither knows; Beam alone would drop it with a warning.
+        UserError: an option that neither knows (Beam alone would drop it with a warning), or options of
+            Beam that make no pipeline: an unknown runner, or one that lacks what it needs.
     """
     parser.epilog = "Options of Apache Beam (--runner, --direct_num_workers, --region ...) may follow."
     ours, rest = parser.parse_known_args(argv)
@@ -49,7 +53,25 @@ def parse_options(parser: ArgumentParser, argv: Sequence[str]) -> tuple[argparse
     standard = options.view_as(StandardOptions)
     if standard.runner is None:
         standard.runner = DEFAULT_RUNNER
+    try:
+        beam.Pipeline(options=options)
+    except (ValueError, ImportError, AttributeError) as error:
+        raise UserError(f"--runner {standard.runner}: {error}") from None
     return ours, options
+
+
+def _user_error(error: BaseException) -> UserError | None:
+    """The `UserError` that ``error`` is or has in its text, without the step's name that Beam appends."""
+    if isinstance(error, UserError):
+        return UserError(str(error).partition(" [while running")[0])
+    return user_error_in(error)
+
+
+def _is_worth_logging(record: logging.LogRecord) -> bool:
+    """Whether a log record is neither noise nor the traceback of a `UserError`, of which one line is enough."""
+    text = record.getMessage()
+    raised = (RuntimeError(text), record.exc_info[1] if record.exc_info else None)
+    return not _NOISE.search(text) and not any(error and _user_error(error) for error in raised)
 
 
 def run_pipeline(options: PipelineOptions, build: Callable[[beam.Pipeline], None]) -> None:
@@ -58,18 +80,16 @@ def run_pipeline(options: PipelineOptions, build: Callable[[beam.Pipeline], None
     Raises:
         UserError: the job failed because of something the user can put right.
     """
-    # Beam's RunInference cannot measure memory where PyTorch is missing, and says so on every load.
-    logging.getLogger().addFilter(lambda record: "Resource module is not available" not in record.getMessage())
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(_is_worth_logging)
     try:
         pipeline = beam.Pipeline(options=options)
         build(pipeline)
         pipeline.run().wait_until_finish()
     except Exception as error:
-        # Runners wrap what a worker raised into text, so its class has to be looked for there.
-        found = re.findall(r"(?:UserError|NotFound|Corrupt): (.+?)(?: \[while running|\\n|\n|$)", str(error))
-        if isinstance(error, UserError) or not found:
-            raise
-        raise UserError(found[-1].strip("'\"")) from None
+        if found := _user_error(error):
+            raise found from None
+        raise
 
 
 def claim_dataset(output: str, overwrite: bool) -> bool:
@@ -83,8 +103,9 @@ def claim_dataset(output: str, overwrite: bool) -> bool:
         # The manifest goes first: a half-emptied folder is not a dataset.
         storage.delete(storage.join(output, datasets.MANIFEST))
         for address in storage.find(output):
-            name = storage.relative(address, output)
-            if name.endswith(".tfrecord") or name.startswith("rejects/"):
+            folder, _, name = storage.relative(address, output).rpartition("/")
+            # Folders below it may be datasets of their own.
+            if (folder, name.rpartition(".")[2]) in (("", "tfrecord"), ("rejects", "jsonl")):
                 storage.delete(address)
     elif datasets.has_manifest(output):
         print(f"{output} is finished already; nothing to do (--overwrite writes it again)", file=sys.stderr)

@@ -21,8 +21,12 @@ def fill_mean(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def fill_telea(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Fast marching from the holes' edges inwards (Telea 2004), as in OpenCV."""
-    filled = cv2.inpaint(np.ascontiguousarray(image), 1 - mask, TELEA_RADIUS, cv2.INPAINT_TELEA)
+    """Fast marching from the holes' edges inwards (Telea 2004), as in OpenCV; `fill_mean` if nothing is valid.
+
+    OpenCV looks under the holes: its gradients reach a few pixels in, and it returns an image without
+    valid pixels as it came. So it gets the mean colour there, not what it is to guess.
+    """
+    filled = cv2.inpaint(fill_mean(image, mask), 1 - mask, TELEA_RADIUS, cv2.INPAINT_TELEA)
     return np.where(mask[..., None] == 1, image, filled)
 
 

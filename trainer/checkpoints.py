@@ -54,6 +54,9 @@ def _pointer(run: str) -> str:
 
 
 def _pack(arrays: dict[str, np.ndarray]) -> bytes:
+    for name, array in arrays.items():
+        if array.dtype.hasobject:
+            raise ValueError(f"{name}: expected an array of numbers. Received dtype {array.dtype}.")
     packed = io.BytesIO()
     np.savez(packed, **arrays)
     return packed.getvalue()
@@ -96,7 +99,9 @@ def _delete_old(run: str, keep: int, current: str) -> None:
         name, slash, _ = storage.relative(address, folder).partition("/")
         if slash:
             files.setdefault(name, []).append(address)
-    old = sorted(name for name in files if name != current)
+    # What attempts that were killed left behind has no manifest; it goes before any checkpoint does.
+    complete = {name: storage.join(folder, name, _MANIFEST) in found for name, found in files.items()}
+    old = sorted((name for name in files if name != current), key=lambda name: (complete[name], name))
     for name in old[: max(0, len(old) + 1 - keep)]:
         # The manifest goes first: what is left of a half-deleted folder is not a checkpoint.
         for address in sorted(files[name], key=lambda a: not a.endswith(_MANIFEST)):
@@ -132,8 +137,12 @@ def load_checkpoint(pin: Pin, parts: tuple[str, ...] = PARTS) -> Checkpoint:
 
 
 def read_variables(variables) -> dict[str, np.ndarray]:
-    """Values of Keras variables by path."""
-    return {variable.path: np.asarray(variable) for variable in variables}
+    """Values of Keras variables by path; raises `ValueError` where two share one."""
+    arrays = {variable.path: np.asarray(variable) for variable in variables}
+    if len(arrays) != len(variables):
+        paths = [variable.path for variable in variables]
+        raise ValueError(f"expected a path of its own for each variable. Received {max(paths, key=paths.count)} twice.")
+    return arrays
 
 
 def assign_variables(variables, arrays: dict[str, np.ndarray]) -> None:

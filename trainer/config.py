@@ -7,12 +7,15 @@ A wrong value is refused when it is set, so at launch. The resolved config is wr
 from __future__ import annotations
 
 import dataclasses
+import math
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
 PRECISIONS = ("float32", "mixed_bfloat16")
 SCHEDULES = ("constant", "cosine")
 DEVICES = ("cpu", "gpu")
+HEADS = ("none", "sigmoid")
 
 
 def _require(condition: bool, key: str, expected: str, received: Any) -> None:
@@ -31,11 +34,20 @@ class UNetConfig:
         image_size: height and width of training crops, in pixels.
         filters: output channels of each encoder level, from the image down.
         kernels: kernel size of each encoder level; odd.
+        bn_epsilon: added to the variance by BatchNorm; the default is PyTorch's, the paper's framework.
+        mean, std: of each channel of RGB in [0, 1]. The network computes with (image - mean) / std, and its
+            output is turned back. The paper's has the image as it is.
+        head: what follows the last partial convolution. ``none`` is the paper's; ``sigmoid`` is LeakyReLU 0.2, a
+            1x1 convolution to 3 channels and a sigmoid, as some implementations have it.
     """
 
     image_size: int = 512
     filters: tuple[int, ...] = (64, 128, 256, 512, 512, 512, 512, 512)
     kernels: tuple[int, ...] = (7, 5, 5, 3, 3, 3, 3, 3)
+    bn_epsilon: float = 1e-5
+    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
+    std: tuple[float, ...] = (1.0, 1.0, 1.0)
+    head: str = "none"
 
     def __post_init__(self):
         _require(
@@ -58,6 +70,16 @@ class UNetConfig:
             f"{max(fits, self.stride)} would work)",
             self.image_size,
         )
+        _require(0 < self.bn_epsilon < math.inf, "unet.bn_epsilon", "more than 0", self.bn_epsilon)
+        finite = all(map(math.isfinite, (*self.mean, *self.std)))
+        _require(finite and len(self.mean) == 3, "unet.mean", "three numbers", self.mean)
+        _require(finite and len(self.std) == 3 and min(self.std) > 0, "unet.std", "three positive numbers", self.std)
+        _require(self.head in HEADS, "unet.head", f"one of {HEADS}", self.head)
+
+    @property
+    def normalizes(self) -> bool:
+        """Whether `mean` and `std` are any but those that leave the image as it is."""
+        return any(self.mean) or any(std != 1 for std in self.std)
 
     @property
     def depth(self) -> int:
@@ -71,7 +93,12 @@ class UNetConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """Weights of the six terms of the paper's total loss (section 3.3). A term of weight 0 is not computed."""
+    """Weights of the six terms of the paper's total loss (section 3.3). A term of weight 0 is not computed.
+
+    Attributes:
+        vgg: where VGG-16's weights come from: ``bundled``, ``keras`` (downloaded by Keras), ``keras:FILE`` or
+            ``torchvision:FILE`` (see `trainer.vgg_weights`).
+    """
 
     valid: float = 1.0
     hole: float = 6.0
@@ -79,12 +106,21 @@ class LossConfig:
     style_output: float = 120.0
     style_composite: float = 120.0
     total_variation: float = 0.1
+    vgg: str = "bundled"
 
     def __post_init__(self):
         weights = dataclasses.asdict(self)
+        del weights["vgg"]
         for name, weight in weights.items():
-            _require(weight >= 0, f"loss.{name}", "a weight of 0 or more", weight)
+            _require(0 <= weight < math.inf, f"loss.{name}", "a weight of 0 or more", weight)
         _require(any(weights.values()), "loss", "one or more positive weights", weights)
+        # Workers run in other folders: a relative path would name another file there.
+        _require(
+            self.vgg in ("bundled", "keras") or re.match(r"(keras|torchvision):(/|gs://)", self.vgg) is not None,
+            "loss.vgg",
+            "bundled, keras, keras:FILE or torchvision:FILE with FILE a full path or gs://",
+            self.vgg,
+        )
 
     @property
     def needs_features(self) -> bool:
@@ -112,7 +148,7 @@ class PhaseConfig:
 
     def __post_init__(self):
         _require(self.steps >= 0, "steps", "0 or more", self.steps)
-        _require(self.learning_rate > 0, "learning_rate", "more than 0", self.learning_rate)
+        _require(0 < self.learning_rate < math.inf, "learning_rate", "more than 0", self.learning_rate)
         _require(self.schedule in SCHEDULES, "schedule", f"one of {SCHEDULES}", self.schedule)
         _require(self.warmup_steps >= 0, "warmup_steps", "0 or more", self.warmup_steps)
 
@@ -200,6 +236,7 @@ class TrainConfig:
     def __post_init__(self):
         _require(self.precision in PRECISIONS, "precision", f"one of {PRECISIONS}", self.precision)
         _require(self.log_every >= 1, "log_every", "1 or more", self.log_every)
+        _require(0 <= self.seed < 2**63, "seed", "0 or more, of 63 bits", self.seed)
         _require(
             self.global_batch_size >= 1 and self.global_batch_size % self.scaling.workers == 0,
             "global_batch_size",

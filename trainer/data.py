@@ -84,7 +84,11 @@ def record_stream(
         return verified[key]
 
     def epoch(number):
-        shard_seed, record_seed = tf.unstack(_seed(*seed, number))
+        tf.compat.v1.get_default_graph().seed = None  # else shuffle() mixes in what tf.random.set_seed was given
+        # Of what fold_in makes, the second half is the number as it came: no seed by itself.
+        shard_seed, record_seed = tf.unstack(
+            tf.random.stateless_uniform([2], _seed(*seed, number), minval=None, maxval=None, dtype=tf.int64)
+        )
         files = tf.data.Dataset.from_tensor_slices((addresses, checksums))
         files = files.shuffle(len(addresses), seed=shard_seed, reshuffle_each_iteration=False)
         paths = files.map(

@@ -89,14 +89,14 @@ def load_manifest(folder: str, kind: str) -> Manifest:
         raise UserError(f"{folder} has no {MANIFEST}: the job that writes this dataset did not finish; run it again")
     try:
         fields = json.loads(data)
+        version = fields["schema_version"]
+        if version != SCHEMA_VERSION:
+            raise UserError(f"{folder}: expected schema version {SCHEMA_VERSION}. Received {version}.")
         fields["shards"] = tuple(Shard(**shard) for shard in fields["shards"])
         fields["synsets"] = tuple(fields["synsets"])
-        version = fields["schema_version"]
-        manifest = Manifest(**fields) if version == SCHEMA_VERSION else None
+        manifest = Manifest(**fields)
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder}/{MANIFEST} is not a dataset manifest: {error}") from None
-    if manifest is None:
-        raise UserError(f"{folder}: expected schema version {SCHEMA_VERSION}. Received {version}.")
     if manifest.kind != kind:
         raise UserError(f"{folder}: expected a dataset of {kind} records. Received {manifest.kind} records.")
     return manifest

@@ -11,10 +11,19 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 MAX_PIXELS = 100_000_000
 _ORIENTATION = 0x0112  # EXIF tag; 1 = upright
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 class ImageError(ValueError):
@@ -23,7 +32,7 @@ class ImageError(ValueError):
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says of itself, before its pixels are decoded; height and width as they are stored."""
+    """What a file says of itself, before its pixels are decoded; turning upright may swap height and width."""
 
     format: str
     mode: str
@@ -39,6 +48,8 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
         image = Image.open(io.BytesIO(data))
     except UnidentifiedImageError:
         raise ImageError("the file is not an image") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:  # Pillow has a limit of its own
+        raise ImageError(f"expected at most {max_pixels} pixels. {error}") from None
     except Exception as error:  # Pillow's plugins raise many kinds for broken headers
         raise ImageError(f"the header is broken: {error}") from None
     if image.width * image.height > max_pixels:
@@ -49,22 +60,33 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
 def read_header(data: bytes, max_pixels: int = MAX_PIXELS) -> Header:
     """Raises `ImageError` if the bytes are no image or promise more than ``max_pixels``."""
     image = _open(data, max_pixels)
+    return Header(str(image.format), image.mode, image.height, image.width, _turn_of(image) is None)
+
+
+def _turn_of(image: Image.Image) -> Image.Transpose | None:
+    """What makes the pixels upright. A broken EXIF block does not make them unusable: it turns nothing."""
     try:
-        upright = image.getexif().get(_ORIENTATION, 1) in (0, 1)
-    except Exception:  # a broken EXIF block does not make the pixels unusable
-        upright = True
-    return Header(str(image.format), image.mode, image.height, image.width, upright)
+        return _TURNS.get(image.getexif().get(_ORIENTATION))
+    except Exception:
+        return None
 
 
 def decode_rgb(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Pixels as uint8 [height, width, 3], RGB, turned upright, transparency dropped, first frame.
 
     Raises:
-        ImageError: the bytes are no image, too large, truncated or broken.
+        ImageError: the bytes are no image, too large, truncated or broken, or have 32 bits per channel.
     """
     image = _open(data, max_pixels)
+    if image.mode in ("I", "F"):  # no agreed white: Pillow would clip at 255
+        raise ImageError(f"expected 8 or 16 bits per channel. Received 32, as {image.format} of mode {image.mode}.")
     try:
-        image = ImageOps.exif_transpose(image)
+        image.load()
+        turn = _turn_of(image)
+        if turn is not None:  # the first of them is 0
+            image = image.transpose(turn)
+        if "transparency" in image.info:  # straight to RGB, Pillow warns of palettes with transparency
+            image = image.convert("RGBA")
         if image.mode.startswith("I;16"):  # Pillow's own conversion clips 16 bits to 255
             image = Image.fromarray(np.uint8(np.asarray(image, np.float64) / 257 + 0.5))
         return np.array(image.convert("RGB"))

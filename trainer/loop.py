@@ -64,7 +64,9 @@ def train(
         model = unet.build_unet(config.unet, dtype=config.precision, seed=config.seed)
         optimizer = keras.optimizers.Adam(config.initial.learning_rate, name="adam")  # part of its variables' names
         optimizer.build(model.trainable_variables)
-        perceptual = features.build_features(dtype=config.precision) if config.loss.needs_features else None
+        perceptual = None
+        if config.loss.needs_features:
+            perceptual = features.build_features(config.loss.vgg, dtype=config.precision)
 
     step, pin = 0, checkpoints.find_latest(run)
     if pin:

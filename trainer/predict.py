@@ -95,11 +95,15 @@ def inpaint_batch(images: Sequence[np.ndarray], masks: Sequence[np.ndarray], mod
         uint8 [height, width, 3] each: the network's output in the holes, the image's own values elsewhere.
 
     Raises:
-        ValueError: an image and its mask differ in size.
+        ValueError: an image and its mask differ in size, or have another dtype, shape or value.
     """
     groups: dict[tuple[int, ...], list[int]] = {}
     inputs = []
     for i, (image, mask) in enumerate(zip(images, masks, strict=True)):
+        if image.dtype != np.uint8 or image.shape[2:] != (3,) or image.size == 0:
+            raise ValueError(f"image: expected uint8 [height, width, 3]. Received {image.dtype} {list(image.shape)}.")
+        if mask.dtype != np.uint8 or mask.max(initial=0) > 1:  # 255 for valid would have every pixel replaced
+            raise ValueError(f"mask: expected uint8 of 0 and 1. Received {mask.dtype} up to {mask.max(initial=0)}.")
         if image.shape[:2] != mask.shape:
             raise ValueError(f"mask: expected the image's size {image.shape[:2]}. Received {mask.shape}.")
         valid = mask[..., None].astype(np.float32)

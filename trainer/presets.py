@@ -5,10 +5,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, get_args, get_type_hints
 
 from trainer.config import CheckpointConfig, DataConfig, LossConfig, PhaseConfig, TrainConfig, UNetConfig
@@ -19,12 +20,13 @@ PRESETS = {
     "demo": TrainConfig(
         unet=UNetConfig(image_size=128, filters=(32, 64, 128, 128, 128), kernels=(7, 5, 3, 3, 3)),
         loss=LossConfig(perceptual=0.0, style_output=0.0, style_composite=0.0),
-        initial=PhaseConfig(steps=400, learning_rate=2e-3, schedule="cosine", warmup_steps=10),
+        initial=PhaseConfig(steps=600, learning_rate=4e-3, schedule="cosine", warmup_steps=10),
         finetune=PhaseConfig(steps=0, learning_rate=2e-4, freeze_encoder_bn=True),
         data=DataConfig(crop_scale=(0.4, 1.0)),
         checkpoint=CheckpointConfig(every=100),
         global_batch_size=16,
         precision="mixed_bfloat16",
+        log_every=20,
     ),
     # Section 4 of the paper: network, losses, learning rates, batch size of 6. It gives days of
     # training, not steps: the steps are ours.
@@ -46,6 +48,19 @@ def flatten(config: TrainConfig) -> dict[str, Any]:
     return flat
 
 
+@contextlib.contextmanager
+def _inside(group: str) -> Iterator[None]:
+    """Names the phase in the message of a `PhaseConfig`, which does not know which one it is."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(str(error) if str(error).startswith(group) else f"{group}.{error}") from None
+
+
+def _name_of(kind: Any) -> str:
+    return kind.__name__ if isinstance(kind, type) and not get_args(kind) else str(kind)
+
+
 def _parse(key: str, text: str, kind: Any) -> Any:
     try:
         if kind is bool:
@@ -55,8 +70,7 @@ def _parse(key: str, text: str, kind: Any) -> Any:
             return tuple(item(part) for part in text.strip("()").split(",") if part.strip())
         return kind(text)
     except (ValueError, KeyError):
-        name = kind.__name__ if isinstance(kind, type) and not get_args(kind) else str(kind)
-        raise ValueError(f"{key}: expected {name}. Received {text!r}.") from None
+        raise ValueError(f"{key}: expected {_name_of(kind)}. Received {text!r}.") from None
 
 
 def override(config: TrainConfig, assignments: Iterable[str]) -> TrainConfig:
@@ -80,7 +94,8 @@ def override(config: TrainConfig, assignments: Iterable[str]) -> TrainConfig:
         changes.setdefault(group, {})[name] = _parse(key, text, get_type_hints(type(owner))[name])
     top = changes.pop("")
     for group, values in changes.items():
-        top[group] = dataclasses.replace(getattr(config, group), **values)
+        with _inside(group):
+            top[group] = dataclasses.replace(getattr(config, group), **values)
     return dataclasses.replace(config, **top)
 
 
@@ -88,10 +103,20 @@ def to_json(config: TrainConfig) -> bytes:
     return json.dumps(dataclasses.asdict(config), indent=1, sort_keys=True).encode()
 
 
-def from_json(data: bytes) -> TrainConfig:
-    """Inverse of `to_json`; raises `ValueError` for anything else."""
+def _fits(value: Any, kind: Any) -> bool:
+    if items := get_args(kind):
+        return isinstance(value, list) and all(_fits(item, items[0]) for item in value)
+    return type(value) is kind or (kind is float and type(value) is int)
 
-    def build(cls, values):
+
+def from_json(data: bytes) -> TrainConfig:
+    """Inverse of `to_json`. A key that is missing, as an older version would leave it, takes its default.
+
+    Raises:
+        ValueError: the text is not JSON, has an unknown key, or a value that does not fit its key.
+    """
+
+    def build(cls, values, group):
         if not isinstance(values, dict):
             raise ValueError(f"expected the fields of {cls.__name__}. Received {values!r}.")
         hints = get_type_hints(cls)
@@ -101,8 +126,11 @@ def from_json(data: bytes) -> TrainConfig:
         for key, value in values.items():
             kind = hints[key]
             if dataclasses.is_dataclass(kind):
-                value = build(kind, value)
+                value = build(kind, value, key)
+            elif not _fits(value, kind):
+                raise ValueError(f"{group}.{key}: expected {_name_of(kind)}. Received {value!r}.".removeprefix("."))
             fields[key] = tuple(value) if isinstance(value, list) else value
-        return cls(**fields)
+        with _inside(group) if group else contextlib.nullcontext():
+            return cls(**fields)
 
-    return build(TrainConfig, json.loads(data))
+    return build(TrainConfig, json.loads(data), "")

@@ -12,6 +12,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import fcntl
+import fnmatch
 import functools
 import os
 import posixpath
@@ -24,6 +25,7 @@ import google_crc32c
 from trainer.command import UserError
 
 _WILDCARD = re.compile(r"[*?\[]")
+_BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]*[a-z0-9]")
 
 
 class NotFound(UserError):
@@ -54,8 +56,9 @@ def is_bucket(address: str) -> bool:
 def normalize(address: str) -> str:
     """Without a trailing slash, ``~`` expanded, local paths absolute (workers run in other folders)."""
     if is_bucket(address):
+        _split(address)
         return address.rstrip("/")
-    if "://" in address:
+    if "://" in address or not address:
         raise UserError(f"expected a local path or gs://bucket/name. Received {address!r}.")
     return os.path.abspath(os.path.expanduser(address))
 
@@ -82,14 +85,13 @@ def _client():
 
 def _split(address: str) -> tuple[str, str]:
     bucket, _, name = address.removeprefix("gs://").partition("/")
-    if not bucket:
+    if not _BUCKET.fullmatch(bucket):
         raise UserError(f"expected gs://bucket/name. Received {address!r}.")
     return bucket, name
 
 
 def _blob(address: str):
-    bucket, name = _split(address)
-    return _client().bucket(bucket).blob(name)
+    return _client().bucket(_split(address)[0]).blob(_split(address)[1])
 
 
 @contextlib.contextmanager
@@ -104,7 +106,7 @@ def _cloud_errors(address: str) -> Iterator[None]:
         raise Conflict(address) from None
     except exceptions.NotFound:
         raise NotFound(f"{address} does not exist (no such bucket or object)") from None
-    except (exceptions.Forbidden, exceptions.Unauthorized) as error:
+    except exceptions.ClientError as error:  # 4xx: not allowed, or not a bucket's name
         raise UserError(f"{address} may not be used: {error.message}") from None
     except GoogleAuthError as error:
         raise UserError(f"no Google Cloud credentials for {address}: {error}") from None
@@ -121,17 +123,18 @@ def _list_bucket(prefix: str) -> list[str]:
 
 
 def _glob_regex(pattern: str) -> re.Pattern:
-    """``**/`` is any number of folders, ``**`` anything, ``*`` and ``?`` stay within a folder."""
-    parts = re.split(r"(\*\*/|\*\*|\*|\?|\[[^\]]+\])", pattern)
-    rules = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-    return re.compile("".join(rules.get(p) or (p if p.startswith("[") else re.escape(p)) for p in parts if p))
+    """``**/`` is any number of folders, ``**`` anything; ``*``, ``?``, ``[a-z]``, ``[!a]`` stay within a folder."""
+    rules = {"**/": "(?s:.*/)?", "**": "(?s:.*)", "*": "[^/]*", "?": "[^/]"}
+    parts = re.split(r"(\*\*/|\*\*|\*|\?|\[!?\]?[^\]]*\])", pattern)
+    sets = {p: "(?!/)" + fnmatch.translate(p)[:-2] for p in parts[1::2]}  # without the \Z at its end
+    return re.compile("".join(rules.get(p) or sets.get(p) or re.escape(p) for p in parts))
 
 
 def find(address: str) -> list[str]:
     """Addresses of all files that match, sorted: one file, a folder (all files below it) or a glob.
 
-    Names that begin with a dot are left out. Returns an empty list where nothing matches; raises
-    `NotFound` for a bucket that is not there.
+    Files and folders whose names begin with a dot are left out, unless ``address`` is or begins with
+    them. Returns an empty list where nothing matches; raises `NotFound` for a bucket that is not there.
     """
     pattern = normalize(address)
     wildcard = _WILDCARD.search(pattern)
@@ -144,10 +147,11 @@ def find(address: str) -> list[str]:
     elif os.path.isfile(pattern):
         found = [pattern]
     else:
-        found = [os.path.join(folder, name) for folder, _, names in os.walk(base or "/") for name in names]
+        walk = os.walk(base or "/", followlinks=True)
+        found = [os.path.join(folder, name) for folder, _, names in walk for name in names]
     if wildcard:
         found = [name for name in found if _glob_regex(pattern).fullmatch(name)]
-    return sorted(name for name in found if not posixpath.basename(name).startswith("."))
+    return sorted(name for name in found if "/." not in name[len(base) :])
 
 
 def base_of(address: str) -> str:
@@ -173,10 +177,7 @@ def require_writable(folder: str) -> None:
     if is_bucket(folder):
         _list_bucket(folder + "/.")
         return
-    try:
-        os.makedirs(folder, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write to {folder}: {error.strerror}") from None
+    _make_folder(folder)
     if not os.access(folder, os.W_OK):
         raise UserError(f"cannot write to {folder}: permission denied")
 
@@ -205,6 +206,8 @@ def read_versioned(address: str) -> tuple[bytes | None, object]:
         data = Path(address).read_bytes()
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         return None, 0
+    except OSError as error:
+        raise UserError(f"{address} cannot be read: {error.strerror}") from None
     return data, crc32c(data)
 
 
@@ -212,13 +215,13 @@ def fetch(address: str, folder: str, checksum: str) -> str:
     """Path of a local file with the contents of ``address``, verified.
 
     A local file is used where it lies; an object is downloaded into ``folder`` under a name made of
-    its checksum, once, however many processes ask.
+    its checksum, unless a whole copy is there.
     """
     if not is_bucket(address):
         read(address, checksum)
         return address
     path = os.path.join(folder, checksum.replace("/", "_") + "-" + posixpath.basename(address))
-    if not os.path.exists(path):
+    if read_versioned(path)[1] != checksum:
         _write_local(path, read(address, checksum))
     return path
 
@@ -226,10 +229,17 @@ def fetch(address: str, folder: str, checksum: str) -> str:
 # Writing
 
 
+def _make_folder(folder: str) -> None:
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror}") from None
+
+
 def _write_local(path: str, data: bytes, publish=os.replace) -> None:
     """Writes beside ``path`` first, so that no reader ever sees half a file."""
     folder, name = os.path.split(path)
-    os.makedirs(folder, exist_ok=True)
+    _make_folder(folder)
     draft = os.path.join(folder, f".{name}.{os.urandom(4).hex()}")
     try:
         with open(draft, "xb") as file:
@@ -263,7 +273,7 @@ def replace(address: str, data: bytes, generation: object) -> None:
                 data, content_type="application/octet-stream", if_generation_match=generation, checksum="crc32c"
             )
         return
-    os.makedirs(os.path.dirname(address), exist_ok=True)
+    _make_folder(os.path.dirname(address))
     lock = os.path.join(os.path.dirname(address), "." + os.path.basename(address) + ".lock")
     with open(lock, "w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
@@ -275,12 +285,8 @@ def replace(address: str, data: bytes, generation: object) -> None:
 def overwrite(address: str, data: bytes) -> None:
     """Writes ``data`` whatever is there; for files that only one writer has, such as reports."""
     while is_bucket(address):
-        _, generation = read_versioned(address)
-        try:
-            replace(address, data, generation)
-            return
-        except Conflict:
-            continue
+        with contextlib.suppress(Conflict):
+            return replace(address, data, read_versioned(address)[1])
     _write_local(address, data)
 
 

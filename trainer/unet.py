@@ -23,9 +23,10 @@ from keras import layers
 
 from trainer.config import UNetConfig
 from trainer.layers import ApplyMask, PartialConv2D
+from trainer.normalization import BatchNormalization
 
-# PyTorch's defaults, the framework of the paper's authors (its momentum of 0.1 is 0.9 in Keras's words).
-BN_MOMENTUM, BN_EPSILON = 0.9, 1e-5
+# PyTorch's default, the framework of the paper's authors (its momentum of 0.1 is 0.9 in Keras's words).
+BN_MOMENTUM = 0.9
 LEAKY_SLOPE = 0.2
 
 
@@ -41,11 +42,12 @@ def build_unet(
 
     Inputs `[image, mask]`: image [B, H, W, 3] float32 in [0, 1] (what it holds under holes, NaN
     included, changes nothing) and mask [B, H, W, 1] of {0, 1}, 1 = valid. Output [B, H, W, 3] float32,
-    nominally in [0, 1] but not clipped; 0 where no valid pixel reaches.
+    nominally in [0, 1] but not clipped; 0 where no valid pixel reaches (with `config.mean` the mean, with
+    `config.head` the head's value of 0).
 
     Args:
-        config: depth, filters and kernels. `config.image_size` is the size of training crops and does not
-            limit what the model accepts.
+        config: depth, filters, kernels and what differs from the paper. `config.image_size` is the size of training
+            crops and does not limit what the model accepts.
         dtype: dtype policy of the layers. Weights and masks stay in float32 under the mixed ones.
         height: fixed input height in pixels, or None for any multiple of `config.stride`.
         width: the same for the width.
@@ -81,12 +83,16 @@ def build_unet(
     def masked(stage, x, m):
         return ApplyMask(dtype=policy, name=f"{stage}_masked")((x, m)), m
 
-    levels = [masked("image", image, mask)]
+    x = image
+    if config.normalizes:
+        scale, offset = [1 / std for std in config.std], [-m / s for m, s in zip(config.mean, config.std, strict=True)]
+        x = layers.Rescaling(scale, offset, dtype="float32", name="image_normalized")(x)
+    levels = [masked("image", x, mask)]
     for k, (filters, kernel) in enumerate(zip(config.filters, config.kernels, strict=True), start=1):
         stage = f"encoder_{k}"
         x, m = conv(stage, levels[-1], filters, kernel, 2, k, use_bias=k == 1)
         if k > 1:
-            x = _batch_norm(stage, policy)(x)
+            x = _batch_norm(stage, config, policy)(x)
         x = layers.ReLU(dtype=policy, name=f"{stage}_relu")(x)
         levels.append(masked(stage, x, m) if k > 1 else (x, m))  # without BatchNorm holes are still 0
 
@@ -100,10 +106,18 @@ def build_unet(
         filters = config.filters[k - 2] if k > 1 else 3
         x, m = conv(stage, [up, skip], filters, 3, 1, 2 * config.depth + 1 - k, use_bias=k == 1)
         if k > 1:
-            x = _batch_norm(stage, policy)(x)
+            x = _batch_norm(stage, config, policy)(x)
             x = layers.LeakyReLU(LEAKY_SLOPE, dtype=policy, name=f"{stage}_leaky_relu")(x)
             x, m = masked(stage, x, m)
-    output = layers.Activation("linear", dtype="float32", name="output")(x)
+    if config.head == "sigmoid":
+        x = layers.LeakyReLU(LEAKY_SLOPE, dtype=policy, name="head_leaky_relu")(x)
+        glorot = keras.initializers.GlorotUniform(seed=_layer_seed(seed, 2 * config.depth + 1))
+        x = layers.Conv2D(3, 1, kernel_initializer=glorot, dtype=policy, name="head_conv")(x)
+        x = layers.Activation("sigmoid", dtype="float32", name="head_sigmoid")(x)
+    if config.normalizes:
+        output = layers.Rescaling(list(config.std), list(config.mean), dtype="float32", name="output")(x)
+    else:
+        output = layers.Activation("linear", dtype="float32", name="output")(x)
     return keras.Model([image, mask], output, name=name)
 
 
@@ -126,15 +140,8 @@ def freeze_encoder_bn(model: keras.Model, frozen: bool) -> list[str]:
     return [layer.name for layer in encoder]
 
 
-def _batch_norm(stage, policy):
-    # Keras synchronizes over replicas on TensorFlow alone, and refuses the argument elsewhere.
-    return layers.BatchNormalization(
-        momentum=BN_MOMENTUM,
-        epsilon=BN_EPSILON,
-        synchronized=keras.backend.backend() == "tensorflow",
-        dtype=policy,
-        name=f"{stage}_bn",
-    )
+def _batch_norm(stage, config, policy):
+    return BatchNormalization(momentum=BN_MOMENTUM, epsilon=config.bn_epsilon, dtype=policy, name=f"{stage}_bn")
 
 
 def _layer_seed(seed, index):

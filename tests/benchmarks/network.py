@@ -25,7 +25,7 @@ with quiet_imports():
     from trainer.features import build_features
     from trainer.layers import PartialConv2D
     from trainer.step import make_train_step
-    from trainer.unet import BN_EPSILON, BN_MOMENTUM, LEAKY_SLOPE, build_unet
+    from trainer.unet import BN_MOMENTUM, LEAKY_SLOPE, build_unet
 
 PRECISIONS = ("float32", "mixed_bfloat16")
 CONFIG = UNetConfig(image_size=256)
@@ -35,18 +35,18 @@ PIXEL_LOSSES = LossConfig(perceptual=0, style_output=0, style_composite=0)
 def build_plain_unet(config, dtype, height, width):
     """The same UNet with keras.layers.Conv2D; its mask input is not used."""
     image, mask = keras.Input((height, width, 3)), keras.Input((height, width, 1))
-    norm = {"momentum": BN_MOMENTUM, "epsilon": BN_EPSILON, "synchronized": True, "dtype": dtype}
+    norm = {"momentum": BN_MOMENTUM, "epsilon": CONFIG.bn_epsilon, "synchronized": True, "dtype": dtype}
     x, levels = image, [image]
     for k, (filters, kernel) in enumerate(zip(config.filters, config.kernels, strict=True), start=1):
         x = layers.Conv2D(filters, kernel, 2, "same", use_bias=k == 1, dtype=dtype)(x)
-        x = layers.BatchNormalization(**norm)(x) if k > 1 else x
+        x = BatchNormalization(**norm)(x) if k > 1 else x
         levels.append(x := layers.ReLU(dtype=dtype)(x))
     levels.pop()
     for k in range(config.depth, 0, -1):
         x = layers.Concatenate(dtype=dtype)([layers.UpSampling2D(2, dtype=dtype)(x), levels.pop()])
         x = layers.Conv2D(config.filters[k - 2] if k > 1 else 3, 3, 1, "same", use_bias=k == 1, dtype=dtype)(x)
         if k > 1:
-            x = layers.LeakyReLU(LEAKY_SLOPE, dtype=dtype)(layers.BatchNormalization(**norm)(x))
+            x = layers.LeakyReLU(LEAKY_SLOPE, dtype=dtype)(BatchNormalization(**norm)(x))
     return keras.Model([image, mask], layers.Activation("linear", dtype="float32")(x))
 
 
@@ -118,10 +118,8 @@ def bench_layers(precision):
 
 
 def print_layer(name, shape, plain, partial, textbook):
-    print(
-        f"{name:8}{shape:>18}{plain:9.1f}{partial:9.1f} ({partial / plain:.2f}){textbook:8.1f} ({textbook / plain:.2f})",
-        flush=True,
-    )
+    ratios = [f"({other / plain:.2f})" for other in (partial, textbook)]
+    print(f"{name:8}{shape:>18}{plain:9.1f}{partial:9.1f} {ratios[0]}{textbook:9.1f} {ratios[1]}", flush=True)
 
 
 def examples(batch, size):

@@ -1,0 +1,220 @@
+"""The image job on a tree of photographs, in the forms that ImageNet's own files have, and of files that are none."""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from pipelines.build_imagenet import main
+from trainer import datasets, records, storage
+from trainer.command import UserError
+
+PHOTOS = Path(__file__).resolve().parents[1] / "pipelines" / "photos"
+CAT = (PHOTOS / "train" / "living" / "cat.jpg").read_bytes()
+COFFEE = (PHOTOS / "val" / "object" / "coffee.jpg").read_bytes()
+ORIENTATION = 0x0112
+
+
+def encode(picture: Image.Image, kind: str, **options) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, kind, **options)
+    return file.getvalue()
+
+
+def small_photo() -> Image.Image:
+    """Not square, not symmetric, in colour."""
+    return Image.open(io.BytesIO(CAT)).convert("RGB").resize((60, 44))
+
+
+def rotated_jpeg() -> bytes:
+    """A photograph as a camera held sideways stores it: turned to the left, with a tag that says so."""
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    return encode(small_photo().transpose(Image.Transpose.ROTATE_90), "JPEG", quality=95, exif=exif)
+
+
+def alpha_png() -> bytes:
+    picture = small_photo().convert("RGBA")
+    picture.putalpha(Image.linear_gradient("L").resize(picture.size))
+    return encode(picture, "PNG")
+
+
+# Name below the tree -> bytes. Labels are the positions of n01, n02, n03 and n10.
+USED = {
+    "train/n02/cat.JPEG": CAT,
+    "train/n02/progressive.JPEG": encode(small_photo(), "JPEG", progressive=True),
+    "train/n02/png.JPEG": encode(small_photo(), "PNG"),
+    "train/n01/grey.JPEG": encode(small_photo().convert("L"), "JPEG", quality=95),
+    "train/n01/cmyk.JPEG": encode(small_photo().convert("CMYK"), "JPEG", quality=95),
+    "train/n10/deep/rotated.jpg": rotated_jpeg(),
+    "train/n10/alpha.png": alpha_png(),
+    "val/coffee.JPEG": COFFEE,
+    "val/n03/cat.JPEG": CAT,
+}
+KEPT = ["train/n02/cat.JPEG", "train/n02/progressive.JPEG", "val/coffee.JPEG", "val/n03/cat.JPEG"]
+LABELS = {"n01": 0, "n02": 1, "n03": 2, "n10": 3, "": -1}
+REJECTED = {  # name -> bytes, reason
+    "train/n01/truncated.JPEG": (CAT[: len(CAT) // 2], r"^ImageError: .*truncated"),
+    "train/n01/empty.JPEG": (b"", r"^ImageError: the file is empty$"),
+    "train/n04/notes.txt": (b"These are notes.\n", r"^ImageError: the file is not an image$"),
+    "val/half.png": (encode(small_photo(), "PNG")[:600], r"^ImageError: "),
+}
+LEFT_OUT = ["train/n01/.DS_Store", "README.txt", "other/n01/cat.JPEG"]
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    root = tmp_path_factory.mktemp("tree")
+    files = USED | {name: data for name, (data, _) in REJECTED.items()} | dict.fromkeys(LEFT_OUT, CAT)
+    for name in random.Random(0).sample(sorted(files), len(files)):  # a listing's order may be any
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(files[name])
+    return root
+
+
+@pytest.fixture(scope="module")
+def written(tree, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images") / "set"
+    assert main(["--input", str(tree), "--output", str(folder), "--num-shards", "2"]) == 0
+    return folder
+
+
+def read_split(folder, split) -> dict[str, dict]:
+    """Parsed records of a split by file name, through the reader's functions and tf.data."""
+    paths = [str(folder / shard.name) for shard in datasets.load_manifest(str(folder), "image").split(split)]
+    parsed = tf.data.TFRecordDataset(paths).map(records.parse_image)
+    found = [{key: value.numpy() for key, value in record.items()} for record in parsed]
+    return {record["image/filename"].decode(): record for record in found}
+
+
+def read_all(folder):
+    return {split: read_split(folder, split) for split in ("train", "val")}
+
+
+def test_every_usable_file_is_one_record_of_its_split(written):
+    for split, found in read_all(written).items():
+        assert sorted(found) == sorted(name for name in USED if name.startswith(split))
+
+
+def test_labels_are_positions_in_the_sorted_synsets(written):
+    manifest = datasets.load_manifest(str(written), "image")
+    # n04 holds no usable image; it is a class all the same, or one bad file would move all labels behind it.
+    assert manifest.synsets == ("n01", "n02", "n03", "n04", "n10")
+    for name, record in {n: r for found in read_all(written).values() for n, r in found.items()}.items():
+        synset = name.split("/")[1] if name.count("/") > 1 else ""
+        assert record["image/class/synset"].decode() == synset
+        assert record["image/class/label"] == (manifest.synsets.index(synset) if synset else -1)
+    assert read_split(written, "val")["val/coffee.JPEG"]["image/class/label"] == -1
+
+
+def test_upright_rgb_jpegs_pass_byte_for_byte(written):
+    found = {name: r["image/encoded"] for records_ in read_all(written).values() for name, r in records_.items()}
+    assert sorted(name for name in found if found[name] == USED[name]) == sorted(KEPT)
+
+
+def test_every_record_decodes_to_what_it_says(written):
+    for found in read_all(written).values():
+        for record in found.values():
+            pixels = tf.io.decode_jpeg(record["image/encoded"]).numpy()  # as many channels as are stored
+            assert pixels.shape == (record["image/height"], record["image/width"], 3)
+            described = [record[f"image/{key}"] for key in ("format", "colorspace", "channels")]
+            assert described == [b"JPEG", b"RGB", 3]
+
+
+def mistakes(pixels: np.ndarray) -> dict[str, np.ndarray]:
+    """What the pixels would be, had the encoder made a mistake that leaves the shape as it is."""
+    wrong = {"upside down": pixels[::-1], "mirrored": pixels[:, ::-1], "negative": 255 - pixels}
+    if np.ptp(pixels, axis=2).mean() > 1:  # in colour
+        wrong["BGR"] = pixels[..., ::-1]
+    return wrong
+
+
+@pytest.mark.parametrize(
+    "name", ["train/n02/png.JPEG", "train/n01/grey.JPEG", "train/n01/cmyk.JPEG", "train/n10/deep/rotated.jpg"]
+)
+def test_encoded_anew_it_is_still_the_same_photograph(name, written):
+    pixels = tf.io.decode_jpeg(read_split(written, "train")[name]["image/encoded"]).numpy().astype(float)
+    expected = np.asarray(small_photo().convert("L").convert("RGB") if "grey" in name else small_photo(), float)
+    assert pixels.shape == (44, 60, 3)
+    error = np.abs(pixels - expected).mean()
+    assert error < 6
+    assert all(np.abs(wrong - expected).mean() > 2 * error for wrong in mistakes(pixels).values())
+
+
+def test_alpha_is_dropped_not_blended(written):
+    pixels = tf.io.decode_jpeg(read_split(written, "train")["train/n10/alpha.png"]["image/encoded"]).numpy()
+    expected = np.asarray(small_photo(), float)
+    assert np.abs(pixels - expected)[:10].mean() < 6  # where it was transparent
+
+
+def test_rejects_say_why(written, tree):
+    manifest = datasets.load_manifest(str(written), "image")
+    assert manifest.counts == {"inputs": 13, "records": 9, "rejects": 4}
+    lines = [json.loads(x) for s in ("train", "val") for x in (written / f"rejects/{s}.jsonl").read_text().splitlines()]
+    assert [line["source"] for line in lines] == [str(tree / name) for name in sorted(REJECTED)]
+    for line in lines:
+        _, reason = REJECTED[str(Path(line["source"]).relative_to(tree))]
+        assert re.search(reason, line["error"]) and line["stage"] == "decode", line
+        assert Path(line["source"]).relative_to(tree).parts[0] == line["split"]
+
+
+def test_manifest(written, tree):
+    manifest = json.loads((written / "manifest.json").read_text())
+    assert manifest["parameters"] == {"input": str(tree), "num_shards": {"train": 2, "val": 2}}
+    names = [f"{split}-0000{i}-of-00002.tfrecord" for split in ("train", "val") for i in (0, 1)]
+    assert [shard["name"] for shard in manifest["shards"]] == names
+    files = sorted(p.relative_to(written).as_posix() for p in written.rglob("*") if p.is_file())
+    assert files == ["manifest.json", "rejects/train.jsonl", "rejects/val.jsonl", *names]
+
+
+def test_one_split(tree, tmp_path, capsys):
+    assert main(["--input", str(tree / "."), "--output", str(tmp_path), "--split", "val"]) == 0
+    assert "2 images in" in capsys.readouterr().out
+    manifest = datasets.load_manifest(str(tmp_path), "image")
+    assert [shard.name for shard in manifest.shards] == ["val-00000-of-00001.tfrecord"]
+    assert manifest.synsets == ("n03",)
+    with pytest.raises(UserError, match=r"expected one of \['val'\]. Received 'train'"):
+        manifest.split("train")
+
+
+def test_a_second_run_does_nothing(tree, written, capsys):
+    before = {path: path.stat() for path in written.rglob("*")}
+    assert main(["--input", str(tree), "--output", str(written), "--split", "val"]) == 0
+    assert "is finished already" in capsys.readouterr().err
+    assert {path: path.stat() for path in written.rglob("*")} == before
+
+
+def test_from_bucket_to_bucket_the_records_are_the_same(bucket, tree, written):
+    for path in tree.rglob("*"):
+        if path.is_file():
+            storage.create(f"{bucket}/in/{path.relative_to(tree).as_posix()}", path.read_bytes())
+    assert main(["--input", f"{bucket}/in", "--output", f"{bucket}/out/set", "--num-shards", "2"]) == 0
+    for path in written.glob("*.tfrecord"):
+        assert storage.read(f"{bucket}/out/set/{path.name}") == path.read_bytes()
+    ours, theirs = (datasets.load_manifest(f, "image") for f in (str(written), f"{bucket}/out/set"))
+    assert (theirs.shards, theirs.counts, theirs.synsets) == (ours.shards, ours.counts, ours.synsets)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--split", "train,dev"], r"--split: expected names of \('train', 'val', 'test'\). Received 'dev'."),
+        (["--split", ""], "--split: expected names of"),
+        (["--split", "test"], "expected image files below .*/test. Found none."),
+        (["--num-shards", "0"], "--num-shards: expected 1 or more. Received 0."),
+        (["--input", "/no/such/folder"], "expected image files below /no/such/folder/train, .*. Found none."),
+    ],
+)
+def test_wrong_values_are_refused_before_anything_is_written(options, message, tree, tmp_path):
+    with pytest.raises(UserError) as caught:
+        main(["--input", str(tree), "--output", str(tmp_path / "set"), *options])
+    assert re.search(message, str(caught.value))
+    assert not (tmp_path / "set").exists()

@@ -1,0 +1,166 @@
+"""The mask job: every record against a mask drawn here, and the same bytes whatever runs the job."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from masks.sampling import MaskSpec, sample_mask
+from pipelines.build_masks import main
+from trainer import records
+from trainer.command import UserError
+
+INTERVALS = [(0.01, 0.1), (0.1, 0.2), (0.2, 0.3), (0.3, 0.4), (0.4, 0.5), (0.5, 0.6)]  # the paper's
+COUNT, SIZE = 130, 48  # two whole chunks of 64 and a part
+OPTIONS = ["--count", str(COUNT), "--size", str(SIZE), "--seed", "5"]
+
+
+def build(folder, *options):
+    assert main(["--output", str(folder), *options]) == 0
+    return json.loads((folder / "manifest.json").read_text())
+
+
+def read_records(folder) -> list[dict]:
+    """Parsed records in the order of the manifest."""
+    names = [shard["name"] for shard in json.loads((folder / "manifest.json").read_text())["shards"]]
+    dataset = tf.data.TFRecordDataset([str(folder / name) for name in names]).map(records.parse_mask)
+    return [{key: value.numpy() for key, value in record.items()} for record in dataset]
+
+
+def digests(folder) -> dict[str, str]:
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("masks") / "set"
+    build(folder, *OPTIONS, "--num-shards", "3")
+    return folder
+
+
+def test_every_record_is_the_mask_of_its_index(written):
+    found = read_records(written)
+    assert sorted(record["mask/index"] for record in found) == list(range(COUNT))
+    for record in found:
+        index = int(record["mask/index"])
+        low, high = INTERVALS[index % 6]
+        spec = MaskSpec(generator="shapes", height=SIZE, width=SIZE, hole_ratio=(low, high), seed=5)
+        picture = Image.open(io.BytesIO(record["mask/encoded"]))
+        assert (picture.format, picture.mode, picture.size) == ("PNG", "1", (SIZE, SIZE))
+        mask = np.asarray(picture).astype(np.uint8)  # True, which is white, is valid
+        np.testing.assert_array_equal(mask, sample_mask(spec, index))
+        ratio = np.count_nonzero(mask == 0) / SIZE**2
+        assert low < ratio <= high
+        assert record["mask/hole_ratio"] == np.float32(ratio)
+        assert record["mask/bucket"] == index % 6
+        inside = mask[5:-5, 5:-5]  # 50 of 512 pixels are 5 of 48
+        assert record["mask/touches_border"] == int(np.sum(mask == 0) > np.sum(inside == 0))
+        assert (record["mask/height"], record["mask/width"]) == (SIZE, SIZE)
+        assert record["mask/generator"] == b"shapes"
+    assert len({record["mask/encoded"] for record in found}) == COUNT
+
+
+def test_intervals_take_turns(written):
+    buckets = [record["mask/bucket"] for record in read_records(written)]
+    assert [buckets.count(i) for i in range(6)] == [22, 22, 22, 22, 21, 21]
+
+
+def test_manifest(written):
+    manifest = json.loads((written / "manifest.json").read_text())
+    assert manifest["kind"] == "mask" and manifest["seed"] == 5
+    assert manifest["counts"] == {"inputs": COUNT, "records": COUNT, "rejects": 0}
+    assert manifest["parameters"] == {
+        "generator": "shapes",
+        "height": SIZE,
+        "width": SIZE,
+        "hole_ratio": [list(interval) for interval in INTERVALS],
+        "border": "any",
+        "count": COUNT,
+        "split": "train",
+        "num_shards": {"train": 3},
+    }
+    assert sorted(digests(written)) == ["manifest.json", *(f"train-0000{i}-of-00003.tfrecord" for i in range(3))]
+    assert all(shard["records"] > 0 for shard in manifest["shards"])
+
+
+def test_a_second_run_does_nothing(written, capsys):
+    before = {path: path.stat() for path in written.iterdir()}
+    assert main(["--output", str(written), *OPTIONS, "--seed", "6"]) == 0
+    assert "is finished already; nothing to do (--overwrite" in capsys.readouterr().err
+    assert {path: path.stat() for path in written.iterdir()} == before
+
+
+def test_overwrite_and_other_numbers_of_shards(written, tmp_path):
+    def as_set(folder):
+        return {tuple(sorted(record.items())) for record in read_records(folder)}
+
+    manifest = build(tmp_path / "set", *OPTIONS, "--num-shards", "1")
+    assert manifest["parameters"]["num_shards"] == {"train": 1}
+    assert as_set(tmp_path / "set") == as_set(written)
+    build(tmp_path / "set", *OPTIONS, "--seed", "6", "--overwrite")
+    assert not as_set(tmp_path / "set") & as_set(written)
+    build(tmp_path / "set", *OPTIONS, "--num-shards", "3", "--overwrite")
+    assert digests(tmp_path / "set") == digests(written)  # and no shard of the other runs is left
+
+
+@pytest.mark.slow
+def test_worker_processes_write_the_same_bytes(written, tmp_path):
+    command = [sys.executable, "-m", "pipelines.build_masks", "--output", "set", *OPTIONS, "--num-shards", "3"]
+    workers = ["--direct_running_mode", "multi_processing", "--direct_num_workers", "2"]
+    done = subprocess.run([*command, *workers], cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert digests(tmp_path / "set") == digests(written)
+
+
+def test_one_interval_border_and_split(tmp_path):
+    options = ["--count", "9", "--size", "40", "--hole-ratio", "0.15,0.35", "--border", "none", "--split", "val"]
+    manifest = build(tmp_path, *options)
+    assert manifest["parameters"]["hole_ratio"] == [[0.15, 0.35]] and manifest["parameters"]["border"] == "none"
+    assert [shard["name"] for shard in manifest["shards"]] == ["val-00000-of-00001.tfrecord"]
+    for record in read_records(tmp_path):
+        spec = MaskSpec(generator="shapes", height=40, width=40, hole_ratio=(0.15, 0.35), border="none")
+        mask = np.asarray(Image.open(io.BytesIO(record["mask/encoded"])))
+        np.testing.assert_array_equal(mask, sample_mask(spec, int(record["mask/index"])))
+        assert mask[:4].all() and mask[:, -4:].all() and record["mask/touches_border"] == 0
+
+
+def test_masks_in_a_bucket(bucket, written, tmp_path):
+    from trainer import storage
+
+    assert main(["--output", f"{bucket}/masks", *OPTIONS, "--num-shards", "3"]) == 0
+    for address in storage.find(f"{bucket}/masks"):
+        (tmp_path / address.rpartition("/")[2]).write_bytes(storage.read(address))
+    assert digests(tmp_path) == digests(written)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--count", "0"], "--count: expected 1 or more. Received 0."),
+        (["--num-shards", "0"], "--num-shards: expected 1 or more. Received 0."),
+        (["--size", "8"], "height: expected a whole number of 16 pixels or more. Received 8."),
+        (["--generator", "flow"], "generator: expected one of ('shapes',"),
+        (["--border", "some"], "border: expected one of"),
+        (["--hole-ratio", "0.5"], "--hole-ratio: expected LOW,HIGH. Received '0.5'."),
+        (["--hole-ratio", "0.1,0.2,0.3"], "--hole-ratio: expected LOW,HIGH."),
+        (["--hole-ratio", "0.3,0.2"], "hole_ratio: expected (low, high) with 0 <= low < high <= 1."),
+        (["--hole-ratio", "nan,0.2"], "hole_ratio: expected (low, high)"),
+        (["--hole-ratio", "0.7,0.9", "--border", "none"], "hole_ratio: expected a lower bound under 0."),
+        (["--hole-ratio", "0.5,0.50001"], "hole_ratio: expected an interval that holds a whole number"),
+        (["--split", "../train"], "--split: expected letters"),
+        (["--split", ""], "--split: expected letters"),
+    ],
+)
+def test_wrong_values_are_refused_before_anything_is_written(options, message, tmp_path):
+    with pytest.raises(UserError) as caught:
+        main(["--output", str(tmp_path / "set"), "--count", "3", "--size", "32", *options])
+    assert message in str(caught.value)
+    assert not (tmp_path / "set").exists()

@@ -1,0 +1,295 @@
+"""The inpainting job on files of many sizes and states, with a small network of random weights."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from pipelines import inpainting
+from pipelines.inpaint import main
+from pipelines.model_handler import InpaintModelHandler, Pair
+from trainer import checkpoints, predict, presets, storage
+from trainer.command import SOME_REJECTED, UserError
+from trainer.config import PhaseConfig, TrainConfig, UNetConfig
+from trainer.unet import build_unet
+
+CONFIG = TrainConfig(unet=UNetConfig(image_size=32, filters=(4, 6, 8), kernels=(5, 3, 3)), initial=PhaseConfig(steps=1))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Address of a run's folder with one checkpoint."""
+    folder = str(tmp_path_factory.mktemp("run"))
+    unet, rng = build_unet(CONFIG.unet), np.random.default_rng(0)
+    arrays = checkpoints.read_variables(unet.variables)
+    for name, array in arrays.items():
+        if not name.endswith("kernel"):  # statistics and biases that are not those of a new network
+            arrays[name] = rng.uniform(0.2, 1.2, array.shape).astype(array.dtype)
+    state = {"step": 1, "phase": "initial", "examples": 6}
+    checkpoints.save_checkpoint(folder, {"model": arrays, "optimizer": {}}, state, keep=1)
+    storage.create(f"{folder}/config.json", presets.to_json(CONFIG))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(run):
+    return predict.load_model(predict.find_model(run))
+
+
+def draw(name: str, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Picture and mask of a name: uint8 [height, width, 3] noise, and a block and a strip of holes."""
+    rng = np.random.default_rng(list(name.encode()))
+    mask = np.ones((height, width), np.uint8)
+    mask[height // 4 : height // 2, width // 3 : width - 2] = mask[-2:, : width // 2] = 0
+    return rng.integers(0, 256, (height, width, 3), np.uint8), mask
+
+
+def to_bytes(pixels: np.ndarray, kind: str = "PNG", **options) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, kind, **options)
+    return file.getvalue()
+
+
+def from_bytes(data: bytes) -> np.ndarray:
+    picture = Image.open(io.BytesIO(data))
+    assert (picture.format, picture.mode) == ("PNG", "RGB")
+    return np.asarray(picture)
+
+
+SIZES = {"a": (24, 32), "sub/b": (37, 53), "sub/deep/a": (16, 41), "tiny": (1, 3), "same-size": (24, 32)}
+GOOD = {name: draw(name, *size) for name, size in SIZES.items()}
+
+
+def write(folder: str, files: dict[str, bytes]) -> None:
+    for name, data in files.items():
+        storage.create(f"{folder}/{name}", data)
+
+
+def write_good(folder: str) -> None:
+    """Images of several kinds and masks of several kinds; holes are black."""
+    write(f"{folder}/in", {f"{name}.png": to_bytes(image) for name, (image, _) in GOOD.items()})
+    write(f"{folder}/in", {"a.bmp": to_bytes(255 - GOOD["a"][0], "BMP")})  # a second image for the mask of a.png
+    masks = {name: mask * 255 for name, (_, mask) in GOOD.items()}
+    write(f"{folder}/holes", {f"{name}.png": to_bytes(mask) for name, mask in masks.items() if name != "sub/b"})
+    write(f"{folder}/holes", {"sub/b.jpg": to_bytes(masks["sub/b"], "JPEG", quality=80)})  # not of 0 and 255 alone
+
+
+def expected_outputs() -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Image and mask by the name of the output."""
+    pairs = {f"{name}.png": pair for name, pair in GOOD.items()}
+    return pairs | {"a.bmp.png": (255 - GOOD["a"][0], GOOD["a"][1])}
+
+
+def inpaint(folder: str, run: str, *options: str, images="in", masks="holes", hole="black", output="out") -> int:
+    where = ["--images", f"{folder}/{images}", "--masks", f"{folder}/{masks}", "--output", f"{folder}/{output}"]
+    return main([*where, "--run", run, "--hole", hole, *options])
+
+
+def outputs(folder: str) -> dict[str, bytes]:
+    return {storage.relative(a, folder): storage.read(a) for a in storage.find(folder)}
+
+
+@pytest.fixture(scope="module")
+def done(run, tmp_path_factory):
+    """Folder in which good files were inpainted one at a time."""
+    folder = str(tmp_path_factory.mktemp("good"))
+    write_good(folder)
+    assert inpaint(folder, run, "--batch-size", "1") == 0
+    return folder
+
+
+def test_valid_pixels_are_kept_bit_for_bit_and_holes_are_the_networks(done, model):
+    found = outputs(f"{done}/out")
+    assert sorted(found) == sorted([*expected_outputs(), "manifest.json", "rejects.jsonl"])
+    for name, (image, mask) in expected_outputs().items():
+        picture = from_bytes(found[name])
+        assert picture.shape == image.shape
+        np.testing.assert_array_equal(picture[mask == 1], image[mask == 1])
+        np.testing.assert_array_equal(picture, predict.inpaint(image, mask, model))
+        if min(mask.shape) > 1:
+            assert np.any(picture[mask == 0] != image[mask == 0]) and len(np.unique(picture[mask == 0])) > 5
+
+
+def test_what_lies_under_the_holes_does_not_matter(done, run, tmp_path):
+    for name, (image, mask) in GOOD.items():
+        storage.create(f"{tmp_path}/in/{name}.png", to_bytes(np.where(mask[..., None] == 1, image, np.uint8(9))))
+    assert inpaint(str(tmp_path), run, "--batch-size", "1", "--masks", f"{done}/holes") == 0
+    for name in GOOD:
+        assert storage.read(f"{tmp_path}/out/{name}.png") == storage.read(f"{done}/out/{name}.png")
+
+
+def test_outcome_of_a_run_without_rejects(done, run):
+    manifest = json.loads(storage.read(f"{done}/out/manifest.json"))
+    assert manifest["counts"] == {"inputs": 6, "outputs": 6, "rejects": 0}
+    assert manifest["parameters"] == {"images": f"{done}/in", "masks": f"{done}/holes", "hole": "black"}
+    assert manifest["model"]["address"].startswith(f"{run}/checkpoints/step-00000001-")
+    assert storage.read(f"{done}/out/rejects.jsonl") == b""
+
+
+def test_white_holes_and_batches(done, run, tmp_path):
+    """The other polarity and other batches give the same pictures (to one level: sums in another order)."""
+    for name, data in outputs(f"{done}/holes").items():
+        mask = np.asarray(Image.open(io.BytesIO(data)).convert("L"))
+        storage.create(f"{tmp_path}/holes/{name.partition('.')[0]}.bmp", to_bytes(255 - mask, "BMP"))
+    arguments = ["--images", f"{done}/in/**", "--masks", f"{tmp_path}/holes/**/*.bmp", "--hole", "white"]
+    assert main([*arguments, "--run", run, "--output", f"{tmp_path}/out", "--batch-size", "4"]) == 0
+    found = outputs(f"{tmp_path}/out")
+    assert found.keys() == outputs(f"{done}/out").keys()
+    for name, (image, mask) in expected_outputs().items():
+        ours, theirs = from_bytes(found[name]), from_bytes(storage.read(f"{done}/out/{name}"))
+        np.testing.assert_array_equal(ours[mask == 1], image[mask == 1])
+        assert np.max(np.abs(ours.astype(int) - theirs)) <= 1
+
+
+def test_from_bucket_to_bucket(bucket, done, run):
+    write_good(bucket)
+    for name, data in outputs(run).items():
+        storage.create(f"{bucket}/runs/a/{name}", data)
+    assert inpaint(bucket, f"{bucket}/runs/a", "--batch-size", "1", images="in/**", masks="holes/**") == 0
+    found = outputs(f"{bucket}/out")
+    assert {n: d for n, d in found.items() if n.endswith(".png")} == {
+        name: data for name, data in outputs(f"{done}/out").items() if name.endswith(".png")
+    }
+    assert json.loads(found["manifest.json"])["counts"] == {"inputs": 6, "outputs": 6, "rejects": 0}
+
+
+def test_every_input_is_an_output_or_a_reject_with_a_reason(run, tmp_path, capsys):
+    image, mask = GOOD["a"]
+    png, hole = to_bytes(image), to_bytes(mask * 255)
+    names = ("good.png", "alone.png", "two.png", "size.png", "mask-text.png", "mask-half.png")
+    images = {"half.png": png[: len(png) // 2], "text.png": b"no image", "empty.jpg": b""}
+    write(f"{tmp_path}/in", images | dict.fromkeys(names, png))
+    names = ("good.png", "two.png", "two.bmp", "half.png", "text.png", "empty.png", "extra.png")
+    masks = {"size.png": to_bytes(mask[:, :-1] * 255), "mask-text.gif": b"no image", "mask-half.png": hole[:-40]}
+    write(f"{tmp_path}/holes", masks | dict.fromkeys(names, hole))
+    storage.create(f"{tmp_path}/out/manifest.json", b"of an earlier run")
+    assert inpaint(str(tmp_path), run) == SOME_REJECTED == 3
+    shown = capsys.readouterr()
+    assert shown.out == f"1 inpainted images in {tmp_path}/out\n"
+    assert shown.err.splitlines()[-1] == f"9 of 10 inputs rejected, see {tmp_path}/out/rejects.jsonl"
+    found = outputs(f"{tmp_path}/out")
+    assert sorted(found) == ["good.png", "manifest.json", "rejects.jsonl"]
+    assert json.loads(found["manifest.json"])["counts"] == {"inputs": 10, "outputs": 1, "rejects": 9}
+    rejects = [json.loads(line) for line in found["rejects.jsonl"].splitlines()]
+    expected = {
+        "holes/extra.png": ("match", r"expected an image file named extra\.\*. Found none"),
+        "holes/mask-half.png": ("decode", "ValueError: data: expected a whole image file"),
+        "holes/mask-text.gif": ("decode", "ValueError: data: expected a whole image file"),
+        "in/alone.png": ("match", r"expected one mask file named alone\.\*. Found 0"),
+        "in/empty.jpg": ("decode", "ImageError: the file is empty"),
+        "in/half.png": ("decode", "ImageError: .*truncated"),
+        "in/size.png": ("match", "size.png is 31 x 24 pixels, the image is 32 x 24"),
+        "in/text.png": ("decode", "ImageError: the file is not an image"),
+        "in/two.png": ("match", r"expected one mask file named two\.\*. Found 2"),
+    }
+    assert [reject["source"] for reject in rejects] == [f"{tmp_path}/{name}" for name in expected]
+    for reject, (stage, reason) in zip(rejects, expected.values(), strict=True):
+        assert reject["stage"] == stage and re.search(reason, reject["error"]), reject
+
+
+MARK = 77  # first value of the image that the network below fails on
+
+
+def refuse_marked(image, mask):
+    """Stands for a network: mid-grey, or an error if the batch holds a marked image."""
+    if np.any(np.rint(image[:, 0, 0, 0] * 255) == MARK):
+        raise ValueError("out of memory")
+    return tf.fill(image.shape, 0.5)
+
+
+@pytest.mark.parametrize("marked", [[], [2], [0, 1], [0, 1, 2, 3]])
+def test_an_element_that_fails_fails_alone(marked):
+    diagonal = np.eye(4, dtype=np.uint8)
+    batch = [Pair(np.full((4, 4, 3), i, np.uint8), diagonal) for i in range(4)]
+    for i in marked:
+        batch[i].image[0, 0] = MARK
+    results = list(InpaintModelHandler(None, 4).run_inference(batch, predict.Model(refuse_marked, stride=2)))
+    assert len(results) == 4
+    for i, result in enumerate(results):
+        if i in marked:
+            assert isinstance(result, ValueError)
+        else:
+            assert result.shape == (4, 4, 3)
+            assert np.all(result[diagonal == 1] == i) and np.all(result[diagonal == 0] == 128)
+
+
+def test_an_image_that_the_network_cannot_compute_is_one_reject(run, tmp_path, monkeypatch):
+    inpaint_batch = predict.inpaint_batch
+
+    def fail_on_marked(images, masks, model):
+        if any(image[0, 0, 0] == MARK for image in images):
+            raise ValueError("out of\nmemory")
+        return inpaint_batch(images, masks, model)
+
+    monkeypatch.setattr(predict, "inpaint_batch", fail_on_marked)
+    for number in range(4):
+        image = np.full((16, 16, 3), MARK + number - 2, np.uint8)
+        write(str(tmp_path), {f"in/{number}.png": to_bytes(image), f"holes/{number}.png": to_bytes(image[..., 0] * 0)})
+    assert inpaint(str(tmp_path), run, "--batch-size", "4") == SOME_REJECTED
+    found = outputs(f"{tmp_path}/out")
+    assert sorted(found) == ["0.png", "1.png", "3.png", "manifest.json", "rejects.jsonl"]
+    (reject,) = (json.loads(line) for line in found["rejects.jsonl"].splitlines())
+    assert (reject["source"], reject["stage"]) == (f"{tmp_path}/in/2.png", "inpaint")
+    assert reject["error"] == "ValueError: out of memory"
+
+
+def test_an_output_that_cannot_be_written_is_a_reject(run, tmp_path):
+    image, mask = GOOD["a"]
+    for name in ("x", "y"):
+        write(str(tmp_path), {f"in/{name}.png": to_bytes(image), f"holes/{name}.png": to_bytes(mask * 255)})
+    (tmp_path / "out" / "x.png").mkdir(parents=True)
+    assert inpaint(str(tmp_path), run) == SOME_REJECTED
+    (reject,) = (json.loads(line) for line in (tmp_path / "out" / "rejects.jsonl").read_text().splitlines())
+    assert (reject["source"], reject["stage"]) == (f"{tmp_path}/in/x.png", "write")
+    assert (tmp_path / "out" / "y.png").is_file()
+
+
+def test_a_corrupt_checkpoint_is_named_and_leaves_no_manifest(done, run, tmp_path):
+    storage.create(f"{tmp_path}/out/manifest.json", b"of an earlier run")
+    for name, data in outputs(run).items():
+        storage.create(f"{tmp_path}/{name}", data[:-1] + b"?" if name.endswith("model.npz") else data)
+    with pytest.raises(UserError, match=r"^/.*/model.npz is corrupt: expected crc32c \S+ Received \S+$"):
+        inpaint(done, str(tmp_path), "--output", f"{tmp_path}/out")
+    assert outputs(f"{tmp_path}/out") == {}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--hole", "grey"], "--hole: expected one of ('black', 'white'). Received 'grey'."),
+        (["--batch-size", "0"], "--batch-size: expected 1 or more. Received 0."),
+        (["--images", "{0}/none"], "--images: no files at {0}/none"),
+        (["--masks", "{0}/holes/*.tif"], "--masks: no files at {0}/holes/*.tif"),
+        (["--run", "{0}/none"], "run {0}/none does not exist"),
+        (["--run", "{0}/in"], "{0}/in has no config.json: it is not the folder of a training run"),
+        (["--output", "{0}/in"], "--output: {0}/in/a.png is an input, which the output of {0}/in/a.png would replace"),
+        (["--output", "{0}/holes"], "--output: {0}/holes/a.png is an input"),
+        (["--output", "{0}/in/a.png/out"], "cannot write to {0}/in/a.png/out"),
+    ],
+)
+def test_wrong_values_are_refused_at_launch(options, message, done, run):
+    before = outputs(done)
+    with pytest.raises(UserError) as caught:
+        inpaint(done, run, *(option.format(done) for option in options), output="new")
+    assert message.format(done) in str(caught.value)
+    assert outputs(done) == before
+
+
+def test_two_images_of_one_output_are_refused():
+    pictures = ["in/a.jpg", "in/a.jpg.png", "in/a.png", "in/b.JPG"]
+    inpainting.check_outputs(pictures[::2] + pictures[3:], ["holes/a.png"], "in", "out")
+    with pytest.raises(UserError, match="in/a.jpg and in/a.jpg.png would both become out/a.jpg.png"):
+        inpainting.check_outputs(pictures, ["holes/a.png"], "in", "out")
+
+
+def test_names():
+    assert inpainting.stem_of("gs://b/in/x/a.tar.gz", "gs://b/in") == "x/a.tar"
+    assert inpainting.stem_of("/in/v1.2/a", "/in") == "v1.2/a"
+    names = {"x/a.png": "x/a.png", "a.PNG": "a.PNG", "a.jpg": "a.jpg.png", "a": "a.png", "a.png.jpg": "a.png.jpg.png"}
+    assert {name: inpainting.output_name(f"gs://b/in/{name}", "gs://b/in") for name in names} == names

@@ -1,0 +1,154 @@
+"""The picture and the table that the demo ends with."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipelines import demo, report
+from trainer import images
+from trainer.command import UserError
+
+COLOURS = [[(200, 10, 10), (10, 200, 10), (10, 10, 200)], [(200, 200, 10), (10, 200, 200), (200, 10, 200)]]
+SHAPES = [(30, 60), (80, 40)]  # wide, tall
+
+
+def draw(captions=("one", "two", "three"), columns=("first", "second", "third"), title="A title"):
+    rows = []
+    for (height, width), colours in zip(SHAPES, COLOURS, strict=True):
+        rows.append(([np.full((height, width, 3), colour, np.uint8) for colour in colours], captions))
+    return np.asarray(report.draw_report(title, columns, rows)).astype(int)
+
+
+def box_of(sheet: np.ndarray, colour) -> tuple[int, int, int, int]:
+    """Top, bottom, left, right of what has the colour; it has to fill its box."""
+    found = np.all(sheet == colour, axis=2)
+    rows, columns = np.flatnonzero(found.any(1)), np.flatnonzero(found.any(0))
+    box = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
+    assert found[box[0] : box[1], box[2] : box[3]].all()
+    return box
+
+
+def is_drawn(area: np.ndarray) -> bool:
+    return bool(area.size and np.any(area != 255))
+
+
+def test_pictures_stand_in_rows_and_columns_of_their_shape():
+    sheet = draw()
+    boxes = [[box_of(sheet, colour) for colour in row] for row in COLOURS]
+    for (height, width), row in zip(SHAPES, boxes, strict=True):
+        assert len({(top, bottom) for top, bottom, _, _ in row}) == 1
+        for top, bottom, left, right in row:
+            assert right - left == 300 and bottom - top == 300 * height // width
+    lefts = [[left for _, _, left, _ in row] for row in boxes]
+    assert lefts[0] == lefts[1] == sorted(set(lefts[0]))
+    assert all(right < left for (_, _, _, right), (_, _, left, _) in zip(boxes[0][:-1], boxes[0][1:], strict=True))
+    assert boxes[0][0][1] < boxes[1][0][0] and boxes[1][2][1] < len(sheet) and boxes[0][2][3] < sheet.shape[1]
+
+
+def test_title_headings_and_captions_are_drawn_by_their_pictures():
+    sheet, bare = draw(), draw(("", "", ""), ("", "", ""), "")
+    boxes = [[box_of(sheet, colour) for colour in row] for row in COLOURS]
+    first_row = boxes[0][0][0]
+    assert is_drawn(sheet[:first_row]) and not is_drawn(bare[:first_row])
+    for title, columns in (("", ("", "second", "")), ("A title", ("", "", ""))):
+        top = draw(("", "", ""), columns, title)[:first_row]
+        assert is_drawn(top) and is_drawn(top[:, 312:624]) == bool(columns[1]) and not is_drawn(top[:, 624:])
+    for number in range(2):
+        captions = ["", "", ""]
+        captions[number] = "caption"
+        sheet = draw(captions)
+        for row in boxes:
+            below = [sheet[bottom : bottom + 22, left:right] for _, bottom, left, right in row]
+            assert [is_drawn(area) for area in below] == [i == number for i in range(3)]
+
+
+@pytest.mark.parametrize("change", [{"captions": ("one", "two")}, {"columns": ("first", "second", "third", "fourth")}])
+def test_a_column_too_many_is_an_error(change):
+    with pytest.raises(ValueError):
+        draw(**change)
+
+
+def test_holes_are_shown_white():
+    image = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
+    mask = np.array([[1, 0, 1, 1], [0, 1, 1, 1]], np.uint8)
+    shown = report.show_holes(image, mask)
+    assert shown.dtype == np.uint8 and shown[0, 1].tolist() == shown[1, 0].tolist() == [255, 255, 255]
+    assert np.array_equal(shown[mask == 1], image[mask == 1])
+
+
+@pytest.fixture
+def pictures(tmp_path, monkeypatch):
+    """Folder with pictures and holes of two photographs, and the pictures' names."""
+    for name, size in (("b/wide", (90, 50)), ("a/tall", (40, 64))):
+        path = tmp_path / "photos" / "val" / f"{name}.jpg"
+        path.parent.mkdir(parents=True)
+        Image.radial_gradient("L").resize(size).convert("RGB").save(path, quality=95)
+    monkeypatch.setattr(demo, "PHOTOS", tmp_path / "photos")
+    for folder in ("pictures", "holes", "inpainted"):
+        (tmp_path / folder).mkdir()
+    return tmp_path, demo.write_pictures(tmp_path)
+
+
+def test_photographs_are_scaled_and_get_holes(pictures):
+    folder, names = pictures
+    assert sorted(names) == ["tall.png", "wide.png"]
+    sides = {"tall.png": (round(demo.PICTURE_SIDE * 64 / 40), demo.PICTURE_SIDE)}
+    sides["wide.png"] = (demo.PICTURE_SIDE, round(demo.PICTURE_SIDE * 90 / 50))
+    for name in names:
+        picture = np.asarray(Image.open(folder / "pictures" / name))
+        mask = np.asarray(Image.open(folder / "holes" / name).convert("L"))
+        assert picture.shape == (*sides[name], 3) and mask.shape == sides[name]
+        low, high = demo.HOLE_RATIO
+        assert low < np.mean(mask == 0) <= high and set(np.unique(mask)) == {0, 255}
+    first, second = ((folder / "holes" / name).read_bytes() for name in names)
+    before = [(folder / "holes" / name).read_bytes() for name in names]
+    assert first != second and demo.write_pictures(folder) == names
+    assert before == [(folder / "holes" / name).read_bytes() for name in names]
+
+
+def test_scores_are_psnr_inside_the_holes(pictures):
+    folder, names = pictures
+    targets, holes = {}, {}
+    for name in names:
+        targets[name] = np.asarray(Image.open(folder / "pictures" / name)).astype(int)
+        holes[name] = np.asarray(Image.open(folder / "holes" / name).convert("L")) == 0
+        network = np.where(holes[name][..., None], np.abs(targets[name] - 10), targets[name])
+        (folder / "inpainted" / name).write_bytes(images.encode_png(network.astype(np.uint8)))
+    scores = demo.compare(folder, names)
+    assert [score.name for score in scores] == names
+    for score in scores:
+        target, hole = targets[score.name], holes[score.name]
+        network = np.abs(target - 10)
+        mean = np.rint(target[~hole].mean(0))
+
+        def psnr(picture, target=target, hole=hole):
+            return 10 * np.log10(255**2 / np.mean((picture - target)[hole] ** 2))
+
+        assert score.hole_ratio == pytest.approx(np.mean(hole))
+        assert score.network == pytest.approx(psnr(network), abs=1e-6)
+        assert score.mean == pytest.approx(psnr(np.broadcast_to(mean, target.shape)), abs=1e-6)
+        assert score.mean < score.telea < 99  # a gradient is what Telea's method is good at
+    with Image.open(folder / "report.png") as sheet:
+        assert sheet.format == "PNG" and sheet.mode == "RGB" and min(sheet.size) > 300
+
+
+def test_the_table_has_a_line_for_each_photograph(capsys):
+    demo.print_scores([demo.Score("a.png", 0.254, 21.456, 20.0, 14.3), demo.Score("b.png", 0.3, 9.0, 8.125, 7.0)])
+    heading, *lines = capsys.readouterr().out.strip().splitlines()
+    assert "PSNR inside the holes, dB" in heading
+    assert [line.split() for line in lines] == [
+        ["a.png", "25%", "21.46", "20.00", "14.30"],
+        ["b.png", "30%", "9.00", "8.12", "7.00"],
+    ]
+    assert len({len(line) for line in lines}) == 1
+
+
+def test_a_stage_that_fails_ends_the_demo(capfd):
+    demo.run_stage("compileall", "-q", "--help")
+    with pytest.raises(UserError, match="compileall ended with exit code 2"):
+        demo.run_stage("compileall", "--no-such-option", "with space")
+    shown = capfd.readouterr()
+    assert "$ python -m compileall --no-such-option 'with space'\n" in shown.out
+    assert "Traceback" not in shown.err

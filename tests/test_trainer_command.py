@@ -1,0 +1,93 @@
+"""Exit codes and output of commands, as a shell sees them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from trainer.command import ArgumentParser, UserError
+
+
+def run_script(code, *arguments):
+    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60)
+
+
+def run_main(body, *arguments):
+    code = f"import sys\nfrom trainer.command import *\ndef main(argv):\n    {body}\nrun_command(main)\n"
+    return run_script(code, *arguments)
+
+
+def test_exit_codes_and_output():
+    assert run_main("return None").returncode == 0
+    assert run_main("return 3").returncode == 3
+    seen = run_main("print(argv)", "--a", "b")
+    assert (seen.returncode, seen.stdout, seen.stderr) == (0, "['--a', 'b']\n", "")
+
+
+def test_user_errors_are_one_line():
+    seen = run_main(r"raise UserError('first\n   second\tthird')")
+    assert (seen.returncode, seen.stdout, seen.stderr) == (2, "", "error: first second third\n")
+
+
+def test_mistakes_of_the_program_keep_their_traceback():
+    seen = run_main("raise ValueError('ours')")
+    assert seen.returncode == 1 and seen.stderr.startswith("Traceback") and "ValueError: ours" in seen.stderr
+
+
+def test_interrupt_is_one_line():
+    seen = run_main("raise KeyboardInterrupt")
+    assert (seen.returncode, seen.stderr) == (130, "interrupted\n")
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "--images"),
+        (["--images", "a", "--nonsense"], "--nonsense"),
+        (["--imag", "a"], "--images"),  # an abbreviation would change its meaning with the next option
+        (["--images", "a", "--count", "many"], "--count"),
+    ],
+)
+def test_wrong_options_are_user_errors(argv, message):
+    parser = ArgumentParser(prog="python -m x")
+    parser.add_argument("--images", required=True)
+    parser.add_argument("--count", type=int)
+    with pytest.raises(UserError, match=f"{message}.*python -m x --help"):
+        parser.parse_args(argv)
+
+
+def test_help_keeps_the_lines_of_the_docstring():
+    description = "First line.\n\n    python -m x --images A\n    python -m x --images B\n"
+    assert description in ArgumentParser(description=description).format_help()
+
+
+def test_quiet_imports_hold_back_output_below_python():
+    seen = run_script(
+        "import os, sys\n"
+        "from trainer.command import quiet_imports\n"
+        "with quiet_imports():\n"
+        "    os.write(2, b'native ')\n"
+        "    print('python ', file=sys.stderr)\n"
+        "    print('out')\n"
+        "print(os.environ['TF_CPP_MIN_LOG_LEVEL'])\n"
+        "print('after', file=sys.stderr)\n"
+    )
+    assert (seen.returncode, seen.stdout, seen.stderr) == (0, "out\n3\n", "after\n")
+
+
+def test_quiet_imports_show_everything_when_loading_fails():
+    seen = run_script(
+        "import os\n"
+        "os.environ['TF_CPP_MIN_LOG_LEVEL'] = '1'\n"
+        "from trainer.command import quiet_imports\n"
+        "try:\n"
+        "    with quiet_imports():\n"
+        "        os.write(2, b'the reason\\n')\n"
+        "        import no_such_module_anywhere\n"
+        "except ImportError:\n"
+        "    os.write(2, b'caught\\n')\n"
+        "print(os.environ['TF_CPP_MIN_LOG_LEVEL'])\n"
+    )
+    assert (seen.returncode, seen.stdout, seen.stderr) == (0, "1\n", "the reason\ncaught\n")

@@ -1,0 +1,257 @@
+"""Configs that check themselves, presets against the paper's numbers, overrides and the JSON form."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+
+from trainer.config import (
+    CheckpointConfig,
+    DataConfig,
+    LossConfig,
+    PhaseConfig,
+    ScalingConfig,
+    TrainConfig,
+    UNetConfig,
+)
+from trainer.presets import PRESETS, flatten, from_json, override, to_json
+
+# Tables of arXiv 1804.07723 (sections 3.3 and 4, appendix), written down once more, by hand.
+PAPER = {
+    "unet.image_size": 512,
+    "unet.filters": (64, 128, 256, 512, 512, 512, 512, 512),
+    "unet.kernels": (7, 5, 5, 3, 3, 3, 3, 3),
+    "unet.head": "none",
+    "unet.mean": (0, 0, 0),
+    "unet.std": (1, 1, 1),
+    "loss.valid": 1,
+    "loss.hole": 6,
+    "loss.perceptual": 0.05,
+    "loss.style_output": 120,
+    "loss.style_composite": 120,
+    "loss.total_variation": 0.1,
+    "initial.learning_rate": 0.0002,
+    "initial.freeze_encoder_bn": False,
+    "initial.schedule": "constant",
+    "initial.warmup_steps": 0,
+    "finetune.learning_rate": 0.00005,
+    "finetune.freeze_encoder_bn": True,
+    "finetune.schedule": "constant",
+    "finetune.warmup_steps": 0,
+    "global_batch_size": 6,
+}
+
+
+def test_paper_preset_is_the_paper():
+    flat = flatten(PRESETS["paper"])
+    assert {key: flat[key] for key in PAPER} == PAPER
+    assert PRESETS["paper"].unet.stride == 256 and PRESETS["paper"].loss.needs_features
+
+
+def test_demo_preset_keeps_what_the_demo_promises():
+    demo = PRESETS["demo"]
+    assert (demo.unet.image_size, demo.scaling.workers, demo.scaling.device) == (128, 2, "cpu")
+    assert demo.precision == "mixed_bfloat16" and not demo.loss.needs_features
+    assert demo.total_steps % demo.checkpoint.every == 0
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_json_round_trip(name):
+    config = PRESETS[name]
+    assert from_json(to_json(config)) == config
+    assert hash(from_json(to_json(config))) == hash(config)  # lists in place of tuples could not be hashed
+
+
+def test_json_round_trip_of_values_far_from_the_defaults():
+    config = TrainConfig(
+        unet=UNetConfig(image_size=24, filters=(3, 5, 7), kernels=(1, 3, 5)),
+        loss=LossConfig(valid=0.0, hole=1e-9, perceptual=1.0, style_output=2.0, style_composite=3.0),
+        initial=PhaseConfig(steps=7, learning_rate=0.1, schedule="cosine", warmup_steps=3, freeze_encoder_bn=True),
+        finetune=PhaseConfig(steps=5),
+        data=DataConfig(split="val", crop_scale=(0.1, 0.2), flip=False, shuffle_buffer=1),
+        scaling=ScalingConfig(workers=3, cpus_per_worker=4, device="gpu", max_failures=0),
+        checkpoint=CheckpointConfig(every=9, keep=8),
+        global_batch_size=9,
+        precision="mixed_bfloat16",
+        seed=2**63 - 1,
+        log_every=6,
+    )
+    assert from_json(to_json(config)) == config
+    assert json.loads(to_json(config))["initial"]["schedule"] == "cosine"
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda c: c.update(colour=1), "colour"),
+        (lambda c: c["unet"].update(depth=1), "depth"),
+        (lambda c: c.update(unet=[1]), "UNetConfig"),
+        (lambda c: c.update(global_batch_size="6"), "global_batch_size: expected int.*'6'"),
+        (lambda c: c.update(seed=1.5), "seed: expected int"),
+        (lambda c: c.update(log_every=True), "log_every: expected int"),
+        (lambda c: c["unet"].update(filters=64), "unet.filters"),
+        (lambda c: c["unet"].update(filters=["64"]), "unet.filters"),
+        (lambda c: c["data"].update(flip="no"), "data.flip: expected bool"),
+        (lambda c: c["loss"].update(hole=None), "loss.hole: expected float"),
+        (lambda c: c["loss"].update(hole=-1), "loss.hole"),
+        (lambda c: c["finetune"].update(steps=-1), "finetune.steps"),
+    ],
+)
+def test_json_of_something_else_is_refused(edit, message):
+    fields = json.loads(to_json(TrainConfig(initial=PhaseConfig(steps=1))))
+    edit(fields)
+    with pytest.raises(ValueError, match=message):
+        from_json(json.dumps(fields).encode())
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"null", b"[]", b"3", b'"text"', b"\xff\xfe"])
+def test_what_is_not_a_json_object_is_refused(data):
+    with pytest.raises(ValueError):
+        from_json(data)
+
+
+def test_keys_of_later_versions_take_their_defaults():
+    fields = json.loads(to_json(PRESETS["demo"]))
+    del fields["log_every"], fields["data"]["flip"]
+    assert from_json(json.dumps(fields).encode()) == dataclasses.replace(PRESETS["demo"], log_every=10)
+
+
+@pytest.mark.parametrize(
+    ("assignment", "key", "value"),
+    [
+        ("global_batch_size=12", "global_batch_size", 12),
+        ("precision=float32", "precision", "float32"),
+        ("initial.learning_rate=1e-3", "initial.learning_rate", 0.001),
+        ("initial.schedule=constant", "initial.schedule", "constant"),
+        ("finetune.freeze_encoder_bn=false", "finetune.freeze_encoder_bn", False),
+        ("finetune.freeze_encoder_bn=TRUE", "finetune.freeze_encoder_bn", True),
+        ("unet.filters=1,2,3,4,5", "unet.filters", (1, 2, 3, 4, 5)),
+        ("unet.filters=(1, 2, 3, 4, 5)", "unet.filters", (1, 2, 3, 4, 5)),
+        ("data.crop_scale=0.25,0.5", "data.crop_scale", (0.25, 0.5)),
+        ("data.split=a=b", "data.split", "a=b"),
+        ("loss.hole=3", "loss.hole", 3.0),
+        ("scaling.workers=4", "scaling.workers", 4),
+        ("checkpoint.keep=1", "checkpoint.keep", 1),
+    ],
+)
+def test_override_changes_one_value(assignment, key, value):
+    before, after = flatten(PRESETS["demo"]), flatten(override(PRESETS["demo"], [assignment]))
+    assert after == before | {key: value} and type(after[key]) is type(value)
+
+
+def test_overrides_are_checked_together():
+    # Each of these alone would not fit the other's present value.
+    assignments = ["unet.filters=8,8", "unet.kernels=3,3", "global_batch_size=9", "scaling.workers=3"]
+    config = override(PRESETS["demo"], assignments)
+    assert (config.unet.filters, config.unet.kernels, config.per_worker_batch_size) == ((8, 8), (3, 3), 3)
+    assert override(PRESETS["demo"], ["seed=1", "seed=2"]).seed == 2
+    assert override(PRESETS["demo"], []) == PRESETS["demo"]
+
+
+@pytest.mark.parametrize("key", ["initial.step", "unet", "colour", ""])
+def test_unknown_keys_list_the_valid_ones(key):
+    with pytest.raises(ValueError) as caught:
+        override(PRESETS["demo"], [f"{key}=1"])
+    assert repr(key) in str(caught.value)
+    assert all(valid in str(caught.value) for valid in flatten(PRESETS["demo"]))
+
+
+def test_unknown_key_names_a_near_one():
+    with pytest.raises(ValueError, match="Did you mean initial.steps\\?"):
+        override(PRESETS["demo"], ["initial.step=1"])
+    with pytest.raises(ValueError, match="expected key=value. Received 'seed'"):
+        override(PRESETS["demo"], ["seed"])
+
+
+@pytest.mark.parametrize(
+    "assignment",
+    [
+        "unet.filters=",
+        "unet.filters=8,0,8,8,8",
+        "unet.filters=8,x,8,8,8",
+        "unet.kernels=3,3",
+        "unet.kernels=7,5,4,3,3",
+        "unet.kernels=7,5,-1,3,3",
+        "unet.image_size=100",
+        "unet.image_size=0",
+        "unet.image_size=-32",
+        "unet.bn_epsilon=0",
+        "unet.mean=0,0",
+        "unet.mean=0,inf,0",
+        "unet.std=1,0,1",
+        "unet.head=tanh",
+        "loss.vgg=elsewhere",
+        "loss.vgg=torchvision:relative/path",
+        "loss.hole=-1",
+        "loss.hole=nan",
+        "loss.hole=inf",
+        "initial.steps=-1",
+        "initial.steps=1.5",
+        "finetune.steps=-1",
+        "finetune.learning_rate=0",
+        "initial.learning_rate=nan",
+        "initial.learning_rate=inf",
+        "initial.schedule=linear",
+        "initial.warmup_steps=-1",
+        "initial.freeze_encoder_bn=maybe",
+        "data.crop_scale=0.5",
+        "data.crop_scale=0,1",
+        "data.crop_scale=0.9,0.5",
+        "data.crop_scale=0.5,1.1",
+        "data.crop_scale=nan,1",
+        "data.shuffle_buffer=0",
+        "scaling.workers=0",
+        "scaling.cpus_per_worker=0",
+        "scaling.device=tpu",
+        "scaling.max_failures=-1",
+        "checkpoint.every=0",
+        "checkpoint.keep=0",
+        "global_batch_size=0",
+        "global_batch_size=15",
+        "precision=float16",
+        "seed=-1",
+        "seed=9223372036854775808",
+        "seed=one",
+        "log_every=0",
+    ],
+)
+def test_wrong_values_are_refused_by_name(assignment):
+    key, _, text = assignment.partition("=")
+    with pytest.raises(ValueError) as caught:
+        override(PRESETS["demo"], [assignment])
+    assert str(caught.value).startswith(f"{key}: expected ")
+    assert ". Received " in str(caught.value)
+
+
+def test_what_no_single_key_decides():
+    with pytest.raises(ValueError, match="initial.steps \\+ finetune.steps"):
+        TrainConfig()
+    with pytest.raises(ValueError, match="loss: expected one or more positive weights"):
+        LossConfig(**{field.name: 0.0 for field in dataclasses.fields(LossConfig) if field.type == "float"})
+
+
+def test_image_size_message_names_one_that_works():
+    with pytest.raises(ValueError, match="a multiple of 32 .*96 would work"):
+        override(PRESETS["demo"], ["unet.image_size=100"])
+    assert override(PRESETS["demo"], ["unet.image_size=96"]).unet.image_size == 96
+
+
+def test_needs_features():
+    without = {"perceptual": 0.0, "style_output": 0.0, "style_composite": 0.0}
+    assert not LossConfig(**without).needs_features
+    assert all(LossConfig(**{**without, name: 0.1}).needs_features for name in without)
+
+
+def test_phases_follow_each_other():
+    config = TrainConfig(initial=PhaseConfig(steps=3), finetune=PhaseConfig(steps=2))
+    assert [config.phase_at(step) for step in range(5)] == ["initial"] * 3 + ["finetune"] * 2
+    assert config.total_steps == 5
+    only = TrainConfig(finetune=PhaseConfig(steps=2))
+    assert only.phase_at(0) == "finetune"
+
+
+def test_configs_are_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        PRESETS["demo"].seed = 1
