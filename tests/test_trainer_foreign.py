@@ -7,6 +7,7 @@ import pytest
 
 from trainer import foreign
 from trainer.command import UserError
+from trainer.config import UNetConfig
 from trainer.unet import build_unet
 
 FILTERS, KERNELS = (4, 6, 5), (7, 5, 3)
@@ -222,3 +223,19 @@ def test_other_state_dicts_are_refused(case):
     BROKEN_STATES[case][0](state)
     with pytest.raises(UserError, match=BROKEN_STATES[case][1]):
         foreign.from_naoto0804(state)
+
+
+@pytest.mark.parametrize(
+    "options, text",
+    [
+        ({"bn_epsilon": 0.0}, "unet.bn_epsilon: expected more than 0"),
+        ({"mean": (0.5, 0.5)}, "unet.mean: expected three"),
+        ({"mean": (0.5, 0.5, float("nan"))}, "unet.mean: expected three"),
+        ({"std": (1.0, 0.0, 1.0)}, "unet.std: expected three positive"),
+        ({"head": "tanh"}, "unet.head: expected one of"),
+    ],
+)
+def test_what_differs_from_the_paper_is_checked(options, text):
+    with pytest.raises(ValueError, match=f"{text}.*Received"):
+        UNetConfig(**options)
+    assert not UNetConfig().normalizes and UNetConfig(mean=(0.0, 0.0, 0.1)).normalizes

@@ -11,8 +11,9 @@ import keras
 import numpy as np
 import pytest
 
+from trainer import loop
 from trainer.command import UserError
-from trainer.config import LossConfig
+from trainer.config import LossConfig, PhaseConfig, ScalingConfig, TrainConfig, UNetConfig
 from trainer.features import build_features
 from trainer.storage import NotFound
 from trainer.vgg_weights import BUNDLED, load_weights
@@ -209,3 +210,23 @@ def test_missing_files_and_unknown_sources_are_refused(tmp_path):
         LossConfig(vgg="keras:weights.npz")
     for source in ("bundled", "keras", "keras:/a/b.h5", "torchvision:gs://bucket/vgg16.pth"):
         assert LossConfig(vgg=source).vgg == source
+
+
+def test_training_takes_the_source_of_its_config(monkeypatch):
+    class Asked(Exception):
+        pass
+
+    def build(*arguments, **options):
+        raise Asked(arguments, options)
+
+    monkeypatch.setattr(loop.features, "build_features", build)
+    monkeypatch.setattr(loop.tf.distribute, "MultiWorkerMirroredStrategy", loop.tf.distribute.get_strategy)
+    config = TrainConfig(
+        unet=UNetConfig(image_size=4, filters=(2,), kernels=(3,)),
+        loss=LossConfig(vgg="torchvision:/a.pth"),
+        initial=PhaseConfig(steps=1),
+        scaling=ScalingConfig(workers=1),
+    )
+    with pytest.raises(Asked) as asked:
+        loop.train(config, "", "", "", worker=0, workers=1, report=print)
+    assert asked.value.args == (("torchvision:/a.pth",), {"dtype": "float32"})

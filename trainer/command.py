@@ -23,7 +23,8 @@ class UserError(Exception):
 
 def user_error_in(error: BaseException) -> UserError | None:
     """The `UserError` that a worker raised, from the text into which Beam, Ray and TensorFlow wrap it; None if none."""
-    found = re.findall(r"(?<!exceptions\.)\b(?:UserError|NotFound|Corrupt): (.+?)(?: \[while running|\\n|\n|$)", str(error))
+    text = str(error)
+    found = re.findall(r"(?<!exceptions\.)\b(?:UserError|NotFound|Corrupt): (.+?)(?: \[while running|\\n|\n|$)", text)
     return UserError(found[-1].strip("'\"")) if found else None
 
 

@@ -24,6 +24,7 @@ with quiet_imports():
     from trainer.config import LossConfig, UNetConfig
     from trainer.features import build_features
     from trainer.layers import PartialConv2D
+    from trainer.normalization import BatchNormalization
     from trainer.step import make_train_step
     from trainer.unet import BN_MOMENTUM, LEAKY_SLOPE, build_unet
 
