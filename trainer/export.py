@@ -1,0 +1,76 @@
+"""Exports the newest checkpoint of a run for other programs: .keras, TensorFlow SavedModel, ONNX.
+
+    python -m trainer.export --run gs://B/runs/a --format saved_model,onnx
+    python -m trainer.export --run gs://B/runs/a --format onnx --output exported
+
+Files that are there already stay as they are. ONNX needs the package tf2onnx (pip install 'pconv[onnx]').
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from trainer import storage
+from trainer.command import ArgumentParser, UserError, quiet_imports, run_command
+
+
+def parse_arguments(argv: Sequence[str]):
+    parser = ArgumentParser(prog="python -m trainer.export", description=__doc__)
+    parser.add_argument("--run", required=True, help="folder of the training run")
+    parser.add_argument("--format", default="keras", help="keras, saved_model, onnx, or several with commas between")
+    parser.add_argument("--output", help="folder for the files (default: the run's exports/step-...)")
+    return parser.parse_args(argv)
+
+
+def read_card(folder: str, crc32c: str, own: bool) -> dict | None:
+    """The card in a folder, None if there is none.
+
+    Args:
+        crc32c: of the checkpoint that the folder may hold an export of.
+        own: whether it is the run's, where an export that was cut short is completed.
+
+    Raises:
+        UserError: the folder holds something else.
+    """
+    from trainer.exports import CARD
+
+    data, _ = storage.read_versioned(storage.join(folder, CARD))
+    if data is None:
+        if not own and storage.find(folder):
+            raise UserError(f"--output: expected a new folder. Received {folder}, which holds other files.")
+        return None
+    try:
+        card = json.loads(data)
+        same = card["checkpoint_crc32c"] == crc32c
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{folder}/{CARD} is not the card of an export") from None
+    if not same:
+        raise UserError(f"{folder} holds the export of another checkpoint; --output gives this one another folder")
+    return card
+
+
+def main(argv: Sequence[str]) -> int:
+    arguments = parse_arguments(argv)
+    with quiet_imports():
+        from trainer import checkpoints, exports
+        from trainer.predict import find_model
+    formats = [name.strip() for name in arguments.format.split(",")]
+    if unknown := [name for name in formats if name not in exports.FORMATS]:
+        raise UserError(f"--format: expected some of {', '.join(exports.FORMATS)}. Received {unknown[0]!r}.")
+    run = storage.normalize(arguments.run)
+    pin = find_model(run)
+    checkpoint = checkpoints.load_checkpoint(pin.checkpoint, ("model",))
+    own = exports.export_folder(run, checkpoint)
+    card = read_card(own, pin.checkpoint.crc32c, own=True)
+    folder = storage.normalize(arguments.output) if arguments.output else own
+    if folder != own:
+        read_card(folder, pin.checkpoint.crc32c, own=False)
+    storage.require_writable(folder)
+    exports.export_model(run, pin.config, checkpoint, card["metrics"] if card else {}, formats, folder)
+    print(f"{', '.join(formats)} of step {checkpoint.state['step']} in {folder}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)
