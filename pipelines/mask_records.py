@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import apache_beam as beam
 
 from masks import coverage
@@ -33,15 +35,7 @@ def mask_record(spec: MaskSpec, index: int) -> bytes:
 
 def spec_of(spec: MaskSpec, intervals: list[tuple[float, float]], index: int) -> MaskSpec:
     """The specification of mask ``index``: the hole-ratio intervals take turns."""
-    low_high = intervals[index % len(intervals)]
-    return MaskSpec(
-        generator=spec.generator,
-        height=spec.height,
-        width=spec.width,
-        hole_ratio=low_high,
-        border=spec.border,
-        seed=spec.seed,
-    )
+    return dataclasses.replace(spec, hole_ratio=intervals[index % len(intervals)])
 
 
 def sample_records(
