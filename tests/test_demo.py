@@ -1,0 +1,42 @@
+"""The demo as a newcomer meets it, with fewer steps: all six stages, the picture, the table, and no noise."""
+
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from masks.codec import decode_mask
+from trainer import images
+
+# Lines that TensorFlow, Ray and Beam log of themselves, and Python's own warnings.
+NOISE = re.compile(r"^[WIEF]\d{4} |WARNING|INFO|Warning|Traceback|pid=|absl|cuda", re.MULTILINE)
+
+
+@pytest.mark.timeout(500)
+def test_the_demo_ends_with_a_picture_and_a_table(tmp_path):
+    settings = ["--set", "unet.filters=16,32,64", "--set", "unet.kernels=5,3,3", "--set", "initial.steps=200"]
+    command = [sys.executable, "-m", "pipelines.demo", "--output", str(tmp_path), *settings]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=480)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.findall(r"^\[(\d)/6\]", done.stdout, re.MULTILINE) == list("123456")
+    assert not NOISE.search(done.stdout + done.stderr), done.stdout + done.stderr
+
+    sheet = Image.open(tmp_path / "report.png")
+    assert sheet.width > 1000 and sheet.height > 600 and len(sheet.getcolors(sheet.width * sheet.height)) > 10_000
+    lines = re.findall(r"^(\w+\.png)\s+(\d+)%\s+([\d.]+)\s+([\d.]+)\s+([\d.]+)$", done.stdout, re.MULTILINE)
+    assert len(lines) == 4
+    for name, percent, network, _, mean in lines:
+        target, output = (
+            images.decode_rgb((tmp_path / folder / name).read_bytes()) / 255 for folder in ("pictures", "inpainted")
+        )
+        mask = decode_mask((tmp_path / "holes" / name).read_bytes())
+        assert float(percent) == round(100 * (mask == 0).mean())
+        np.testing.assert_array_equal(output[mask == 1], target[mask == 1])
+        colour = np.rint(255 * target[mask == 1].mean(axis=0)) / 255
+        for picture, printed in ((output, network), (np.broadcast_to(colour, target.shape), mean)):
+            error = ((picture - target)[mask == 0] ** 2).mean()
+            assert abs(-10 * np.log10(error) - float(printed)) < 0.01
+        assert float(network) > float(mean)
