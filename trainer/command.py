@@ -11,6 +11,7 @@ import os
 import re
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 
 WRONG_USE = 2
@@ -41,6 +42,8 @@ class ArgumentParser(argparse.ArgumentParser):
 
 def run_command(main: Callable[[Sequence[str]], int | None]) -> None:
     """Runs ``main(argv)`` and ends the process with its exit code, or with one line for a `UserError`."""
+    # Google's clients announce the end of Python 3.10's life whenever they are imported.
+    warnings.filterwarnings("ignore", "You are using a (non-supported )?Python version", FutureWarning)
     try:
         code = main(sys.argv[1:])
     except UserError as error:
