@@ -151,7 +151,10 @@ def main(argv: Sequence[str]) -> int:
     with quiet_imports():
         from trainer.checkpoints import find_latest
         from trainer.data import check_datasets
+        from trainer.vgg_weights import load_weights
     image_count, mask_count = check_datasets(images, masks, config.data, config.unet.image_size)
+    if config.loss.needs_features:
+        load_weights(config.loss.vgg)
     storage.require_writable(run)
     find_latest(run)  # a broken pointer is told before workers start
     settle_config(run, config, arguments.allow_config_change)

@@ -57,13 +57,17 @@ class TextbookPartialConv(keras.layers.Layer):
     def __init__(self, filters, kernel, strides, dtype):
         super().__init__(dtype=dtype)
         self.autocast = False
-        self.conv = layers.Conv2D(filters, kernel, strides, "same", use_bias=False, dtype=dtype)
+        self.filters, self.size, self.strides = filters, kernel, strides
 
-    def call(self, x, mask):
-        x, mask = ops.cast(x, self.compute_dtype), ops.cast(ops.broadcast_to(mask, ops.shape(x)), self.compute_dtype)
-        total = ops.conv(mask, ops.ones_like(self.conv.kernel), self.conv.strides, "same")
-        ratio = ops.cast(np.prod(self.conv.kernel.shape[:3]), total.dtype) / ops.maximum(total, 1)
-        return ops.where(total > 0, self.conv(x * mask) * ratio, 0)
+    def build(self, features_shape):
+        self.kernel = self.add_weight(shape=(self.size, self.size, features_shape[-1], self.filters))
+
+    def call(self, features, holes):
+        x, mask = (ops.cast(tensor, self.compute_dtype) for tensor in (features, holes))
+        kernel = ops.cast(self.kernel, self.compute_dtype)
+        total = ops.conv(mask, ops.ones_like(kernel), self.strides, "same")
+        ratio = ops.cast(np.prod(kernel.shape[:3]), total.dtype) / ops.maximum(total, 1)
+        return ops.where(total > 0, ops.conv(x * mask, kernel, self.strides, "same") * ratio, 0)
 
 
 def layer_shapes():
