@@ -47,12 +47,12 @@ clean: ## remove demo/, build folders and caches; the environment stays
 
 # The stamps make a second `make` start at once; a change of either file installs again.
 $(RUNTIME): pyproject.toml constraints.txt | $(BIN)/python
-	@echo "Installing into $(VENV) (about 160 packages, a few minutes the first time)"
+	@echo "Installing into $(VENV) (a few minutes the first time)"
 	@$(PIP) install -c constraints.txt -e .
 	@touch $@
 
 $(DEV): pyproject.toml constraints.txt | $(BIN)/python
-	@echo "Installing into $(VENV) (about 180 packages, a few minutes the first time)"
+	@echo "Installing into $(VENV) (a few minutes the first time)"
 	@$(PIP) install -c constraints.txt -e ".[dev]"
 	@touch $(RUNTIME) $@
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from trainer.command import ArgumentParser, UserError, quiet_imports, run_command
 
-MASKS_PER_SHARD = 16_384  # about 50 MB at 512 x 512
+MASKS_PER_SHARD = 16_384  # 82 MB of `shapes` at 512 x 512
 
 
 def parser() -> ArgumentParser:

@@ -16,7 +16,7 @@ from trainer.config import CheckpointConfig, DataConfig, LossConfig, PhaseConfig
 
 PRESETS = {
     # A small network that two CPU workers train in about two minutes, on the terms that need no
-    # VGG-16 (which would be 67 % of the arithmetic of a step).
+    # VGG-16, which would take most of a step.
     "demo": TrainConfig(
         unet=UNetConfig(image_size=128, filters=(32, 64, 128, 128, 128), kernels=(7, 5, 3, 3, 3)),
         loss=LossConfig(perceptual=0.0, style_output=0.0, style_composite=0.0),

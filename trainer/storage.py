@@ -77,7 +77,7 @@ def relative(address: str, folder: str) -> str:
 
 @functools.lru_cache(maxsize=1)
 def _client():
-    # Imported on first use: local folders need no cloud client (0.6 s).
+    # Imported on first use: local folders need no cloud client.
     from google.cloud import storage
 
     return storage.Client()
