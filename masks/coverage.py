@@ -1,15 +1,9 @@
-"""How much of a mask is hole: measuring it, and reaching it to the pixel.
+"""How much of a mask is hole, and where: measuring it.
 
-A mask is uint8 [height, width] of {0, 1}: 1 = valid, 0 = hole. The first half of this module measures masks; the
-second half holds the steps, shared by all families, that give a mask exactly the holes it was asked for. Each of them
-is bounded: no step draws again until luck helps.
+A mask is uint8 [height, width] of {0, 1}: 1 = valid, 0 = hole.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable, Iterable
-from itertools import chain
-from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -90,98 +84,3 @@ def pixel_interval(low: float, high: float, pixels: int) -> tuple[int, int]:
     while most / pixels > high:
         most -= 1
     return fewest, most
-
-
-class Mark(NamedTuple):
-    """One shape to draw as a hole: ``draw(mask, *args)`` paints it with 0.
-
-    Attributes:
-        draw: paints on a uint8 [height, width] canvas, in place.
-        args: its arguments after the canvas.
-        area: about how many pixels it covers; decides how often pixels are counted, not which are drawn.
-        anchor: (x, y) of the pixel that stays when the shape is cut short.
-    """
-
-    draw: Callable
-    args: tuple
-    area: float
-    anchor: tuple[int, int]
-
-
-def paint_until(mask: np.ndarray, marks: Iterable[Mark], target: int, most: int) -> None:
-    """Paints marks on an all-valid mask, in place, until ``target`` to ``most`` of its pixels are holes.
-
-    The mark that would exceed ``most`` is cut short: of the pixels it adds, those nearest to its anchor stay, as many
-    as make exactly ``target``. All other marks are whole. When the marks run out, fewer pixels are holes.
-    """
-    marks = iter(marks)
-    before, holes = mask.copy(), 0
-    one_by_one = False
-    while holes < target:
-        # Counting costs more than a small shape: paint as many as are expected to fill the gap, then count.
-        gap = (target - holes) * mask.size / (mask.size - holes)
-        batch: list[Mark] = []
-        while gap > 0 and (mark := next(marks, None)) is not None:
-            mark.draw(mask, *mark.args)
-            batch.append(mark)
-            gap = 0 if one_by_one else gap - mark.area
-        if not batch:
-            return
-        count = count_holes(mask)
-        if count > most:
-            if len(batch) == 1:
-                _cut_short(mask, before, batch[0].anchor, count - target)
-                return
-            np.copyto(mask, before)
-            marks, one_by_one = chain(batch, marks), True
-        else:
-            np.copyto(before, mask)
-            holes = count
-
-
-def _cut_short(mask: np.ndarray, before: np.ndarray, anchor: tuple[int, int], excess: int) -> None:
-    """Makes the ``excess`` hole pixels valid again that are not in ``before`` and farthest from ``anchor``."""
-    pixels = np.flatnonzero(mask != before)
-    rows, columns = np.divmod(pixels, mask.shape[1])
-    # Whole numbers without ties: the same pixels go, whichever way this processor sorts.
-    order = ((columns - anchor[0]) ** 2 + (rows - anchor[1]) ** 2) * mask.size + pixels
-    keep = len(order) - excess
-    gone = order > np.partition(order, keep - 1)[keep - 1]
-    mask[rows[gone], columns[gone]] = 1
-
-
-def resize_holes(mask: np.ndarray, target: int, rng: np.random.Generator) -> None:
-    """Dilates or erodes the holes, in place, until exactly ``target`` pixels, 0 to all, are holes.
-
-    Pixels change in the order of their distance to the other kind, so the outline moves evenly. A mask that is all
-    valid or all hole grows from one random pixel.
-    """
-    holes = count_holes(mask)
-    if holes == target:
-        return
-    if holes in (0, mask.size):
-        row, column = divmod(int(rng.integers(mask.size)), mask.shape[1])
-        mask[row, column] ^= 1
-        holes = count_holes(mask)
-    # Of the pixels that may change (not 0), those nearest to a 0 change first.
-    source = np.ascontiguousarray(mask) if holes < target else 1 - mask
-    distance = cv2.distanceTransform(source, cv2.DIST_L2, 5)
-    pixels = np.flatnonzero(source)
-    order = (distance.ravel()[pixels] * 65536).astype(np.int64) * mask.size + pixels
-    changes = abs(target - holes)
-    if changes:
-        chosen = pixels[order <= np.partition(order, changes - 1)[changes - 1]]
-        mask[np.divmod(chosen, mask.shape[1])] ^= 1
-
-
-def shift_to_border(mask: np.ndarray) -> None:
-    """Moves all holes together, in place, straight to the nearest side of the mask; their number stays."""
-    height, width = mask.shape
-    x, y, w, h = cv2.boundingRect(1 - mask)
-    if w == 0:
-        raise ValueError("mask: expected one or more hole pixels. Received none.")
-    moves = [(-x, 0), (0, -y), (width - x - w, 0), (0, height - y - h)]
-    dx, dy = min(moves, key=lambda move: abs(move[0] + move[1]))
-    holes = mask[y : y + h, x : x + w].copy()
-    mask[:] = 1
-    mask[y + dy : y + dy + h, x + dx : x + dx + w] = holes

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
-from masks.coverage import Mark, paint_until
+from masks.exactness import Mark, paint_until
 
 if TYPE_CHECKING:
     from masks.sampling import MaskSpec

