@@ -38,13 +38,16 @@ class Source:
         if self.kind not in KINDS:
             raise ValueError(f"kind: expected one of {tuple(KINDS)}. Received {self.kind!r}.")
         number, axes = KINDS[self.kind]
-        shapes = [getattr(array, "shape", None) for array in self.pixels]
-        if (
-            len(shapes) != number
-            or len(set(shapes)) != 1
-            or any(array.dtype != np.uint8 or array.ndim != axes or array.size == 0 for array in self.pixels)
-            or (axes == 3 and shapes[0][2] != 3)
-        ):
+        shapes = [getattr(array, "shape", type(array)) for array in self.pixels]
+        fits = [
+            isinstance(array, np.ndarray)
+            and array.dtype == np.uint8
+            and array.ndim == axes
+            and array.size > 0
+            and array.shape[2:] in ((), (3,))
+            for array in self.pixels
+        ]
+        if len(fits) != number or not all(fits) or len(set(shapes)) != 1:
             raise ValueError(
                 f"pixels: expected {number} of uint8 with {axes} axes for kind {self.kind!r}. Received {shapes}."
             )

@@ -70,10 +70,10 @@ def write_shard(group: tuple[tuple[str, int], Iterable], folder: str, num_shards
     """Writes one shard, its records in key order; returns its `datasets.Shard` as a dict.
 
     Args:
-        group: (split, shard) and its (key, serialized) pairs; None among them stands for "this shard exists".
+        group: (split, shard) and its (key, serialized) pairs.
     """
     (split, shard), items = group
-    ordered = [record for _, record in sorted(item for item in items if item is not None)]
+    ordered = [record for _, record in sorted(items)]
     data = records.frame_records(ordered)
     name = datasets.shard_name(split, shard, num_shards[split])
     create_or_compare(storage.join(folder, name), data)
@@ -95,19 +95,32 @@ def write_rejects(group: tuple[str, Iterable[Reject]], folder: str) -> int:
     return data.count(b"\n")
 
 
-def write_manifest(inputs: int, folder: str, fields: dict, shards: list[dict], rejects: list[int]) -> None:
-    """Writes the manifest of ``inputs`` inputs, after everything that it lists."""
+def write_manifest(
+    inputs: int,
+    folder: str,
+    fields: dict,
+    num_shards: dict[str, int],
+    shards: list[dict],
+    rejects: list[int],
+    statistics: list[dict],
+) -> None:
+    """Writes the manifest of ``inputs`` inputs, after everything that it lists; shards without records first."""
+    written = {shard["name"] for shard in shards}
+    every = [(split, shard) for split, count in num_shards.items() for shard in range(count)]
+    empty = [key for key in every if datasets.shard_name(*key, num_shards[key[0]]) not in written]
+    shards = [*shards, *(write_shard((key, ()), folder, num_shards) for key in empty)]
     shards = sorted((datasets.Shard(**shard) for shard in shards), key=lambda shard: shard.name)
     counts = {"inputs": inputs, "records": sum(s.records for s in shards), "rejects": sum(rejects)}
-    manifest = datasets.Manifest(**fields, counts=counts, shards=tuple(shards))
+    found = {key: value for part in statistics for key, value in part.items()}
+    manifest = datasets.Manifest(**fields, counts=counts, shards=tuple(shards), statistics=found)
     create_or_compare(storage.join(folder, datasets.MANIFEST), datasets.dump_manifest(manifest))
 
 
 class WriteDataset(beam.PTransform):
     """Writes records and rejects as a dataset.
 
-    Input: a pair of PCollections, of `Record` and of `Reject`, and a PCollection with one int, the
-    number of inputs.
+    Input: PCollections of `Record`, of `Reject`, with one int, the number of inputs, and (left out, or) of dicts
+    that together are the manifest's statistics.
 
     Args:
         folder: the dataset's address.
@@ -120,13 +133,10 @@ class WriteDataset(beam.PTransform):
         self.folder, self.num_shards, self.fields = folder, num_shards, fields
 
     def expand(self, inputs):
-        found, rejects, count = inputs
-        every_shard = [((split, i), None) for split, k in self.num_shards.items() for i in range(k)]
-        placed = found | "Place" >> beam.Map(place_record, self.num_shards)
-        empty = placed.pipeline | "EveryShard" >> beam.Create(every_shard, reshuffle=False)
+        found, rejects, count, *rest = inputs
         shards = (
-            (placed, empty)
-            | beam.Flatten()
+            found
+            | "Place" >> beam.Map(place_record, self.num_shards)
             | "GroupByShard" >> beam.GroupByKey()
             | "WriteShards" >> beam.Map(write_shard, self.folder, self.num_shards)
         )
@@ -136,6 +146,6 @@ class WriteDataset(beam.PTransform):
             | "GroupRejects" >> beam.GroupByKey()
             | "WriteRejects" >> beam.Map(write_rejects, self.folder)
         )
-        return count | "WriteManifest" >> beam.Map(
-            write_manifest, self.folder, self.fields, beam.pvalue.AsList(shards), beam.pvalue.AsList(rejected)
-        )
+        statistics = rest[0] if rest else found.pipeline | "NoStatistics" >> beam.Create([])
+        before = [beam.pvalue.AsList(written) for written in (shards, rejected, statistics)]
+        return count | "WriteManifest" >> beam.Map(write_manifest, self.folder, self.fields, self.num_shards, *before)

@@ -14,7 +14,8 @@ import tensorflow as tf
 from PIL import Image
 
 from masks.sampling import MaskSpec, sample_mask
-from pipelines.build_masks import main
+from pipelines.build_masks import main, parser
+from pipelines.mask_plan import make_plan
 from trainer import records
 from trainer.command import UserError
 
@@ -52,7 +53,7 @@ def test_every_record_is_the_mask_of_its_index(written):
     for record in found:
         index = int(record["mask/index"])
         low, high = INTERVALS[index % 6]
-        spec = MaskSpec(generator="shapes", height=SIZE, width=SIZE, hole_ratio=(low, high), seed=5)
+        spec = MaskSpec(generator="shapes", height=SIZE, width=SIZE, hole_ratio=(low, high), seed=3 * 5)  # of train
         picture = Image.open(io.BytesIO(record["mask/encoded"]))
         assert (picture.format, picture.mode, picture.size) == ("PNG", "1", (SIZE, SIZE))
         mask = np.asarray(picture).astype(np.uint8)  # True, which is white, is valid
@@ -79,15 +80,27 @@ def test_manifest(written):
     assert manifest["counts"] == {"inputs": COUNT, "records": COUNT, "rejects": 0}
     assert manifest["parameters"] == {
         "generator": "shapes",
+        "weights": {},
         "height": SIZE,
         "width": SIZE,
         "hole_ratio": [list(interval) for interval in INTERVALS],
-        "border": "any",
+        "border": ["any"],
+        "margin": 5,
+        "mask_seed": 15,
         "count": COUNT,
         "split": "train",
         "num_shards": {"train": 3},
     }
-    assert sorted(digests(written)) == ["manifest.json", *(f"train-0000{i}-of-00003.tfrecord" for i in range(3))]
+    histogram = manifest["statistics"]["histogram"]
+    buckets = [record["mask/bucket"] for record in read_records(written)]
+    touching = [record["mask/bucket"] for record in read_records(written) if record["mask/touches_border"]]
+    for bucket in range(6):
+        counts = {cell["touches_border"]: cell["count"] for cell in histogram if cell["bucket"] == bucket}
+        assert sum(counts.values()) == buckets.count(bucket)
+        assert counts.get(1, 0) == touching.count(bucket)
+    assert {cell["generator"] for cell in histogram} == {"shapes"}
+    names = [f"train-0000{i}-of-00003.tfrecord" for i in range(3)]
+    assert sorted(digests(written)) == ["contact_sheet.png", "manifest.json", *names]
     assert all(shard["records"] > 0 for shard in manifest["shards"])
 
 
@@ -123,13 +136,59 @@ def test_worker_processes_write_the_same_bytes(written, tmp_path):
 def test_one_interval_border_and_split(tmp_path):
     options = ["--count", "9", "--size", "40", "--hole-ratio", "0.15,0.35", "--border", "none", "--split", "val"]
     manifest = build(tmp_path, *options)
-    assert manifest["parameters"]["hole_ratio"] == [[0.15, 0.35]] and manifest["parameters"]["border"] == "none"
+    assert manifest["parameters"]["hole_ratio"] == [[0.15, 0.35]] and manifest["parameters"]["border"] == ["none"]
     assert [shard["name"] for shard in manifest["shards"]] == ["val-00000-of-00001.tfrecord"]
     for record in read_records(tmp_path):
-        spec = MaskSpec(generator="shapes", height=40, width=40, hole_ratio=(0.15, 0.35), border="none")
+        spec = MaskSpec(generator="shapes", height=40, width=40, hole_ratio=(0.15, 0.35), border="none", seed=1)
         mask = np.asarray(Image.open(io.BytesIO(record["mask/encoded"])))
         np.testing.assert_array_equal(mask, sample_mask(spec, int(record["mask/index"])))
         assert mask[:4].all() and mask[:, -4:].all() and record["mask/touches_border"] == 0
+
+
+def test_stratified_masks_are_spread_evenly(tmp_path):
+    manifest = build(tmp_path, "--count", "36", "--size", "64", "--stratify")
+    cells = [(bucket, touches) for bucket in range(6) for touches in (0, 1)]
+    found = [(record["mask/bucket"], record["mask/touches_border"]) for record in read_records(tmp_path)]
+    assert [found.count(cell) for cell in cells] == [3] * 12
+    expected = [dict(generator="shapes", bucket=b, touches_border=t, count=3) for b, t in cells]
+    assert manifest["statistics"] == {"histogram": expected}
+    sheet = np.asarray(Image.open(tmp_path / "contact_sheet.png"))
+    assert sheet.ndim == 2 and sheet.shape[1] > 6 * 128 and (sheet == 0).any() and (sheet == 255).any()
+
+
+def test_splits_have_no_mask_in_common(tmp_path):
+    drawn = []
+    for split in ("train", "val", "test"):
+        for seed in ("0", "1"):
+            options = ["--count", "30", "--size", "32", "--split", split, "--seed", seed]
+            build(tmp_path / (split + seed), *options)
+            drawn += [record["mask/encoded"] for record in read_records(tmp_path / (split + seed))]
+    assert len(set(drawn)) == 180
+
+
+def test_the_papers_test_set_is_twelve_thousand_masks_of_twelve_kinds():
+    plan = make_plan(parser().parse_args(["--output", "x", "--test-set", "paper"]))
+    assert (plan.count, plan.split, len(plan.specs)) == (12_000, "test", 12)
+    assert {(spec.height, spec.width) for spec in plan.specs} == {(512, 512)}
+    assert {(spec.hole_ratio, spec.border) for spec in plan.specs} == {
+        (interval, border) for interval in INTERVALS for border in ("none", "touch")
+    }
+
+
+def test_a_mixture_says_which_family_each_mask_is_of(tmp_path, monkeypatch):
+    from masks.sampling import GENERATORS
+
+    monkeypatch.setitem(GENERATORS, "noise", lambda rng, spec: rng.integers(0, 2, (spec.height, spec.width), np.uint8))
+    options = ["--count", "60", "--size", "32", "--generator", "mixture", "--weights", "noise=1,shapes=2"]
+    manifest = build(tmp_path, *options)
+    weights = manifest["parameters"]["weights"]
+    assert weights == {"noise": 1.0, "shapes": 2.0}
+    families = [record["mask/generator"] for record in read_records(tmp_path)]
+    assert 10 <= families.count(b"noise") <= 30 and families.count(b"shapes") == 60 - families.count(b"noise")
+    counts = {"noise": 0, "shapes": 0}
+    for cell in manifest["statistics"]["histogram"]:
+        counts[cell["generator"]] += cell["count"]
+    assert counts["noise"] == families.count(b"noise") and sum(counts.values()) == 60
 
 
 def test_masks_in_a_bucket(bucket, written, tmp_path):
@@ -155,8 +214,17 @@ def test_masks_in_a_bucket(bucket, written, tmp_path):
         (["--hole-ratio", "nan,0.2"], "hole_ratio: expected (low, high)"),
         (["--hole-ratio", "0.7,0.9", "--border", "none"], "hole_ratio: expected a lower bound under 0."),
         (["--hole-ratio", "0.5,0.50001"], "hole_ratio: expected an interval that holds a whole number"),
-        (["--split", "../train"], "--split: expected letters"),
-        (["--split", ""], "--split: expected letters"),
+        (["--split", "../train"], "--split: expected one of ('train', 'val', 'test')"),
+        (["--split", ""], "--split: expected one of"),
+        (["--stratify", "--border", "none"], "--stratify takes all intervals"),
+        (["--stratify", "--count", "100"], "--count: expected a multiple of 12 with --stratify"),
+        (["--test-set", "places"], "--test-set: expected one of ('paper',)"),
+        (["--test-set", "paper", "--count", "3"], "--test-set paper: leave out --count, which it sets to 12000."),
+        (["--margin", "40"], "margin: expected 1 to 15 pixels. Received 40."),
+        (["--weights", "shapes=1"], "--weights: expected with, and only with, --generator mixture."),
+        (["--generator", "mixture"], "--weights: expected with, and only with, --generator mixture."),
+        (["--generator", "mixture", "--weights", "shapes"], "--weights: expected FAMILY=NUMBER,..."),
+        (["--generator", "mixture", "--weights", "lines=1"], "weights: expected families of ('shapes',"),
     ],
 )
 def test_wrong_values_are_refused_before_anything_is_written(options, message, tmp_path):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from trainer import storage
 from trainer.command import UserError
@@ -37,6 +37,8 @@ class Manifest:
         counts: ``inputs``, ``records``, ``rejects``; always inputs = records + rejects.
         shards: in name order.
         synsets: class folder names in label order (images only).
+        statistics: what the job counted; of masks ``histogram``, their number by family, hole-ratio interval and
+            border class.
     """
 
     kind: str
@@ -46,6 +48,7 @@ class Manifest:
     counts: dict
     shards: tuple[Shard, ...]
     synsets: tuple[str, ...] = ()
+    statistics: dict = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self):
