@@ -21,7 +21,7 @@ SUITABLE := import sys; v = sys.version_info[:2]; \
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test bench lint clean
+.PHONY: help demo test soak bench lint clean
 
 help: ## list these commands
 	@awk -F ': .*## ' '/^[a-z]+: .*## / { printf "  make %-7s %s\n", $$1, $$2 }' Makefile
@@ -31,6 +31,9 @@ demo: $(RUNTIME) ## train a small network on bundled photographs and write demo/
 
 test: $(DEV) ## run the tests
 	@$(BIN)/python -m pytest -q tests
+
+soak: $(DEV) ## run the same tests with far bigger counts (hours)
+	@$(BIN)/python -m pytest -q --soak --timeout 7200 tests
 
 bench: $(DEV) ## run the benchmarks of tests/benchmarks, one after another
 	@for file in tests/benchmarks/[!_]*.py; do \

@@ -5,7 +5,8 @@ A mask is uint8 [height, width] of {0, 1}: 1 = valid, 0 = hole. Each step is bou
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from typing import NamedTuple
 
@@ -13,6 +14,20 @@ import cv2
 import numpy as np
 
 from masks.coverage import count_holes
+
+
+@contextlib.contextmanager
+def without_ipp() -> Iterator[None]:
+    """Keeps this thread off Intel's IPP, whose resized floats and distances differ from OpenCV's own in a few bits.
+
+    So the masks of machines with and without it are equal. OpenCV keeps this switch by thread.
+    """
+    used = cv2.ipp.useIPP()
+    cv2.ipp.setUseIPP(False)
+    try:
+        yield
+    finally:
+        cv2.ipp.setUseIPP(used)
 
 
 class Mark(NamedTuple):
@@ -73,6 +88,7 @@ def _cut_short(mask: np.ndarray, before: np.ndarray, anchor: tuple[int, int], ex
     mask[rows[gone], columns[gone]] = 1
 
 
+@without_ipp()
 def resize_holes(mask: np.ndarray, target: int, rng: np.random.Generator) -> None:
     """Dilates or erodes the holes, in place, until exactly ``target`` pixels, 0 to all, are holes.
 

@@ -17,17 +17,29 @@ from dataclasses import dataclass
 import numpy as np
 
 from masks import coverage, exactness
+from masks.blobs import draw_blobs
+from masks.boxes import draw_boxes
+from masks.files import draw_files
+from masks.occlusion import draw_occlusion
 from masks.shapes import draw_shapes
 from masks.sources import Source
+from masks.strokes import draw_strokes
+from masks.walks import draw_walks
 
 # Families of masks: draw(rng, spec) -> uint8 [height, width] of {0, 1}. What a family leaves short of the
 # specification, sample_mask settles.
 GENERATORS: dict[str, Callable[[np.random.Generator, MaskSpec], np.ndarray]] = {
     "shapes": draw_shapes,
+    "strokes": draw_strokes,
+    "walks": draw_walks,
+    "boxes": draw_boxes,
+    "blobs": draw_blobs,
+    "occlusion": draw_occlusion,
+    "files": draw_files,
 }
 
 # What a family starts from, one of these kinds of `Source`; the others start from nothing.
-SOURCE_KINDS: dict[str, tuple[str, ...]] = {}
+SOURCE_KINDS: dict[str, tuple[str, ...]] = {"occlusion": ("frames", "still"), "files": ("mask",)}
 
 # Not a family: each mask is of one of several, chosen by ``MaskSpec.weights``.
 MIXTURE = "mixture"

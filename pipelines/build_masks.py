@@ -30,6 +30,11 @@ def parser() -> ArgumentParser:
     parser.add_argument("--margin", type=int, help="pixels that count as near the border (default 50 per 512)")
     parser.add_argument("--stratify", action="store_true", help="as many of each interval and border class")
     parser.add_argument("--test-set", metavar="paper", help="12 x 1,000 masks of 512 x 512, as the paper has them")
+    parser.add_argument("--mask-files", metavar="GLOB", help="mask images that the family files starts from")
+    parser.add_argument("--hole", help="black or white: the colour of holes in them")
+    parser.add_argument("--threshold", type=float, help="share of the range from which on they are white (default 0.6)")
+    parser.add_argument("--frames", metavar="GLOB", help="videos, frames or stereo pairs that occlusion starts from")
+    parser.add_argument("--stills", metavar="GLOB", help="photographs that occlusion moves as two layers")
     parser.add_argument("--seed", type=int, default=0, help="another seed gives other masks (default 0)")
     parser.add_argument("--split", help="train, val or test: none has a mask of another (default train)")
     parser.add_argument("--num-shards", type=int, help=f"default: one per {MASKS_PER_SHARD} masks")
@@ -42,8 +47,8 @@ def main(argv: Sequence[str]) -> int:
         import apache_beam as beam
 
         from pipelines.launch import claim_dataset, code_version, parse_options, run_pipeline
-        from pipelines.mask_plan import make_plan, parameters_of
-        from pipelines.mask_records import SampleMasks
+        from pipelines.mask_plan import find_files, make_plan, parameters_of
+        from pipelines.mask_records import SampleMasks, SampleMasksFromSources
         from pipelines.mask_summary import SHEET, write_summary
         from pipelines.progress import ReportProgress
         from pipelines.shards import WriteDataset
@@ -51,6 +56,7 @@ def main(argv: Sequence[str]) -> int:
 
     ours, options = parse_options(parser(), argv)
     plan = make_plan(ours)
+    files, options_of_files, unmatched = find_files(ours, plan)
     output = storage.normalize(ours.output)
     if not claim_dataset(output, ours.overwrite):
         return 0
@@ -59,14 +65,20 @@ def main(argv: Sequence[str]) -> int:
         "kind": "mask",
         "seed": ours.seed,
         "code_version": code_version(),
-        "parameters": {**parameters_of(plan), "num_shards": num_shards},
+        "parameters": {**parameters_of(plan, ours), "num_shards": num_shards},
     }
 
     def build(pipeline):
-        found, tally = pipeline | SampleMasks(plan.specs, plan.count, plan.split)
+        rejects = pipeline | "Unmatched" >> beam.Create(unmatched)
+        masks = (plan.specs, plan.count, plan.split)
+        if files:
+            found, tally, unused = pipeline | SampleMasksFromSources(*masks, files, options_of_files)
+            rejects = (rejects, unused) | "Rejects" >> beam.Flatten()
+        else:
+            found, tally = pipeline | SampleMasks(*masks)
         found = found | "Progress" >> beam.ParDo(ReportProgress("masks", plan.count))
-        rejects = pipeline | "NoRejects" >> beam.Create([])
-        inputs = pipeline | "Inputs" >> beam.Create([plan.count])
+        # Every mask, and every file that none could start from.
+        inputs = rejects | beam.combiners.Count.Globally() | "Inputs" >> beam.Map(lambda n: n + plan.count)
         statistics = tally | "Summary" >> beam.Map(write_summary, output)
         (found, rejects, inputs, statistics) | WriteDataset(output, num_shards, fields)
 

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 import apache_beam as beam
-from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
+from apache_beam.options.pipeline_options import PipelineOptions, PortableOptions, StandardOptions
 from apache_beam.runners.portability.fn_api_runner import worker_handlers
 
 from trainer import datasets, storage
@@ -59,6 +59,8 @@ def parse_options(parser: ArgumentParser, argv: Sequence[str]) -> tuple[argparse
     standard = options.view_as(StandardOptions)
     if standard.runner is None:
         standard.runner = DEFAULT_RUNNER
+    if standard.runner == "PortableRunner" and not options.view_as(PortableOptions).job_endpoint:
+        raise UserError("--runner PortableRunner: expected --job_endpoint, HOST:PORT, or embed for one in this process")
     try:
         beam.Pipeline(options=options)
     except (ValueError, ImportError, AttributeError) as error:

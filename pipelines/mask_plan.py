@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from dataclasses import dataclass
 
 from masks.coverage import RATIO_BUCKETS
-from masks.sampling import MIXTURE, MaskSpec
+from masks.sampling import MIXTURE, SOURCE_KINDS, MaskSpec
+from pipelines.mask_sources import THRESHOLD, SourceFile, SourceOptions, list_sources
+from pipelines.shards import Reject
 from trainer.command import UserError
 
 SPLITS = ("train", "val", "test")
@@ -14,6 +17,8 @@ SPLITS = ("train", "val", "test")
 BORDER_CLASSES = ("none", "touch")
 # Section 4.2 of the paper: 1,000 masks for each of the six intervals and the two border classes.
 TEST_SETS = {"paper": {"count": 12_000, "size": 512, "split": "test", "stratify": True}}
+# Where each kind of source comes from.
+_FLAGS = {"mask": "--mask-files", "frames": "--frames", "still": "--stills"}
 
 
 @dataclass(frozen=True)
@@ -106,8 +111,37 @@ def _parse_weights(text: str | None) -> tuple[tuple[str, float], ...]:
         raise UserError(f"--weights: expected FAMILY=NUMBER,... Received {text!r}.") from None
 
 
-def parameters_of(plan: Plan) -> dict:
+def find_files(options: argparse.Namespace, plan: Plan) -> tuple[list[SourceFile], SourceOptions, list[Reject]]:
+    """The files that the plan's families start from, how to read them, and rejects for those that are of no kind.
+
+    Raises:
+        UserError: an option is missing, contradicts another, or matches no file.
+    """
+    needed = {kind for family in plan.specs[0].families for kind in SOURCE_KINDS.get(family, ())}
+    given = {"mask": options.mask_files, "frames": options.frames, "still": options.stills}
+    for family in plan.specs[0].families:
+        kinds = SOURCE_KINDS.get(family, ())
+        if kinds and not any(given[kind] for kind in kinds):
+            raise UserError(f"--generator {family}: expected {' or '.join(_FLAGS[kind] for kind in kinds)}.")
+    for kind, address in given.items():
+        if address and kind not in needed:
+            raise UserError(f"{_FLAGS[kind]}: none of {', '.join(plan.specs[0].families)} starts from such files.")
+    if bool(options.mask_files) != bool(options.hole):
+        raise UserError("--hole: expected with, and only with, --mask-files: black or white, the colour of holes.")
+    threshold = THRESHOLD if options.threshold is None else options.threshold
+    reading = SourceOptions(hole=options.hole, threshold=threshold, side=options.size)
+    if not needed:
+        return [], reading, []
+    found, unmatched = list_sources(mask_files=options.mask_files, frames=options.frames, stills=options.stills)
+    if not found:
+        first = unmatched[0]
+        raise UserError(f"expected files that masks can start from. Received {first.source}: {first.error}")
+    return found, reading, [dataclasses.replace(one, split=plan.split) for one in unmatched]
+
+
+def parameters_of(plan: Plan, options: argparse.Namespace) -> dict:
     """The plan as the manifest's ``parameters``."""
+    names = ("mask_files", "hole", "threshold", "frames", "stills")
     first = plan.specs[0]
     return {
         "generator": first.generator,
@@ -120,4 +154,5 @@ def parameters_of(plan: Plan) -> dict:
         "mask_seed": first.seed,
         "count": plan.count,
         "split": plan.split,
+        "sources": {name: getattr(options, name) for name in names if getattr(options, name) is not None},
     }

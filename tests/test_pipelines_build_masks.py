@@ -89,6 +89,7 @@ def test_manifest(written):
         "mask_seed": 15,
         "count": COUNT,
         "split": "train",
+        "sources": {},
         "num_shards": {"train": 3},
     }
     histogram = manifest["statistics"]["histogram"]
