@@ -1,28 +1,36 @@
-"""Turns an ImageNet folder tree into a dataset of image records.
+"""Turns images into a dataset of records: ImageNet in any of its forms, or a folder of one's own.
 
     python -m pipelines.build_imagenet --input gs://B/ILSVRC2012 --output gs://B/imagenet
 
-Reads train/<synset>/*.JPEG, val/... and test/... below --input. Labels are positions in the sorted
-list of synsets; files right below their split have label -1. A file that cannot be used becomes a
-line of rejects/<split>.jsonl.
+--input is one of
+    a folder with ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and the development kit, or one of these tars
+    a folder with train/SYNSET/..., val/... or test/..., or Kaggle's with ILSVRC/Data/CLS-LOC
+    any other folder of images, or a quoted glob; their label is -1
+
+Nothing is unpacked. Labels are positions in the sorted list of synsets. Upright RGB JPEGs are stored byte for
+byte; other images are encoded anew; a file that cannot be used becomes a line of rejects/SPLIT.jsonl.
 """
 
 from __future__ import annotations
 
-import math
+import dataclasses
 from collections.abc import Sequence
 
 from trainer.command import ArgumentParser, UserError, quiet_imports, run_command
 
-IMAGES_PER_SHARD = 1000  # ImageNet's average file of 110 KB makes shards of 110 MB
-
 
 def parser() -> ArgumentParser:
     parser = ArgumentParser(prog="python -m pipelines.build_imagenet", description=__doc__)
-    parser.add_argument("--input", required=True, help="folder that holds train/, val/ or test/ (local or gs://)")
+    parser.add_argument("--input", required=True, help="folder, tar or glob (local or gs://)")
     parser.add_argument("--output", required=True, help="the dataset's folder")
-    parser.add_argument("--split", default="train,val,test", help="folders to read (default train,val,test)")
-    parser.add_argument("--num-shards", type=int, help=f"of each split; default: one per {IMAGES_PER_SHARD} images")
+    parser.add_argument("--split", help="comma-separated: what to read of train,val,test; of other images, their split")
+    parser.add_argument("--devkit", help="ILSVRC's development kit, a tar or a folder; default: looked for in --input")
+    parser.add_argument("--short-side", type=int, help="shrink larger images to this shorter side (default: keep)")
+    parser.add_argument("--quality", type=int, default=95, help="of images that are encoded anew (default 95)")
+    parser.add_argument("--max-pixels", type=int, default=100_000_000, help="reject larger ones (default 100000000)")
+    parser.add_argument("--min-side", type=int, default=1, help="reject smaller ones (default 1)")
+    parser.add_argument("--limit", type=int, help="this many images of each split, the same ones every time")
+    parser.add_argument("--num-shards", type=int, help="of each split; default: a power of two, of 100-200 MB each")
     parser.add_argument("--overwrite", action="store_true", help="write again what is finished already")
     return parser
 
@@ -31,41 +39,54 @@ def main(argv: Sequence[str]) -> int:
     with quiet_imports():
         import apache_beam as beam
 
-        from pipelines.image_records import SPLITS, ConvertFiles, list_files, list_tree, synset_of
+        from pipelines import image_sources
+        from pipelines.image_records import choose_num_shards, measure_split
+        from pipelines.image_shards import ListImages, WriteImages
         from pipelines.launch import claim_dataset, code_version, parse_options, run_pipeline
-        from pipelines.progress import ReportProgress
-        from pipelines.shards import WriteDataset
-        from trainer import datasets, storage
+        from pipelines.shards import WriteRest
+        from trainer import datasets, images, storage
 
     ours, options = parse_options(parser(), argv)
-    splits = tuple(ours.split.split(","))
-    if wrong := [split for split in splits if split not in SPLITS]:
-        raise UserError(f"--split: expected names of {SPLITS}. Received {wrong[0]!r}.")
-    if ours.num_shards is not None and ours.num_shards < 1:
-        raise UserError(f"--num-shards: expected 1 or more. Received {ours.num_shards}.")
-
-    root, output = storage.normalize(ours.input), storage.normalize(ours.output)
-    tree = list_tree(root, splits)
+    for name in ("num_shards", "limit"):
+        if getattr(ours, name) is not None and getattr(ours, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')}: expected 1 or more. Received {getattr(ours, name)}.")
+    try:
+        spec = images.ImageSpec(
+            short_side=ours.short_side, quality=ours.quality, max_pixels=ours.max_pixels, min_side=ours.min_side
+        )
+    except ValueError as error:
+        name, _, expected = str(error).partition(":")
+        raise UserError(f"--{name.replace('_', '-')}:{expected}") from None
+    splits = tuple(ours.split.split(",")) if ours.split is not None else ()
+    output = storage.normalize(ours.output)
+    source = image_sources.find_source(ours.input, splits, ours.devkit or "")
     if not claim_dataset(output, ours.overwrite):
         return 0
-    synsets = tuple(sorted({synset_of(file, root) for files in tree.values() for file in files} - {""}))
-    total = sum(len(files) for files in tree.values())
-    num_shards = {split: ours.num_shards or math.ceil(len(files) / IMAGES_PER_SHARD) for split, files in tree.items()}
+
+    by_split = {part.split: [p for p in source.parts if p.split == part.split] for part in source.parts}
+    num_shards = {
+        split: ours.num_shards or choose_num_shards(measure_split(parts, spec, ours.limit))
+        for split, parts in by_split.items()
+    }
+    parameters = {"input": storage.normalize(ours.input), "num_shards": num_shards, "limit": ours.limit}
     fields = {
         "kind": "image",
         "seed": 0,
         "code_version": code_version(),
-        "parameters": {"input": root, "num_shards": num_shards},
-        "synsets": synsets,
+        "parameters": parameters | dataclasses.asdict(spec),
+        "synsets": source.synsets,
     }
 
     def build(pipeline):
-        # Listed again by a worker: a million names do not fit into the description of a job.
-        files = pipeline | beam.Create(list(tree)) | "List" >> beam.FlatMap(list_files, root) | beam.Reshuffle()
-        seen = files | "Progress" >> beam.ParDo(ReportProgress("images", total))
-        converted, rejects = seen | ConvertFiles(root, {synset: i for i, synset in enumerate(synsets)})
-        inputs = files | beam.combiners.Count.Globally()
-        (converted, rejects, inputs) | WriteDataset(output, num_shards, fields)
+        parts = pipeline | "Parts" >> beam.Create(source.parts)
+        items, unlisted = parts | ListImages(ours.limit)
+        labels = {synset: label for label, synset in enumerate(source.synsets)}
+        shards, unused = items | WriteImages(output, num_shards, spec, labels)
+        outside = pipeline | "Outside" >> beam.Create(source.rejects)
+        lost = (unlisted, outside) | "Lost" >> beam.Flatten()
+        inputs = (items, lost) | "Inputs" >> beam.Flatten() | beam.combiners.Count.Globally()
+        rejects = (lost, unused) | "Rejects" >> beam.Flatten()
+        (shards, rejects, inputs) | WriteRest(output, num_shards, fields)
 
     run_pipeline(options, build)
     counts = datasets.load_manifest(output, "image").counts

@@ -1,64 +1,88 @@
-"""Image files of an ImageNet tree as records: the pure functions of the image job, and its transform.
-
-    ROOT/train/n01440764/n01440764_10026.JPEG   -> split train, synset n01440764
-    ROOT/val/ILSVRC2012_val_00000001.JPEG       -> split val, no synset, label -1
-"""
+"""Images as records, and how many shards they need: the pure functions of the image job."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import collections
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
-import apache_beam as beam
-
-from pipelines.shards import Record, Reject, reject
+from pipelines.image_parts import Item, Part, sample_items, to_text
+from pipelines.shards import Reject, reject
 from trainer import images, records, storage
 from trainer.command import UserError
 
-SPLITS = ("train", "val", "test")
-REJECTED = "rejected"
+SHARD_BYTES = 200_000_000
+_READERS, _READ_AHEAD = 8, 16  # requests to a bucket at a time; images read before they are needed
 
 
-def list_tree(root: str, splits: tuple[str, ...]) -> dict[str, list[str]]:
-    """Addresses of all files below each split's folder.
+def measure_split(parts: list[Part], spec: images.ImageSpec, limit: int | None) -> int:
+    """About how many bytes the records of a split will have.
+
+    What is kept as it is takes its own size. With a ``short_side`` a sample of images (`sample_items`) is
+    converted, and all are taken to shrink as much as these; with a ``limit`` that many of their mean size count.
+    """
+    total = sum(part.bytes for part in parts)
+    if spec.short_side is None and limit is None:
+        return total
+    before, after = [], []
+    for item in sample_items(parts):
+        try:
+            after.append(len(images.to_jpeg(read_image(item, spec), spec)[0]))
+            before.append(item[5])
+        except (images.ImageError, UserError):
+            continue
+    if not before:
+        return total
+    wanted = total if limit is None else min(total, limit * sum(before) / len(before))
+    return round(wanted * sum(after) / sum(before))
+
+
+def choose_num_shards(size: int) -> int:
+    """The smallest power of two that keeps shards of ``size`` bytes in all at 200 MB; so they have 100 MB or more.
+
+    A power of two, so that archives and folders of the same images, which do not measure quite the same, get as many.
+    """
+    num_shards = 1
+    while size > num_shards * SHARD_BYTES:
+        num_shards *= 2
+    return num_shards
+
+
+def read_image(item: Item, spec: images.ImageSpec) -> bytes:
+    """The bytes of an image.
 
     Raises:
-        UserError: there is none, naming the folders that were looked for.
+        ImageError: there are more than any image that the specification allows can have.
+        UserError: they cannot be read, or end too early.
     """
-    found = {split: storage.find(storage.join(root, split)) for split in splits}
-    if not any(found.values()):
-        looked = ", ".join(f"{root}/{split}" for split in splits)
-        raise UserError(f"expected image files below {looked}. Found none.")
-    return {split: files for split, files in found.items() if files}
+    _, _, _, address, start, size, _ = item
+    if size > spec.max_bytes:
+        raise images.ImageError(f"expected at most {spec.max_bytes} bytes ({spec.max_pixels} pixels). Received {size}.")
+    data = storage.read_range(to_text(address), start, size)
+    if len(data) < size:
+        raise UserError(f"expected {size} bytes. Received {len(data)}.")
+    return data
 
 
-def list_files(split: str, root: str) -> list[tuple[str, str]]:
-    """(split, address) of each file of one split."""
-    return [(split, address) for address in storage.find(storage.join(root, split))]
+def read_images(items: list[Item], spec: images.ImageSpec) -> Iterator[tuple[Item, Callable[[], bytes]]]:
+    """Each item with a function that gives what `read_image` does; those of buckets are read ahead."""
+    if not any(storage.is_bucket(to_text(item[3])) for item in items):
+        for item in items:
+            yield item, lambda item=item: read_image(item, spec)
+        return
+    with ThreadPoolExecutor(_READERS) as pool:
+        waiting = collections.deque()
+        for item in items:
+            waiting.append((item, pool.submit(read_image, item, spec).result))
+            if len(waiting) == _READ_AHEAD:
+                yield waiting.popleft()
+        yield from waiting
 
 
-def synset_of(address: str, root: str) -> str:
-    """Name of the class folder of ``ROOT/split/synset/.../file``; empty if the file lies right below its split."""
-    parts = storage.relative(address, root).split("/")
-    return parts[1] if len(parts) > 2 else ""
-
-
-def encode_image(data: bytes) -> tuple[bytes, int, int]:
-    """The record's JPEG with its height and width: ``data`` itself if it is an upright RGB JPEG, else encoded anew.
-
-    Raises:
-        images.ImageError: ``data`` is not an image that can be used.
-    """
-    header = images.read_header(data)
-    pixels = images.decode_rgb(data)  # in either case: a truncated file is found only so
-    height, width = pixels.shape[:2]
-    if header.format == "JPEG" and header.mode == "RGB" and header.upright:
-        return data, height, width
-    return images.encode_jpeg(pixels), height, width
-
-
-def image_record(data: bytes, filename: str, synset: str, label: int) -> bytes:
-    """Serialized record of one image file."""
-    encoded, height, width = encode_image(data)
+def image_record(item: Item, data: bytes, spec: images.ImageSpec, labels: dict[str, int]) -> bytes:
+    """Serialized record of one image. Raises `ImageError`."""
+    _, key, synset, *_ = item
+    encoded, height, width = images.to_jpeg(data, spec)
     values = {
         "image/encoded": encoded,
         "image/format": "JPEG",
@@ -66,35 +90,26 @@ def image_record(data: bytes, filename: str, synset: str, label: int) -> bytes:
         "image/width": width,
         "image/colorspace": "RGB",
         "image/channels": 3,
-        "image/filename": filename,
-        "image/class/label": label,
+        "image/filename": key,
+        "image/class/label": labels.get(to_text(synset), -1),
         "image/class/synset": synset,
     }
     return records.encode_record(values, records.IMAGE_FEATURES)
 
 
-def convert_file(
-    item: tuple[str, str], root: str, labels: dict[str, int]
-) -> Iterator[Record | beam.pvalue.TaggedOutput]:
-    """One (split, address) becomes one record, or one reject under the tag ``rejected``."""
-    split, address = item
-    stage = "read"
-    try:
-        data = storage.read(address)
-        stage = "decode"
-        filename, synset = storage.relative(address, root), synset_of(address, root)
-        yield split, filename, image_record(data, filename, synset, labels.get(synset, -1))
-    except (images.ImageError, UserError, OSError) as error:
-        yield beam.pvalue.TaggedOutput(REJECTED, reject(address, stage, error, split))
-
-
-class ConvertFiles(beam.PTransform):
-    """Twin of `convert_file`: from a PCollection of (split, address) to `Record`s and `Reject`s."""
-
-    def __init__(self, root: str, labels: dict[str, int]):
-        super().__init__()
-        self._root, self._labels = root, labels
-
-    def expand(self, files) -> tuple[beam.PCollection[Record], beam.PCollection[Reject]]:
-        outputs = files | beam.FlatMap(convert_file, self._root, self._labels).with_outputs(REJECTED, main="records")
-        return outputs.records, outputs[REJECTED]
+def convert_images(
+    items: list[Item], spec: images.ImageSpec, labels: dict[str, int], rejects: list[Reject]
+) -> Iterator[bytes]:
+    """Serialized records in the items' order; what cannot be used is added to ``rejects``."""
+    for item, read in read_images(items, spec):
+        stage = "read"
+        try:
+            data = read()
+            stage = "decode"
+            record = image_record(item, data, spec, labels)
+        # A connection that fails is neither: it ends the attempt, so that the runner makes another.
+        except (images.ImageError, UserError) as error:
+            split, _, _, address, _, _, member = item
+            rejects.append(reject(to_text(address), stage, error, split, to_text(member)))
+            continue
+        yield record

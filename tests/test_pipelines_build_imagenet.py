@@ -168,7 +168,15 @@ def test_rejects_say_why(written, tree):
 
 def test_manifest(written, tree):
     manifest = json.loads((written / "manifest.json").read_text())
-    assert manifest["parameters"] == {"input": str(tree), "num_shards": {"train": 2, "val": 2}}
+    assert manifest["parameters"] == {
+        "input": str(tree),
+        "num_shards": {"train": 2, "val": 2},
+        "limit": None,
+        "short_side": None,
+        "quality": 95,
+        "max_pixels": 100_000_000,
+        "min_side": 1,
+    }
     names = [f"{split}-0000{i}-of-00002.tfrecord" for split in ("train", "val") for i in (0, 1)]
     assert [shard["name"] for shard in manifest["shards"]] == names
     files = sorted(p.relative_to(written).as_posix() for p in written.rglob("*") if p.is_file())
@@ -180,7 +188,7 @@ def test_one_split(tree, tmp_path, capsys):
     assert "2 images in" in capsys.readouterr().out
     manifest = datasets.load_manifest(str(tmp_path), "image")
     assert [shard.name for shard in manifest.shards] == ["val-00000-of-00001.tfrecord"]
-    assert manifest.synsets == ("n03",)
+    assert manifest.synsets == ("n01", "n02", "n03", "n04", "n10")  # those of train, or labels would differ
     with pytest.raises(UserError, match=r"expected one of \['val'\]. Received 'train'"):
         manifest.split("train")
 
@@ -210,7 +218,14 @@ def test_from_bucket_to_bucket_the_records_are_the_same(bucket, tree, written):
         (["--split", ""], "--split: expected names of"),
         (["--split", "test"], "expected image files below .*/test. Found none."),
         (["--num-shards", "0"], "--num-shards: expected 1 or more. Received 0."),
-        (["--input", "/no/such/folder"], "expected image files below /no/such/folder/train, .*. Found none."),
+        (["--limit", "0"], "--limit: expected 1 or more. Received 0."),
+        (["--short-side", "0"], "--short-side: expected 1 to 65500. Received 0."),
+        (["--quality", "101"], "--quality: expected 1 to 100. Received 101."),
+        (["--max-pixels", "999999999"], "--max-pixels: expected 1 to 178956970. Received 999999999."),
+        (["--min-side", "0"], "--min-side: expected 1 to 65500. Received 0."),
+        (["--devkit", "/no/such/kit"], "/no/such/kit: expected .*ground_truth.txt and meta.mat .* Received neither."),
+        (["--input", "/no/such/folder"], "expected image files in or below /no/such/folder. Found none."),
+        (["--input", "/no/such/*.png"], r"expected image files in or below /no/such/\*.png. Found none."),
     ],
 )
 def test_wrong_values_are_refused_before_anything_is_written(options, message, tree, tmp_path):
@@ -218,3 +233,10 @@ def test_wrong_values_are_refused_before_anything_is_written(options, message, t
         main(["--input", str(tree), "--output", str(tmp_path / "set"), *options])
     assert re.search(message, str(caught.value))
     assert not (tmp_path / "set").exists()
+
+
+def test_help_shows_our_options_first(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    text = capsys.readouterr().out
+    assert text.index("--short-side") < text.index("Options of Apache Beam")

@@ -122,7 +122,8 @@ def test_dataset(written):
     assert min(shard["records"] for shard in manifest["shards"]) == 0  # the case of an empty shard is in here
     lines = (written / "rejects" / "train.jsonl").read_text().splitlines()
     assert [json.loads(line)["source"] for line in lines] == ["in/b.jpg", "in/z.jpg"]
-    assert json.loads(lines[1]) == {"source": "in/z.jpg", "stage": "read", "error": "UserError: gone", "split": "train"}
+    expected = {"source": "in/z.jpg", "member": "", "stage": "read", "error": "UserError: gone", "split": "train"}
+    assert json.loads(lines[1]) == expected
 
 
 def test_order_changes_no_byte_and_the_manifest_is_last(written, tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from google.api_core import exceptions
 
-from trainer import storage
+from trainer import buckets, storage
 from trainer.command import UserError
 
 
@@ -201,7 +201,7 @@ def test_what_the_server_refuses_is_the_users_to_know(error, monkeypatch):
         def list_blobs(self, *_, **__):
             raise error
 
-    monkeypatch.setattr(storage, "_client", Client)
+    monkeypatch.setattr(buckets, "client", Client)
     with pytest.raises(UserError, match="gs://some-bucket may not be used: no rights"):
         storage.require_writable("gs://some-bucket/run")
 

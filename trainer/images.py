@@ -13,7 +13,11 @@ import cv2
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from trainer import jpeg
+
 MAX_PIXELS = 100_000_000
+PILLOWS_LIMIT = 2 * Image.MAX_IMAGE_PIXELS  # beyond, Pillow itself refuses to open a file
+JPEG_SIDE = 65_500  # the longest that libjpeg writes
 _ORIENTATION = 0x0112  # EXIF tag; 1 = upright
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -92,6 +96,92 @@ def decode_rgb(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         return np.array(image.convert("RGB"))
     except Exception as error:
         raise ImageError(f"the pixels cannot be decoded: {error}") from None
+
+
+def is_readable_jpeg(data: bytes) -> bool:
+    """Whether libjpeg reads this three-channel JPEG to its end, as TensorFlow's decoders do and ask for.
+
+    Of a file with one scan (all but progressive ones) only the structure and what comes before the
+    coded data are tried, by decoding the file without them: in them libjpeg gives up at nothing.
+    """
+    layout = jpeg.read_layout(data)
+    if layout is None:
+        return False
+    try:
+        if layout.scans > 1:
+            Image.open(io.BytesIO(data)).load()
+        else:
+            image = Image.open(io.BytesIO(data[: layout.data_start] + b"\xff\xd9"))
+            image.draft("L", (image.width // 8, image.height // 8))
+            image.load()
+    except Exception:  # as many kinds as Pillow's plugins have
+        return False
+    return True
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSpec:
+    """What images are stored as.
+
+    Attributes:
+        short_side: the shorter side of larger images is shrunk to this many pixels; None keeps all sizes.
+        quality: of JPEGs that are encoded anew, 1 to 100.
+        max_pixels: images with more are refused.
+        min_side: images with a side shorter than this are refused.
+    """
+
+    short_side: int | None = None
+    quality: int = 95
+    max_pixels: int = MAX_PIXELS
+    min_side: int = 1
+
+    def __post_init__(self):
+        limits = {
+            "short_side": (1, JPEG_SIDE),
+            "quality": (1, 100),
+            "max_pixels": (1, PILLOWS_LIMIT),
+            "min_side": (1, JPEG_SIDE),
+        }
+        for name, (low, high) in limits.items():
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                raise ValueError(f"{name}: expected {low} to {high}. Received {value}.")
+
+    @property
+    def max_bytes(self) -> int:
+        """Size of the largest file worth reading: no compression, four channels of 16 bits, and room for the rest."""
+        return 8 * self.max_pixels + (1 << 20)
+
+
+def to_jpeg(data: bytes, spec: ImageSpec) -> tuple[bytes, int, int]:
+    """An upright RGB JPEG of an image file, with its height and width.
+
+    It is ``data`` itself if that is one already, small enough, and sure to be read to its end; else encoded anew.
+
+    Raises:
+        ImageError: ``data`` is not an image that can be used.
+    """
+    header = read_header(data, spec.max_pixels)
+    height, width = header.height, header.width
+    if min(height, width) < spec.min_side:
+        raise ImageError(f"expected sides of {spec.min_side} pixels or more. Received {width} x {height}.")
+    scale = spec.short_side / min(height, width) if spec.short_side else 1.0
+    plain = header.upright and (header.format, header.mode) == ("JPEG", "RGB") and is_readable_jpeg(data)
+    if plain and scale >= 1:
+        return data, height, width
+    # OpenCV would read on where Pillow refuses; for files that are plain it is the faster one.
+    bgr = None
+    if plain:
+        bgr = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    if bgr is None:
+        bgr = decode_rgb(data, spec.max_pixels)[..., ::-1]
+    if scale < 1:
+        sides = [max(spec.short_side, round(side * scale)) for side in (bgr.shape[1], bgr.shape[0])]
+        bgr = cv2.resize(bgr, sides, interpolation=cv2.INTER_AREA)
+    if max(bgr.shape) > JPEG_SIDE:
+        raise ImageError(f"expected sides of at most {JPEG_SIDE} pixels. Received {bgr.shape[1]} x {bgr.shape[0]}.")
+    encoded = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, spec.quality])[1].tobytes()
+    return encoded, bgr.shape[0], bgr.shape[1]
 
 
 def encode_png(pixels: np.ndarray) -> bytes:

@@ -1,23 +1,20 @@
 """The two record formats, and the TFRecord framing they are stored in.
 
-The training job reads these and so owns them; the Beam jobs write to them.
+The training job reads these and so owns them; the Beam jobs write to them. Writing needs no
+TensorFlow, whose import takes seconds in every worker process of a Beam job.
 """
 
 from __future__ import annotations
 
+import io
+import numbers
 import struct
 from collections.abc import Iterable, Iterator
 
 import google_crc32c
 
-from trainer.command import quiet_imports
-
-with quiet_imports():  # Beam's worker processes import this module first
-    import tensorflow as tf
-
-_BYTES = tf.io.FixedLenFeature([], tf.string)
-_INT = tf.io.FixedLenFeature([], tf.int64)
-_FLOAT = tf.io.FixedLenFeature([], tf.float32)
+_BYTES, _FLOAT, _INT = "bytes", "float", "int"  # kinds of values; their field in the Feature message below
+_FIELDS = {_BYTES: 1, _FLOAT: 2, _INT: 3}
 
 IMAGE_FEATURES = {
     "image/encoded": _BYTES,  # JPEG, RGB, upright
@@ -26,7 +23,7 @@ IMAGE_FEATURES = {
     "image/width": _INT,
     "image/colorspace": _BYTES,  # "RGB"
     "image/channels": _INT,  # 3
-    "image/filename": _BYTES,  # path below the dataset's source folder
+    "image/filename": _BYTES,  # split/synset/name, or split/name where there is no synset
     "image/class/label": _INT,  # position of the synset in sorted order, -1 when unknown
     "image/class/synset": _BYTES,
 }
@@ -42,34 +39,79 @@ MASK_FEATURES = {
 }
 FEATURES = {"image": IMAGE_FEATURES, "mask": MASK_FEATURES}
 
-_KINDS = {tf.string: "bytes_list", tf.int64: "int64_list", tf.float32: "float_list"}
+_DIGITS = tuple(bytes([digit]) for digit in range(0x80))
+
+
+def _varint(value: int) -> bytes:
+    """Base 128, low digits first, in 64-bit two's complement."""
+    if 0 <= value < 0x80:
+        return _DIGITS[value]
+    value &= 0xFFFFFFFFFFFFFFFF
+    digits = bytearray()
+    while value > 0x7F:
+        digits.append(value & 0x7F | 0x80)
+        value >>= 7
+    digits.append(value)
+    return bytes(digits)
+
+
+def _field(number: int, data: bytes) -> bytes:
+    """A protocol buffer field of a type that has a length."""
+    return _DIGITS[number << 3 | 2] + _varint(len(data)) + data
+
+
+def _encode_value(value: object, kind: str) -> bytes:
+    """The list of one value: BytesList, FloatList or Int64List."""
+    if kind == _BYTES and isinstance(value, (bytes, str)):
+        return _field(1, value.encode() if isinstance(value, str) else value)
+    if kind == _INT and isinstance(value, numbers.Integral) and -(2**63) <= value < 2**63:
+        return _field(1, _varint(int(value)))
+    if kind == _FLOAT and isinstance(value, numbers.Real):
+        return _field(1, struct.pack("<f", value))
+    raise ValueError(f"expected a value of kind {kind}. Received {value!r}.")
 
 
 def encode_record(values: dict, features: dict) -> bytes:
     """Serialized ``tf.train.Example`` with exactly the keys of ``features``; the same values give the same bytes.
 
+    The bytes are those of the message's own deterministic serialization:
+
+        message Example  { Features features = 1; }
+        message Features { map<string, Feature> feature = 1; }         entries in key order: 1 the key, 2 the value
+        message Feature  { oneof kind { BytesList = 1; FloatList = 2; Int64List = 3; } }
+
     Raises:
-        ValueError: a key is missing or unknown.
+        ValueError: a key is missing or unknown, or a value of another kind.
     """
     if values.keys() != features.keys():
         raise ValueError(f"record keys: expected {sorted(features)}. Received {sorted(values)}.")
-    example = tf.train.Example()
+    entries = []
     for key in sorted(features):
-        value = values[key]
-        kind = _KINDS[features[key].dtype]
-        value = value.encode() if isinstance(value, str) else value
-        getattr(example.features.feature[key], kind).value.append(value)
-    return example.SerializeToString(deterministic=True)
+        feature = _field(_FIELDS[features[key]], _encode_value(values[key], features[key]))
+        entries.append(_field(1, _field(1, key.encode()) + _field(2, feature)))
+    return _field(1, b"".join(entries))
 
 
-def parse_image(serialized: tf.Tensor) -> dict[str, tf.Tensor]:
-    """Scalar tensors under the keys of `IMAGE_FEATURES`."""
-    return tf.io.parse_single_example(serialized, IMAGE_FEATURES)
+def parsing_spec(features: dict) -> dict:
+    """``features`` as ``tf.io.parse_example`` takes them."""
+    import tensorflow as tf
+
+    dtypes = {_BYTES: tf.string, _FLOAT: tf.float32, _INT: tf.int64}
+    return {key: tf.io.FixedLenFeature([], dtypes[kind]) for key, kind in features.items()}
 
 
-def parse_mask(serialized: tf.Tensor) -> dict[str, tf.Tensor]:
-    """Scalar tensors under the keys of `MASK_FEATURES`."""
-    return tf.io.parse_single_example(serialized, MASK_FEATURES)
+def parse_image(serialized) -> dict:
+    """Scalar tensors under the keys of `IMAGE_FEATURES` of a scalar string tensor."""
+    import tensorflow as tf
+
+    return tf.io.parse_single_example(serialized, parsing_spec(IMAGE_FEATURES))
+
+
+def parse_mask(serialized) -> dict:
+    """Scalar tensors under the keys of `MASK_FEATURES` of a scalar string tensor."""
+    import tensorflow as tf
+
+    return tf.io.parse_single_example(serialized, parsing_spec(MASK_FEATURES))
 
 
 def _masked_crc(data: bytes) -> bytes:
@@ -83,11 +125,13 @@ def frame_records(records: Iterable[bytes]) -> bytes:
     Made in memory because a shard is written as one object, whose checksum goes into the manifest;
     TensorFlow's own writer only writes to files. Format: tensorflow.org/tutorials/load_data/tfrecord.
     """
-    parts = []
+    file = io.BytesIO()  # grows in place: a list to be joined would hold every record twice
     for record in records:
         length = struct.pack("<Q", len(record))
-        parts += [length, _masked_crc(length), record, _masked_crc(record)]
-    return b"".join(parts)
+        file.write(length + _masked_crc(length))
+        file.write(record)
+        file.write(_masked_crc(record))
+    return file.getvalue()
 
 
 def unframe_records(data: bytes) -> Iterator[bytes]:
