@@ -42,7 +42,7 @@ CASES = {
     # A folder that is not there.
     "train-missing": Case("trainer.train", TRAIN + " --images gone", "image dataset .*/gone does not exist"),
     "imagenet-missing": Case(
-        "pipelines.build_imagenet", "--input gone --output new", "image files below .*/gone/train"
+        "pipelines.build_imagenet", "--input gone --output new", "image files in or below .*/gone"
     ),
     "inpaint-missing": Case("pipelines.inpaint", INPAINT + " --images gone", "--images: no files at .*/gone"),
     "evaluate-missing": Case("pipelines.evaluate", EVALUATE + " --masks gone", "mask dataset .*/gone does not exist"),
