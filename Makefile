@@ -21,7 +21,7 @@ SUITABLE := import sys; v = sys.version_info[:2]; \
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test soak bench lint clean
+.PHONY: help demo test soak bench images lint clean
 
 help: ## list these commands
 	@awk -F ': .*## ' '/^[a-z]+: .*## / { printf "  make %-7s %s\n", $$1, $$2 }' Makefile
@@ -40,6 +40,9 @@ bench: $(DEV) ## run the benchmarks of tests/benchmarks, one after another
 		test -e "$$file" || { echo "tests/benchmarks: expected benchmark modules. Received none."; exit 1; }; \
 		echo "== $$file"; $(BIN)/python "$$file" || exit 1; \
 	done
+
+images: ## build the container images; REPOSITORY=... TAG=... name them, PUSH=yes pushes them
+	@TAG="$(TAG)" REPOSITORY="$(REPOSITORY)" PUSH="$(PUSH)" sh docker/build.sh
 
 lint: $(DEV) ## check the style with ruff
 	@$(BIN)/ruff check .

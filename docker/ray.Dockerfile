@@ -1,0 +1,48 @@
+# Training: Ray, TensorFlow and the project. TensorFlow's wheels bring CUDA; the machine brings NVIDIA's driver.
+#
+#     make images REPOSITORY=... TAG=...
+#
+# BASE_IMAGE has Debian's apt and Python with venv, the same minor version as beam.Dockerfile's.
+ARG BASE_IMAGE=python:3.11-slim-bookworm
+
+FROM ${BASE_IMAGE} AS requirements
+ARG EXTRAS=gpu,cluster
+WORKDIR /parts
+COPY docker/requirements.py pyproject.toml constraints.txt ./
+RUN python3 requirements.py pyproject.toml "${EXTRAS}" > requirements.txt \
+    && rm requirements.py pyproject.toml
+
+FROM ${BASE_IMAGE} AS wheel
+WORKDIR /project
+COPY pyproject.toml constraints.txt README.md LICENSE ./
+COPY masks masks
+COPY trainer trainer
+COPY pipelines pipelines
+RUN python3 -m venv build \
+    && PIP_CONSTRAINT=constraints.txt build/bin/pip wheel --no-cache-dir --no-deps --wheel-dir wheels .
+
+FROM ${BASE_IMAGE}
+# bash, rsync and ssh: Ray's cluster launcher. wget: KubeRay's health checks.
+# Debian keeps only the newest version of a package, so a pinned one is gone some day.
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends bash openssh-client rsync wget \
+    && rm -rf /var/lib/apt/lists/* \
+    && useradd --create-home --uid 1000 --shell /bin/bash pconv
+# Requirements and versions alone: as long as they stay, so do the gigabytes that come of them.
+COPY --from=requirements /parts /parts
+RUN python3 -m venv /opt/pconv \
+    && /opt/pconv/bin/pip install --no-cache-dir --no-compile -c /parts/constraints.txt -r /parts/requirements.txt
+RUN --mount=type=bind,from=wheel,source=/project/wheels,target=/wheels \
+    /opt/pconv/bin/pip install --no-cache-dir --no-compile --no-deps /wheels/*.whl
+COPY docker/smoke.py /opt/pconv/smoke.py
+
+ENV PATH=/opt/pconv/bin:$PATH \
+    PYTHONUNBUFFERED=1 \
+    NVIDIA_VISIBLE_DEVICES=all \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility \
+    RAY_AUTH_MODE=token \
+    RAY_USAGE_STATS_ENABLED=0
+USER 1000
+WORKDIR /home/pconv
+CMD ["python", "/opt/pconv/smoke.py"]

@@ -1,0 +1,40 @@
+"""Imports every module of the project inside an image and prints the versions that count; exit code 1 if one fails.
+
+    docker run --rm --network none --entrypoint python IMAGE /opt/pconv/smoke.py
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import os
+import pkgutil
+import sys
+
+VERSIONS = ("pconv", "tensorflow", "keras", "apache-beam", "ray", "opencv-python-headless", "numpy")
+
+
+def main() -> int:
+    if os.getuid() == 0:
+        print("error: the image runs as root", file=sys.stderr)
+        return 1
+    names = []
+    for package in ("masks", "trainer", "pipelines"):
+        folder = importlib.import_module(package).__path__
+        names += [module.name for module in pkgutil.walk_packages(folder, f"{package}.")]
+    for name in names:
+        importlib.import_module(name)
+
+    from masks.coverage import hole_ratio
+    from masks.sampling import MaskSpec, sample_mask
+
+    low, high = 0.1, 0.2
+    mask = sample_mask(MaskSpec(generator="shapes", height=128, width=128, hole_ratio=(low, high)), 0)
+    assert low < hole_ratio(mask) <= high
+    versions = [f"{name} {importlib.metadata.version(name)}" for name in VERSIONS]
+    print(f"{len(names)} modules as user {os.getuid()} on Python {sys.version.split()[0]}:", ", ".join(versions))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,44 @@
+"""Prints a file with its ${PCONV_NAME} and ${PCONV_NAME:-default} replaced from the environment.
+
+    python infra/fill.py infra/ray/cluster.yaml > cluster.local.yaml
+
+Anything else that looks like a shell variable stays. A name that is not set ends it with exit code 2.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Mapping
+
+VARIABLE = re.compile(r"\$\{(PCONV_[A-Z_]+)(?::-([^}]*))?\}")
+
+
+def fill(text: str, values: Mapping[str, str]) -> str:
+    """``text`` with its variables replaced; raises KeyError for the first that has neither value nor default."""
+
+    def value(match: re.Match) -> str:
+        name, default = match.groups()
+        return values.get(name) or (values[name] if default is None else default)
+
+    return VARIABLE.sub(value, text)
+
+
+def main(argv: list[str]) -> int:
+    if len(argv) != 1 or argv[0] in ("-h", "--help"):
+        print(__doc__.strip(), file=sys.stderr)
+        return 2
+    with open(argv[0], encoding="utf-8") as file:
+        text = file.read()
+    try:
+        print(fill(text, os.environ), end="")
+    except KeyError as error:
+        name = error.args[0]
+        print(f"error: {name} is not set; `terraform output environment` or infra/README.md gives it", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,62 @@
+#!/usr/bin/env bash
+# Builds both images without Docker, from Debian's packages alone, and runs their smoke command as their own user.
+#
+#     sudo infra/local/build_images.sh [ray] [beam]          # both unless named
+#
+# Needs root, debootstrap and buildah (Debian has both), and PyPI. The images stay in buildah's storage as
+# localhost/pconv/ray:TAG and localhost/pconv/beam:TAG; `buildah rmi --all` removes them.
+#
+#   TAG             default: local
+#   RAY_EXTRAS      extras of the project in the Ray image; default: gpu,cluster
+#   BEAM_SDK_IMAGE  where Beam's boot program comes from; without it, and so without Docker Hub, the beam image gets an
+#                   empty file in its place: everything but the start of a worker can be tried
+#   BUILD_OPTIONS   more options of buildah, such as --volume=/etc/pip.conf:/etc/pip.conf:ro
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+
+tag=${TAG:-local}
+read -r -a options <<<"--isolation chroot --network host ${BUILD_OPTIONS-}"
+[[ $# -gt 0 ]] || set -- ray beam
+for image in "$@"; do
+    [[ $image == ray || $image == beam ]] || { echo "error: expected ray or beam. Received '$image'." >&2; exit 2; }
+done
+
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+
+# pconv/base: Debian 12 with its Python 3.11; buildah keeps it for the next time.
+base=localhost/pconv/base:bookworm
+if ! buildah inspect --type image "$base" >/dev/null 2>&1; then
+    debootstrap --variant=minbase --include=ca-certificates,python3,python3-venv bookworm "$scratch/root" >"$scratch/log" ||
+        { tail -n 20 "$scratch/log" >&2; exit 1; }
+    container=$(buildah from scratch)
+    buildah add -q "$container" "$scratch/root" / >/dev/null
+    buildah commit -q "$container" "$base" >/dev/null
+    buildah rm "$container" >/dev/null
+    rm -rf "$scratch/root"
+fi
+
+sdk=${BEAM_SDK_IMAGE-}
+if [[ -z $sdk ]]; then
+    sdk=localhost/pconv/no-sdk:local
+    container=$(buildah from scratch)
+    : >"$scratch/boot"
+    buildah add -q "$container" "$scratch/boot" /opt/apache/beam/boot >/dev/null
+    buildah commit -q "$container" "$sdk" >/dev/null
+    buildah rm "$container" >/dev/null
+fi
+
+for image in "$@"; do
+    extras=()
+    [[ $image == beam ]] || extras=(--build-arg "EXTRAS=${RAY_EXTRAS-gpu,cluster}")
+    name=localhost/pconv/$image:$tag
+    started=$SECONDS
+    buildah bud "${options[@]}" --layers --build-arg "BASE_IMAGE=$base" --build-arg "BEAM_SDK_IMAGE=$sdk" \
+        ${extras[@]+"${extras[@]}"} -f "docker/$image.Dockerfile" -t "$name" .
+    container=$(buildah from "$name")
+    size=$(du -sm "$(buildah mount "$container")" | cut -f1)
+    buildah run --isolation chroot "$container" -- python /opt/pconv/smoke.py
+    buildah umount "$container" >/dev/null
+    buildah rm "$container" >/dev/null
+    echo "$name: $size MB unpacked, built in $((SECONDS - started)) s"
+done

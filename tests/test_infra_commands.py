@@ -1,0 +1,216 @@
+"""Every command that a README prints is understood by the program it names."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import io
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+from apache_beam.options.pipeline_options import FlinkRunnerOptions
+
+from pipelines import launch
+from trainer.command import ArgumentParser, UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+READMES = ("README.md", "infra/README.md", "docker/README.md", "masks/README.md", "SECURITY.md")
+ENVIRONMENT = {
+    **{name: f"gs://some-{name.lower()}" for name in ("PCONV_DATA", "PCONV_RUNS", "PCONV_BATCH", "PCONV_SCRATCH")},
+    **{f"PCONV_{name}_ACCOUNT": f"{name.lower()}@x" for name in ("MASKS", "IMAGENET", "INFERENCE", "EVALUATION")},
+    **{"PCONV_PROJECT": "some-project", "PCONV_REGION": "us-central1", "PCONV_SUBNETWORK": "regions/r/subnetworks/s"},
+    **{"PCONV_REPOSITORY": "us-central1-docker.pkg.dev/some-project/pconv", "PCONV_TAG": "1"},
+}
+# Programs that need not be here: subcommands, with the options that the pages use. Compared with gcloud 528,
+# terraform 1.11, kubectl 1.32 and docker 28.2; compose was not at hand.
+ELSEWHERE = {
+    "gcloud auth application-default login": set(),
+    "gcloud auth configure-docker": {"--quiet"},
+    "gcloud dataflow jobs list": {"--region", "--status"},
+    "gcloud storage buckets create": {"--location", "--uniform-bucket-level-access", "--public-access-prevention"},
+    "gcloud storage cp": {"--recursive"},
+    "gcloud storage rm": {"--recursive"},
+    "kubectl apply": {"--filename"},
+    "kubectl delete": {"--filename"},
+    "kubectl get": {"--namespace", "--watch"},
+    "terraform init": {"-chdir", "-backend-config"},
+    "terraform apply": {"-chdir", "-var"},
+    "terraform destroy": {"-chdir", "-var"},
+    "terraform output": {"-chdir", "-raw"},
+    "docker run": {"--rm", "--network", "--entrypoint"},
+    "docker compose up": {"--file", "--detach"},
+    "docker compose exec": {"--file"},
+    "docker compose down": {"--file"},
+    "ssh-keygen": {"-t", "-N", "-C", "-f"},
+    "git clone": set(),
+}
+
+
+class Parsed(Exception):
+    """Raised where a command of ours would begin to work."""
+
+
+def commands_of(text: str) -> list[str]:
+    """Commands in fenced sh blocks, in indented lines and in the text; continued lines are joined."""
+    found = []
+    for fence in re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+        found += re.sub(r"\\\n\s*", " ", fence).splitlines()
+    indented = re.sub(r"\\\n\s*", " ", text)
+    found += re.findall(r"^ {4}((?:python -m|make|ray|infra/beam/\w+\.sh|docker|terraform|gcloud) .*)$", indented, re.M)
+    found += re.findall(r"`(python (?:-m [\w.]+ |infra/\w+\.py)[^`]*)`", text)
+    return [line for line in (line.strip() for line in found) if line and not line.startswith("#")]
+
+
+ALL = [(page, line) for page in READMES for line in commands_of((ROOT / page).read_text("utf-8"))]
+
+
+def check_ours(module: str, argv: list[str], monkeypatch) -> None:
+    """Lets a command parse its options and stops it there."""
+    real_parse, real_split = ArgumentParser.parse_args, launch.parse_options
+
+    def parse_args(self, *args, **kwargs):
+        real_parse(self, *args, **kwargs)
+        raise Parsed
+
+    def parse_options(*args):
+        real_split(*args)
+        raise Parsed
+
+    monkeypatch.setattr(ArgumentParser, "parse_args", parse_args)
+    monkeypatch.setattr(launch, "parse_options", parse_options)
+    # Dataflow's would ask Google for the buckets.
+    monkeypatch.setattr(launch.beam, "Pipeline", lambda options: None)
+    with pytest.raises(Parsed):
+        importlib.import_module(module).main(argv)
+    monkeypatch.undo()
+
+
+def check_elsewhere(words: list[str]) -> None:
+    bare = [word for word in words if not word.startswith("-")]
+    known = [name for name in ELSEWHERE if bare[: len(name.split())] == name.split()]
+    if words[:2] == ["docker", "compose"]:  # options come before the subcommand
+        known = [name for name in ELSEWHERE if name.startswith("docker compose") and name.split()[2] in bare]
+    assert known, f"unknown command {shlex.join(words)}"
+    used = {word.partition("=")[0] for word in words if word.startswith("-")}
+    assert used <= ELSEWHERE[known[0]], f"{known[0]}: unknown option {used - ELSEWHERE[known[0]]}"
+
+
+def check(line: str, monkeypatch) -> None:
+    if nested := re.fullmatch(r'eval "\$\((.*)\)"', line):
+        return check(nested[1], monkeypatch)
+    words = shlex.split(line, comments=True)
+    if words[0] == "export":
+        assert all(re.match(r"PCONV_[A-Z_]+=", word) for word in words[1:])
+        return
+    while re.match(r"[A-Z_]+=", words[0]):
+        del words[0]
+    if ">" in words:
+        del words[words.index(">") :]
+    program, rest = words[0], words[1:]
+    if program == "make":
+        targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
+        assert rest and {word for word in rest if "=" not in word} <= set(targets), line
+        given = {word.partition("=")[0] for word in rest if "=" in word}
+        assert given <= {"PYTHON", "VENV", "REPOSITORY", "TAG", "PUSH"}, line
+    elif program == "python" and rest[0] == "-m":
+        check_ours(rest[1], rest[2:], monkeypatch)
+    elif program == "python":
+        assert (ROOT / rest[0]).is_file()
+        if rest[0] == "infra/fill.py":
+            assert len(rest) == 2 and (ROOT / rest[1]).is_file()
+        else:
+            done = subprocess.run([sys.executable, *rest], cwd=ROOT, capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr
+    elif program.startswith("infra/beam/"):
+        check(dry_run(program, *[word for word in rest if word != "--dry-run"]), monkeypatch)
+    elif program == "ray":
+        after = rest.index("--") if "--" in rest else len(rest)
+        check_ray(rest[:after])
+        if rest[after + 1 :]:
+            check(shlex.join(rest[after + 1 :]), monkeypatch)
+    elif words[:2] == ["docker", "compose"] and "exec" in words:
+        inner = words.index("exec") + 2
+        check_elsewhere(words[:inner])
+        assert "exec head" in line
+        check(shlex.join(words[inner:]), monkeypatch)
+    elif program == "docker" and "pconv/" in line:
+        check_elsewhere(words[: next(i for i, word in enumerate(words) if word.startswith("pconv/")) + 1])
+    else:
+        check_elsewhere(words)
+
+
+def check_ray(arguments: list[str]) -> None:
+    """By Ray's own command-line parser."""
+    from ray.scripts.scripts import cli
+
+    command, rest = cli, arguments
+    while hasattr(command, "commands"):
+        name, *rest = rest
+        command = command.commands[name]
+    needs_entrypoint = any(p.name == "entrypoint" for p in command.params)
+    command.make_context(arguments[0], rest + (["true"] if needs_entrypoint else []))
+
+
+def dry_run(script: str, *arguments: str) -> str:
+    """The command that a submit script prints, its variables filled in."""
+    environment = {"PATH": os.environ["PATH"], "PYTHON": "python", **ENVIRONMENT}
+    words = [re.sub(r"\$(\w+)", lambda match: ENVIRONMENT[match[1]], word) for word in arguments]
+    command = ["bash", script, "--dry-run", *words]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize(("page", "line"), ALL, ids=[f"{page}-{i}" for i, (page, _) in enumerate(ALL)])
+def test_every_printed_command_parses(page, line, monkeypatch):
+    with contextlib.redirect_stderr(io.StringIO()):
+        check(line, monkeypatch)
+
+
+def test_the_pages_print_many_commands():
+    counts = {page: sum(1 for p, _ in ALL if p == page) for page in READMES}
+    assert counts["README.md"] >= 7 and counts["infra/README.md"] >= 30 and counts["docker/README.md"] >= 8
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "python -m pipelines.build_masks --output gs://B/masks --cuont 5",
+        "python -m pipelines.build_masks --output gs://B/masks --count 5 --max_num_wrokers 5",
+        "python -m trainer.train --preset paper --images a --masks b",
+        "infra/beam/dataflow.sh inpaint --images a --masks b --hole black --run c",
+        "ray up --yess cluster.yaml",
+        "ray job submit --adress x -- python -m trainer.train",
+        "gcloud storage cp --recurse a b",
+        "make imagse",
+        "python infra/costs.py --price-cpu 3",
+        "podman run x",
+    ],
+)
+def test_a_stale_command_is_found(line, monkeypatch):
+    with pytest.raises((AssertionError, UserError, click.UsageError)):
+        check(line, monkeypatch)
+
+
+def test_the_printed_costs_are_what_the_script_prints():
+    done = subprocess.run([sys.executable, ROOT / "infra/costs.py"], capture_output=True, text=True, check=True)
+    assert done.stdout in (ROOT / "infra/README.md").read_text("utf-8")
+
+
+def test_a_hand_computed_cost():
+    """A million images at 2.37/s of a vCPU on 200: 0.586 h + 0.1 h, times 200 vCPU at $0.07."""
+    done = subprocess.run([sys.executable, ROOT / "infra/costs.py"], capture_output=True, text=True, check=True)
+    assert "| fill a million images, CPU | 1 M images of 512 x 512 | 200 vCPU | 0.7 h | $9.60 |" in done.stdout
+
+
+def test_the_flink_versions_are_those_of_the_installed_beam():
+    *first, last = FlinkRunnerOptions.PUBLISHED_FLINK_VERSIONS
+    assert f"Flink {', '.join(first)} and {last};" in (ROOT / "infra/README.md").read_text("utf-8")
+    assert f"{', '.join(first)} or {last};" in (ROOT / "infra/beam/flink.sh").read_text("utf-8")

