@@ -15,8 +15,9 @@ from trainer.config import (
     ScalingConfig,
     TrainConfig,
     UNetConfig,
+    ValidationConfig,
 )
-from trainer.presets import PRESETS, flatten, from_json, override, to_json
+from trainer.presets import PRESETS, flatten, from_json, override, resolve_epochs, to_json
 
 # Tables of arXiv 1804.07723 (sections 3.3 and 4, appendix), written down once more, by hand.
 PAPER = {
@@ -71,10 +72,14 @@ def test_json_round_trip_of_values_far_from_the_defaults():
         initial=PhaseConfig(steps=7, learning_rate=0.1, schedule="cosine", warmup_steps=3, freeze_encoder_bn=True),
         finetune=PhaseConfig(steps=5),
         data=DataConfig(split="val", crop_scale=(0.1, 0.2), flip=False, shuffle_buffer=1),
-        scaling=ScalingConfig(workers=3, cpus_per_worker=4, device="gpu", max_failures=0),
+        scaling=ScalingConfig(workers=3, cpus_per_worker=4, device="gpu", max_failures=0, xla=True),
         checkpoint=CheckpointConfig(every=9, keep=8),
+        validation=ValidationConfig(every=0, examples=3, split="test", pictures=0),
         global_batch_size=9,
-        precision="mixed_bfloat16",
+        precision="mixed_float16",
+        clip_norm=0.5,
+        ema_decay=0.99,
+        skip_nonfinite=4,
         seed=2**63 - 1,
         log_every=6,
     )
@@ -134,6 +139,9 @@ def test_keys_of_later_versions_take_their_defaults():
         ("loss.hole=3", "loss.hole", 3.0),
         ("scaling.workers=4", "scaling.workers", 4),
         ("checkpoint.keep=1", "checkpoint.keep", 1),
+        ("validation.every=0", "validation.every", 0),
+        ("clip_norm=1.5", "clip_norm", 1.5),
+        ("ema_decay=0.999", "ema_decay", 0.999),
     ],
 )
 def test_override_changes_one_value(assignment, key, value):
@@ -206,6 +214,17 @@ def test_unknown_key_names_a_near_one():
         "scaling.cpus_per_worker=0",
         "scaling.device=tpu",
         "scaling.max_failures=-1",
+        "scaling.xla=true",
+        "initial.epochs=-1",
+        "initial.epochs=inf",
+        "validation.every=-1",
+        "validation.examples=0",
+        "validation.pictures=-1",
+        "clip_norm=-1",
+        "clip_norm=nan",
+        "ema_decay=1",
+        "ema_decay=-0.1",
+        "skip_nonfinite=-1",
         "checkpoint.every=0",
         "checkpoint.keep=0",
         "global_batch_size=0",
@@ -250,6 +269,24 @@ def test_phases_follow_each_other():
     assert config.total_steps == 5
     only = TrainConfig(finetune=PhaseConfig(steps=2))
     assert only.phase_at(0) == "finetune"
+
+
+def test_epochs_become_steps():
+    config = override(PRESETS["demo"], ["initial.epochs=3", "finetune.epochs=0.1", "global_batch_size=6"])
+    assert (config.initial.steps, config.initial.epochs) == (0, 3)  # in place of the preset's steps
+    resolved = resolve_epochs(config, images=20)
+    # 60 examples are 10 batches of 6; 2 are one.
+    assert (resolved.initial.steps, resolved.finetune.steps, resolved.total_steps) == (10, 1, 11)
+    assert (resolved.initial.epochs, resolved.finetune.epochs) == (0, 0)
+    assert resolve_epochs(resolved, images=99) == resolved
+    assert resolve_epochs(override(config, ["initial.epochs=0.7"]), images=30).initial.steps == 4  # 21 examples
+    assert resolve_epochs(override(config, ["initial.epochs=0.3"]), images=20).initial.steps == 1  # 6, but for rounding
+    assert override(config, ["initial.steps=5"]).initial == dataclasses.replace(config.initial, steps=5, epochs=0)
+
+
+def test_steps_and_epochs_of_one_phase_contradict_each_other():
+    with pytest.raises(ValueError, match="initial.epochs: expected 0 beside steps=5. Received 2"):
+        override(PRESETS["demo"], ["initial.epochs=2", "initial.steps=5"])
 
 
 def test_configs_are_frozen():

@@ -13,20 +13,21 @@ import tensorflow as tf
 
 from masks.codec import encode_mask
 from masks.sampling import MaskSpec, sample_mask
-from trainer import data, datasets, records, storage
+from trainer import data, datasets, records, shard_cache, storage
 from trainer.command import UserError
 from trainer.config import DataConfig
 from trainer.images import encode_jpeg
 
 SIZE, IMAGES, MASKS = 16, 11, 7
-CONFIG = DataConfig(shuffle_buffer=4)  # smaller than the datasets
+# A window smaller than shards, fewer streams than shards, and masks as they are stored.
+CONFIG = DataConfig(shuffle_buffer=4, streams=2, mask_flip=False, mask_turn=False)
 SPEC = MaskSpec(generator="shapes", height=SIZE, width=SIZE, hole_ratio=(0.2, 0.5), seed=3)
 
 
-def image_record(pixels, quality=100):
+def image_record(pixels, name="a", quality=100):
     values = {"image/encoded": encode_jpeg(pixels, quality), "image/format": "JPEG", "image/colorspace": "RGB"}
     values |= {"image/height": pixels.shape[0], "image/width": pixels.shape[1], "image/channels": 3}
-    values |= {"image/filename": "a", "image/class/label": -1, "image/class/synset": ""}
+    values |= {"image/filename": name, "image/class/label": -1, "image/class/synset": ""}
     return records.encode_record(values, records.IMAGE_FEATURES)
 
 
@@ -61,7 +62,7 @@ def write_dataset(folder, kind, serialized, shards, split="train"):
 def write_both(root):
     """Images of one grey each, 10, 30, 50 ..., by which a crop can be told, and masks 0, 1, 2 ..."""
     greys = [np.full((20 + i, 30, 3), 10 + 20 * i, np.uint8) for i in range(IMAGES)]
-    write_dataset(f"{root}/images", "image", [image_record(grey) for grey in greys], shards=4)
+    write_dataset(f"{root}/images", "image", [image_record(grey, f"{i}.jpg") for i, grey in enumerate(greys)], shards=4)
     write_dataset(f"{root}/masks", "mask", [mask_record(i) for i in range(MASKS)], shards=3)
     return str(root)
 
@@ -89,6 +90,7 @@ def which(found):
 
 def assert_same(found, expected):
     for (target, mask), (other_target, other_mask) in zip(found, expected, strict=True):
+        assert target.dtype == mask.dtype == np.float32 and target.shape == (*mask.shape[:3], 3)
         np.testing.assert_array_equal(target, other_target, strict=True)
         np.testing.assert_array_equal(mask, other_mask, strict=True)
 
@@ -100,6 +102,7 @@ def plain(root):
 
 
 def test_each_record_comes_once_per_epoch(plain):
+    assert all(target.shape == (1, SIZE, SIZE, 3) and np.isin(mask, (0, 1)).all() for target, mask in plain)
     images, masks = which(plain)
     image_epochs = [images[i : i + IMAGES] for i in range(0, len(images), IMAGES)]
     mask_epochs = [masks[i : i + MASKS] for i in range(0, len(masks), MASKS)]
@@ -109,13 +112,6 @@ def test_each_record_comes_once_per_epoch(plain):
     assert len(set(map(tuple, image_epochs))) == len(image_epochs)
     assert len(set(map(tuple, mask_epochs))) > len(mask_epochs) / 2
     assert len(set(zip(images, masks, strict=True))) > IMAGES * MASKS / 2
-
-
-def test_batches_are_float32_in_range(plain):
-    for target, mask in plain:
-        assert target.shape == (1, SIZE, SIZE, 3) and mask.shape == (1, SIZE, SIZE, 1)
-        assert target.dtype == mask.dtype == np.float32
-        assert target.min() >= 0 and target.max() <= 1 and np.isin(mask, (0, 1)).all()
 
 
 def test_the_order_follows_from_the_seed(root, plain):
@@ -134,26 +130,6 @@ def test_nothing_else_has_a_say_in_the_order(root, plain):
         tf.random.set_seed(None)
 
 
-@pytest.mark.parametrize(("shards", "buffer"), [(4, 1), (2, IMAGES)])  # shards alone change places; records alone
-def test_shards_and_records_are_shuffled_by_seed_stream_and_epoch(tmp_path, shards, buffer):
-    serialized = [image_record(np.zeros((20 + i, 30, 3), np.uint8)) for i in range(IMAGES)]
-    write_dataset(str(tmp_path), "image", serialized, shards)
-    written = datasets.load_manifest(str(tmp_path), "image").split("train")
-
-    def order(seed, stream):
-        found = data.record_stream(str(tmp_path), written, (seed, stream), buffer).take(6 * IMAGES)
-        return np.array([serialized.index(record) for record in found.as_numpy_iterator()]).reshape(6, IMAGES)
-
-    orders = np.array([order(*path) for path in ((0, 0), (0, 1), (1, 0), (2**63 - 1, 0))])
-    assert (np.sort(orders, axis=-1) == np.arange(IMAGES)).all()
-    assert all(len(np.unique(epochs, axis=0)) >= 3 for epochs in orders)  # three shards have six orders
-    assert len(np.unique(orders, axis=0)) == len(orders)
-    if buffer == IMAGES:
-        # Every epoch of each path is new, and any record may be the first: 24 epochs miss one of 11 in 10 times.
-        assert len(np.unique(orders.reshape(-1, IMAGES), axis=0)) == 24
-        assert len(set(orders[..., 0].flat)) >= 8
-
-
 def test_images_and_masks_have_orders_of_their_own(root, tmp_path):
     pathlib.Path(tmp_path, "images").symlink_to(f"{root}/images")
     write_dataset(f"{tmp_path}/masks", "mask", [mask_record(i) for i in range(IMAGES)], shards=4)
@@ -167,14 +143,72 @@ def test_an_interrupted_run_continues_bit_for_bit(root, done):
     assert_same(batches(root, 3, start=done * 4), whole[done:])
 
 
-@pytest.mark.parametrize("workers", [2, 4])
-def test_workers_share_the_examples_of_one(root, plain, workers):
-    shares = [batches(root, 6, batch_size=4 // workers, worker=w, workers=workers, start=8) for w in range(workers)]
-    for number in range(8, 8 + 6 * 4):
-        batch, place = divmod(number - 8, 4)
-        target, mask = shares[place % workers][batch]
-        np.testing.assert_array_equal(target[place // workers], plain[number][0][0])
-        np.testing.assert_array_equal(mask[place // workers], plain[number][1][0])
+@pytest.mark.parametrize("workers", [2, 3, 4])  # of two streams each reads one, or all of them read both
+def test_workers_share_the_examples_of_one(root, workers):
+    config = DataConfig(shuffle_buffer=4, streams=2, mask_dilate=3, mask_shift=0.2, mask_crop=0.5)
+    whole = batches(root, 48, batch_size=1, config=config, keys=True)
+    start, each = 12, 12 // workers
+    for worker in range(workers):
+        share = batches(root, 3, batch_size=each, config=config, keys=True, worker=worker, workers=workers, start=start)
+        for batch, place in itertools.product(range(3), range(each)):
+            number = start + batch * 12 + place * workers + worker
+            for found, expected in zip(share[batch], whole[number], strict=True):
+                np.testing.assert_array_equal(found[place], expected[0])
+
+
+def test_the_keys_name_what_a_batch_was_made_of(root, plain):
+    found = batches(root, 2 * IMAGES, batch_size=1, keys=True)
+    assert_same([batch[:2] for batch in found], plain[: 2 * IMAGES])
+    images, masks = which(plain[: 2 * IMAGES])
+    assert [f"{i}.jpg".encode() for i in images] == [batch[2][0] for batch in found]
+    assert masks == [batch[3][0] for batch in found]
+
+
+def test_nothing_is_skipped_or_seen_twice_through_interruptions_and_other_numbers_of_workers(root):
+    seen, masks, start = [], [], 0
+    for workers, count in ((1, 2), (3, 1), (2, 3), (4, 1), (6, 2)):  # 12 examples a step
+        parts = [
+            batches(root, count, batch_size=12 // workers, keys=True, worker=w, workers=workers, start=start)
+            for w in range(workers)
+        ]
+        for step in range(count):
+            for place in range(12 // workers):
+                seen += [part[step][2][place] for part in parts]
+                masks += [part[step][3][place] for part in parts]
+        start += 12 * count
+    assert len(seen) == 108
+    for keys, each in ((seen, IMAGES), (masks, MASKS)):
+        epochs = [keys[i : i + each] for i in range(0, len(keys) - each + 1, each)]
+        assert all(len(set(epoch)) == each for epoch in epochs)
+
+
+def test_crops_and_turned_masks_are_new_each_time_and_independent(tmp_path):
+    y, x = np.mgrid[:60, :60]
+    ramps = np.stack([4 * x, 4 * y, 0 * x], axis=-1).astype(np.uint8)
+    write_dataset(f"{tmp_path}/images", "image", [image_record(ramps)], shards=2)
+    write_dataset(f"{tmp_path}/masks", "mask", [mask_record(1)], shards=2)
+    variants = [np.rot90(sample_mask(SPEC, 1), k)[:, ::step] for k in range(4) for step in (1, -1)]
+    crops, turns = [], []
+    for target, mask in batches(tmp_path, 300, batch_size=1, config=DataConfig()):
+        turns.append([np.array_equal(variant, mask[0, ..., 0]) for variant in variants])
+        down = target[0, -1, 0, 1] - target[0, 0, 0, 1]
+        crops.append([down, *target[0, ..., :2].mean(axis=(0, 1)), target[0, 0, 0, 0] < target[0, 0, -1, 0]])
+    assert (np.sum(turns, axis=1) == 1).all() and np.min(np.sum(turns, axis=0)) > 15  # of 37.5, or five sigma less
+    assert len(np.unique(crops, axis=0)) > 225  # the largest have few places to be; in pairs there would be 150
+    assert np.abs(np.corrcoef(np.transpose(crops), np.transpose(turns))[:4, 4:]).max() < 4 / 300**0.5
+
+
+@pytest.mark.parametrize("kind", ["images", "masks"])
+def test_a_record_that_cannot_be_decoded_stops_training_with_its_name(tmp_path, kind):
+    greys = [image_record(np.full((20, 30, 3), 9, np.uint8), f"{i}.jpg") for i in range(3)]
+    holes = [mask_record(i) for i in range(3)]
+    damaged = (greys if kind == "images" else holes)[1]
+    (greys if kind == "images" else holes)[1] = damaged.replace(b"\xff\xc4", b"\xff\xdd").replace(b"IDAT", b"IDAX")
+    write_dataset(f"{tmp_path}/images", "image", greys, shards=2)
+    write_dataset(f"{tmp_path}/masks", "mask", holes, shards=2)
+    name = r"\(1\.jpg\)" if kind == "images" else rf"with record 1 of {tmp_path}/masks/train-00000-of-00002.tfrecord"
+    with pytest.raises(tf.errors.UnknownError, match=rf"UserError: example \d+ cannot be decoded: .*{name}"):
+        batches(tmp_path, 3, batch_size=1)
 
 
 def test_only_the_configs_split_is_read(tmp_path):
@@ -194,7 +228,7 @@ def first_shard(folder):
 
 
 @pytest.mark.parametrize("kind", ["images", "masks"])
-def test_a_corrupt_shard_stops_training_with_its_name(tmp_path, kind):
+def test_a_corrupt_or_missing_shard_stops_training_with_its_name(tmp_path, kind):
     root = write_both(tmp_path)
     shard = first_shard(f"{root}/{kind}")
     changed = bytearray(shard.read_bytes())
@@ -202,33 +236,24 @@ def test_a_corrupt_shard_stops_training_with_its_name(tmp_path, kind):
     shard.write_bytes(changed)
     with pytest.raises(tf.errors.UnknownError, match=f"{shard} is corrupt: expected crc32c"):
         batches(root, 3)
-
-
-def test_a_missing_shard_stops_training_with_its_name(tmp_path):
-    root = write_both(tmp_path)
-    shard = first_shard(f"{root}/masks")
     shard.unlink()
     with pytest.raises(tf.errors.UnknownError, match=f"{shard} does not exist"):
         batches(root, 3)
 
 
 def test_a_bucket_gives_the_same_batches_through_a_verified_cache(bucket, tmp_path, monkeypatch, root):
-    monkeypatch.setattr(data, "cache_folder", lambda: str(tmp_path / "cache"))
+    monkeypatch.setattr(shard_cache, "cache_folder", lambda: str(tmp_path / "cache"))
     write_both(bucket)
     expected = batches(root, 7)
     assert_same(batches(bucket, 7), expected)
-    cached = sorted((tmp_path / "cache").iterdir())
+    cached = sorted((tmp_path / "cache").glob("*.tfrecord"))
     assert len(cached) == 5  # three shards of images and two of masks hold records
     cached[0].write_bytes(cached[0].read_bytes()[:-5])
     assert_same(batches(bucket, 7), expected)
-    assert sorted((tmp_path / "cache").iterdir()) == cached
+    assert sorted((tmp_path / "cache").glob("*.tfrecord")) == cached
     for address in storage.find(bucket + "/**/*.tfrecord"):
         storage.delete(address)
     assert_same(batches(bucket, 7), expected)
-
-
-def test_the_cache_is_one_users_own():
-    assert pathlib.Path(data.cache_folder()).is_absolute()
 
 
 def test_check_datasets_counts(root, bucket, tmp_path):
@@ -248,6 +273,23 @@ def test_check_datasets_counts(root, bucket, tmp_path):
             data.check_datasets(*arguments)
 
 
+def test_a_cache_too_small_for_what_is_open_at_once_is_refused(bucket, root):
+    write_both(bucket)
+    sizes = [
+        shard.bytes
+        for name in ("images", "masks")
+        for shard in datasets.load_manifest(f"{bucket}/{name}", name[:-1]).split("train")
+    ]
+    both = f"{bucket}/images", f"{bucket}/masks"
+    # With two streams three shards may be open, of each dataset; the images have three, the masks two.
+    fits, short = (DataConfig(streams=2, cache_gb=(sum(sizes) + change) / 1e9) for change in (1, -1))
+    assert data.check_datasets(*both, fits, SIZE) == (IMAGES, MASKS)
+    with pytest.raises(UserError, match="data.cache_gb: expected .* data.streams=2"):
+        data.check_datasets(*both, short, SIZE)
+    assert data.check_datasets(*both, short, SIZE, workers=2) == (IMAGES, MASKS)
+    assert data.check_datasets(f"{root}/images", f"{root}/masks", short, SIZE) == (IMAGES, MASKS)
+
+
 def test_masks_that_are_not_square_are_refused(root, tmp_path):
     write_dataset(f"{tmp_path}/masks", "mask", [mask_record(0)], shards=2)
     manifest = tmp_path / "masks" / datasets.MANIFEST
@@ -256,11 +298,3 @@ def test_masks_that_are_not_square_are_refused(root, tmp_path):
     manifest.write_text(json.dumps(fields))
     with pytest.raises(UserError, match="Received 16 x 32"):
         data.check_datasets(f"{root}/images", f"{tmp_path}/masks", CONFIG, SIZE)
-
-
-def test_masks_are_decoded_to_zero_and_one():
-    for index in range(3):
-        mask = data.decode_mask(records.parse_mask(tf.constant(mask_record(index))), SIZE)
-        np.testing.assert_array_equal(mask.numpy()[..., 0], sample_mask(SPEC, index).astype("float32"), strict=True)
-    with pytest.raises((ValueError, tf.errors.InvalidArgumentError)):
-        data.decode_mask(records.parse_mask(tf.constant(mask_record(0))), SIZE * 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -21,7 +22,11 @@ def record_of(pixels):
 def crops_of(pixels, size, config, count=COUNT):
     """Crops [count, size, size, 3], each with a seed of its own."""
     record = {key: tf.constant(value, name=key.replace("/", "_")) for key, value in record_of(pixels).items()}
-    seeds = tf.data.Dataset.range(count).map(lambda n: data.decode_target(record, data._seed(7, 2, n), size, config))
+
+    def crop(n):
+        return data.decode_target(record, tf.random.stateless_uniform([4], [7, n], alg="philox"), size, config)
+
+    seeds = tf.data.Dataset.range(count).map(crop)
     found = next(iter(seeds.batch(count))).numpy()
     assert found.dtype == np.float32 and found.shape == (count, size, size, 3)
     assert found.min() >= 0 and found.max() <= 1
@@ -100,6 +105,17 @@ def test_smaller_pictures_are_averaged():
     # Taking every fourth column with its neighbour would see white alone.
     crops = crops_of(pixels, 16, DataConfig(crop_scale=(1.0, 1.0)), count=2)
     np.testing.assert_allclose(crops[:, :, 2:-2], 0.5, atol=0.06)
+
+
+@pytest.mark.parametrize("side", [12, 16, 23, 31])
+def test_sizes_between_are_interpolated_up_and_averaged_down(side):
+    pixels = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
+    (crop,) = crops_of(pixels, 16, DataConfig(crop_scale=(1.0, 1.0), flip=False), count=1)
+    decoded = tf.io.decode_jpeg(record_of(pixels)["image/encoded"]).numpy()
+    how = cv2.INTER_AREA if side > 16 else cv2.INTER_LINEAR
+    np.testing.assert_allclose(
+        crop * 255, cv2.resize(decoded.astype(np.float32), (16, 16), interpolation=how), atol=0.1
+    )
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (3, 200), (200, 3), (7, 5)])

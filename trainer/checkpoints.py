@@ -2,138 +2,148 @@
 
     RUN/checkpoints/step-00000100-5f2c91d0/model.npz       every variable of the network, by name
                                            optimizer.npz   every variable of the optimizer
-                                           state.json      step, phase, examples seen
+                                           ema.npz         averages of the network's variables, if there are any
+                                           state.json      step, phase, examples seen and what else the loop needs
+                                           config.json     the config it was trained with
                                            manifest.json   name, size and crc32c of each; written last
-    RUN/checkpoints/latest.json                            names the newest folder; moved by compare-and-swap
+    RUN/checkpoints/latest.json, best.json                 name one of the folders; moved by compare-and-swap
 
-A folder's name ends in random digits, so that a step which is computed again after a failure never
-meets what an earlier attempt left. Arrays are stored without pickle: reading one runs no code.
+Whoever trains saves with `saver.Saver`, which does not hold up training.
 """
 
 from __future__ import annotations
 
-import io
-import json
-import os
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
-from trainer import storage
+from trainer import checkpoint_folders, pointers, presets, storage
+from trainer.checkpoint_format import PARTS, Checkpoint, is_whole, load_checkpoint, pin_of, write_checkpoint
 from trainer.command import UserError
+from trainer.config import TrainConfig
+from trainer.pointers import BEST, LATEST, Pin, Score
 
-PARTS = ("model", "optimizer")
-_STATE, _MANIFEST = "state.json", "manifest.json"
+__all__ = [
+    "BEST",
+    "LATEST",
+    "PARTS",
+    "Checkpoint",
+    "Found",
+    "Pin",
+    "Score",
+    "assign_variables",
+    "find",
+    "find_latest",
+    "load_checkpoint",
+    "load_newest",
+    "read_variables",
+    "restore",
+    "save_checkpoint",
+]
+
+# What decides which variables there are, and their shapes.
+_SHAPING = ("unet.", "ema_decay", "precision")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Pin:
-    """A checkpoint that cannot change: its folder and the crc32c of its manifest, which holds those of the rest."""
-
-    address: str
-    crc32c: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Checkpoint:
-    """One checkpoint, read and verified.
+@dataclass(frozen=True)
+class Found:
+    """The newest checkpoint that can be read, and what is newer but cannot.
 
     Attributes:
-        pin: where it came from.
-        state: ``step`` (optimizer steps done), ``phase``, ``examples`` (seen by all workers).
-        variables: for each of `PARTS` that was asked for, the arrays by variable path.
+        skipped: address of each newer one and why it was skipped, newest first.
     """
 
-    pin: Pin
-    state: dict
-    variables: dict[str, dict[str, np.ndarray]]
+    checkpoint: Checkpoint
+    skipped: list[tuple[str, str]] = field(default_factory=list)
 
 
-def _pointer(run: str) -> str:
-    return storage.join(run, "checkpoints", "latest.json")
+def save_checkpoint(
+    run: str,
+    variables: Mapping[str, Mapping[str, np.ndarray]],
+    state: dict,
+    keep: int,
+    *,
+    config: TrainConfig | None = None,
+    score: Score | None = None,
+) -> Pin:
+    """Writes a checkpoint, moves the pointers, then deletes all but the newest ``keep`` and the best.
 
-
-def _pack(arrays: dict[str, np.ndarray]) -> bytes:
-    for name, array in arrays.items():
-        if array.dtype.hasobject:
-            raise ValueError(f"{name}: expected an array of numbers. Received dtype {array.dtype}.")
-    packed = io.BytesIO()
-    np.savez(packed, **arrays)
-    return packed.getvalue()
-
-
-def _unpack(data: bytes) -> dict[str, np.ndarray]:
-    with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-        return {name: arrays[name] for name in arrays.files}
-
-
-def save_checkpoint(run: str, variables: dict[str, dict[str, np.ndarray]], state: dict, keep: int) -> Pin:
-    """Writes a checkpoint, moves ``latest`` to it and deletes all but the newest ``keep``.
-
-    Args:
-        variables: arrays by variable path, for each of `PARTS`.
-        state: as in `Checkpoint`.
+    For programs that write a single one. Arguments as in `checkpoint_format.write_checkpoint`.
     """
-    files = {f"{part}.npz": _pack(variables[part]) for part in PARTS}
-    files[_STATE] = json.dumps(state, sort_keys=True).encode()
-    name = f"step-{state['step']:08d}-{os.urandom(4).hex()}"
-    address = storage.join(run, "checkpoints", name)
-    for file, data in files.items():
-        storage.create(storage.join(address, file), data)
-    listed = [{"name": file, "bytes": len(data), "crc32c": storage.crc32c(data)} for file, data in files.items()]
-    manifest = json.dumps({"files": listed}, sort_keys=True).encode()
-    storage.create(storage.join(address, _MANIFEST), manifest)
-
-    pin = Pin(address=address, crc32c=storage.crc32c(manifest))
-    _, generation = storage.read_versioned(_pointer(run))
-    target = {"checkpoint": name, "step": state["step"], "crc32c": pin.crc32c}
-    storage.replace(_pointer(run), json.dumps(target, sort_keys=True).encode(), generation)
-    _delete_old(run, keep, current=name)
+    pin = write_checkpoint(run, variables, state, config=config)
+    pointers.move_latest(run, pin, state["step"], None, is_whole)
+    if score is not None:
+        pointers.move_best(run, pin, state["step"], score, None)
+    checkpoint_folders.prune(run, keep)
     return pin
 
 
-def _delete_old(run: str, keep: int, current: str) -> None:
-    folder = storage.join(run, "checkpoints")
-    files: dict[str, list[str]] = {}
-    for address in storage.find(folder):
-        name, slash, _ = storage.relative(address, folder).partition("/")
-        if slash:
-            files.setdefault(name, []).append(address)
-    # What attempts that were killed left behind has no manifest; it goes before any checkpoint does.
-    complete = {name: storage.join(folder, name, _MANIFEST) in found for name, found in files.items()}
-    old = sorted((name for name in files if name != current), key=lambda name: (complete[name], name))
-    for name in old[: max(0, len(old) + 1 - keep)]:
-        # The manifest goes first: what is left of a half-deleted folder is not a checkpoint.
-        for address in sorted(files[name], key=lambda a: not a.endswith(_MANIFEST)):
-            storage.delete(address)
+# Finding
 
 
 def find_latest(run: str) -> Pin | None:
-    """The newest checkpoint of ``run``; None if the run has none yet. Raises `UserError` if the pointer is broken."""
-    data, _ = storage.read_versioned(_pointer(run))
-    if data is None:
-        return None
-    try:
-        target = json.loads(data)
-        return Pin(address=storage.join(run, "checkpoints", target["checkpoint"]), crc32c=target["crc32c"])
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{_pointer(run)} is not a pointer to a checkpoint") from None
+    """The newest checkpoint of ``run``; None if the run has none yet. Raises `Corrupt` if the pointer is broken."""
+    pointer = pointers.read(run, LATEST)
+    return pointer.pin(run) if pointer else None
 
 
-def load_checkpoint(pin: Pin, parts: tuple[str, ...] = PARTS) -> Checkpoint:
-    """Reads ``parts`` of a checkpoint.
+def find(run: str, which: str | int = LATEST) -> Pin:
+    """A checkpoint of ``run``: ``latest``, ``best`` or the number of a step.
 
     Raises:
-        UserError: a file is missing or corrupt; the message names it.
+        UserError: there is none; the message lists the steps there are.
     """
-    listed = json.loads(storage.read(storage.join(pin.address, _MANIFEST), pin.crc32c))["files"]
-    checksums = {file["name"]: file["crc32c"] for file in listed}
+    if which in (LATEST, BEST):
+        pointer = pointers.read(run, which)
+        if pointer is not None and pointer.checkpoint is not None:
+            return pointer.pin(run)
+        if which == LATEST:
+            raise UserError(f"{run} has no checkpoint yet: training has not reached its first one")
+        raise UserError(f"{run} has no best checkpoint yet: none was validated")
+    if not str(which).isdecimal():
+        raise UserError(f"checkpoint: expected latest, best or the number of a step. Received {which!r}.")
+    saved = checkpoint_folders.newest_first(run)
+    named = {pointer.checkpoint for name in (LATEST, BEST) if (pointer := pointers.read(run, name))}
+    # Of a step that was computed twice, the one that a pointer names stays longer.
+    found = sorted((name for step, name in saved if step == int(which)), key=lambda name: name not in named)
+    if not found:
+        steps = ", ".join(str(step) for step in sorted({step for step, _ in saved})) or "none yet"
+        raise UserError(f"{run} has no checkpoint of step {which}. Steps it has: {steps}.")
+    return pin_of(run, found[0])
 
-    def load(name: str) -> bytes:
-        return storage.read(storage.join(pin.address, name), checksums[name])
 
-    variables = {part: _unpack(load(f"{part}.npz")) for part in parts}
-    return Checkpoint(pin=pin, state=json.loads(load(_STATE)), variables=variables)
+def load_newest(run: str, parts: tuple[str, ...] | None = None) -> Found | None:
+    """The newest checkpoint of ``run`` that can be read; None if the run has none yet.
+
+    What ``latest`` names comes first; if that is missing or corrupt the others follow, newest first.
+
+    Raises:
+        UserError: there are checkpoints, but none that can be read.
+    """
+    skipped: list[tuple[str, str]] = []
+    latest = None
+    try:
+        latest = find_latest(run)
+        if latest:
+            return Found(load_checkpoint(latest, parts))
+    except (storage.NotFound, storage.Corrupt) as error:
+        skipped.append((latest.address if latest else pointers.address_of(run, LATEST), str(error)))
+    for _, name in checkpoint_folders.newest_first(run):
+        address = storage.join(pointers.folder(run), name)
+        if latest and address == latest.address:
+            continue
+        try:
+            return Found(load_checkpoint(pin_of(run, name), parts), skipped)
+        except (storage.NotFound, storage.Corrupt) as error:
+            skipped.append((address, str(error)))
+    if skipped:
+        raise UserError(f"{run} has no checkpoint that can be read: " + "; ".join(why for _, why in skipped))
+    return None
+
+
+# Variables
 
 
 def read_variables(variables) -> dict[str, np.ndarray]:
@@ -145,21 +155,58 @@ def read_variables(variables) -> dict[str, np.ndarray]:
     return arrays
 
 
-def assign_variables(variables, arrays: dict[str, np.ndarray]) -> None:
+def _difference(variables, arrays: Mapping[str, np.ndarray]) -> str | None:
+    """The first name or shape in which a checkpoint's arrays differ from Keras variables."""
+    ours = {variable.path: variable for variable in variables}
+    if different := sorted(ours.keys() ^ arrays.keys()):
+        where = "the config's network but not in the checkpoint" if different[0] in ours else "the checkpoint only"
+        return f"{different[0]} is in {where}"
+    for name, variable in ours.items():
+        if tuple(variable.shape) != arrays[name].shape:
+            return f"{name}: expected shape {tuple(variable.shape)}. Received {arrays[name].shape}."
+    return None
+
+
+def assign_variables(variables, arrays: Mapping[str, np.ndarray]) -> None:
     """Sets Keras variables from a checkpoint's arrays.
 
     Raises:
         UserError: names or shapes differ from what the config makes; the message names the first of them.
     """
-    ours = {variable.path: variable for variable in variables}
-    if different := sorted(ours.keys() ^ arrays.keys()):
-        where = "the config's network but not in the checkpoint" if different[0] in ours else "the checkpoint only"
-        raise UserError(f"the checkpoint does not fit the config: {different[0]} is in {where}")
-    for name, variable in ours.items():
-        if tuple(variable.shape) != arrays[name].shape:
-            raise UserError(
-                f"the checkpoint does not fit the config: {name}: expected shape {tuple(variable.shape)}. "
-                f"Received {arrays[name].shape}."
-            )
-    for name, variable in ours.items():
-        variable.assign(arrays[name])
+    if different := _difference(variables, arrays):
+        raise UserError(f"the checkpoint does not fit the config: {different}")
+    for variable in variables:
+        variable.assign(arrays[variable.path])
+
+
+def _changed_keys(theirs: TrainConfig | None, ours: TrainConfig) -> str:
+    """What may be the reason why variables differ; keys of the network hide the rest."""
+    if theirs is None:
+        return ""
+    old, new = presets.flatten(theirs), presets.flatten(ours)
+    changed = [key for key in new if old[key] != new[key] and key.startswith(_SHAPING)]
+    changed = [key for key in changed if key.startswith("unet.")] or changed
+    return "".join(f"{key} is {old[key]} in the checkpoint and {new[key]} in the config; " for key in changed)
+
+
+def restore(checkpoint: Checkpoint, config: TrainConfig, variables: Mapping[str, Sequence[Any]]) -> None:
+    """Sets the Keras variables of each part from a checkpoint: of all parts, or of none.
+
+    Args:
+        config: what the variables were made by.
+        variables: by part, such as ``{"model": model.variables, "optimizer": optimizer.variables}``.
+
+    Raises:
+        UserError: the checkpoint does not fit; the message names the config's keys that differ, with both
+            values, and the first variable.
+    """
+    for part, targets in variables.items():
+        if part not in checkpoint.variables:
+            different: str | None = f"it has no {part}"
+        else:
+            different = _difference(targets, checkpoint.variables[part])
+        if different:
+            keys = _changed_keys(checkpoint.config, config)
+            raise UserError(f"{checkpoint.pin.address} does not fit the config: {keys}{different}")
+    for part, targets in variables.items():
+        assign_variables(targets, checkpoint.variables[part])

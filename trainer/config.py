@@ -6,126 +6,16 @@ A wrong value is refused when it is set, so at launch. The resolved config is wr
 
 from __future__ import annotations
 
-import dataclasses
 import math
-import re
 from dataclasses import dataclass, field
-from typing import Any
 
-PRECISIONS = ("float32", "mixed_bfloat16")
+from trainer.network_config import LossConfig, UNetConfig
+from trainer.network_config import require as _require
+
+PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 SCHEDULES = ("constant", "cosine")
 DEVICES = ("cpu", "gpu")
-HEADS = ("none", "sigmoid")
-
-
-def _require(condition: bool, key: str, expected: str, received: Any) -> None:
-    if not condition:
-        raise ValueError(f"{key}: expected {expected}. Received {received!r}.")
-
-
-@dataclass(frozen=True, kw_only=True)
-class UNetConfig:
-    """The network of the paper's appendix; one entry of each tuple per encoder level.
-
-    The decoder mirrors the encoder (3x3 kernels), so depth is ``len(filters)`` and one pass halves
-    the image ``depth`` times.
-
-    Attributes:
-        image_size: height and width of training crops, in pixels.
-        filters: output channels of each encoder level, from the image down.
-        kernels: kernel size of each encoder level; odd.
-        bn_epsilon: added to the variance by BatchNorm; the default is PyTorch's, the paper's framework.
-        mean, std: of each channel of RGB in [0, 1]. The network computes with (image - mean) / std, and its
-            output is turned back. The paper's has the image as it is.
-        head: what follows the last partial convolution. ``none`` is the paper's; ``sigmoid`` is LeakyReLU 0.2, a
-            1x1 convolution to 3 channels and a sigmoid, as some implementations have it.
-    """
-
-    image_size: int = 512
-    filters: tuple[int, ...] = (64, 128, 256, 512, 512, 512, 512, 512)
-    kernels: tuple[int, ...] = (7, 5, 5, 3, 3, 3, 3, 3)
-    bn_epsilon: float = 1e-5
-    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
-    std: tuple[float, ...] = (1.0, 1.0, 1.0)
-    head: str = "none"
-
-    def __post_init__(self):
-        _require(
-            len(self.filters) >= 1 and min(self.filters) >= 1,
-            "unet.filters",
-            "one or more positive integers",
-            self.filters,
-        )
-        _require(
-            len(self.kernels) == len(self.filters) and all(k >= 1 and k % 2 for k in self.kernels),
-            "unet.kernels",
-            f"{len(self.filters)} odd sizes, one per entry of unet.filters",
-            self.kernels,
-        )
-        fits = self.image_size // self.stride * self.stride
-        _require(
-            self.image_size >= self.stride and fits == self.image_size,
-            "unet.image_size",
-            f"a multiple of {self.stride} (2 to the power of {self.depth} levels; "
-            f"{max(fits, self.stride)} would work)",
-            self.image_size,
-        )
-        _require(0 < self.bn_epsilon < math.inf, "unet.bn_epsilon", "more than 0", self.bn_epsilon)
-        finite = all(map(math.isfinite, (*self.mean, *self.std)))
-        _require(finite and len(self.mean) == 3, "unet.mean", "three numbers", self.mean)
-        _require(finite and len(self.std) == 3 and min(self.std) > 0, "unet.std", "three positive numbers", self.std)
-        _require(self.head in HEADS, "unet.head", f"one of {HEADS}", self.head)
-
-    @property
-    def normalizes(self) -> bool:
-        """Whether `mean` and `std` are any but those that leave the image as it is."""
-        return any(self.mean) or any(std != 1 for std in self.std)
-
-    @property
-    def depth(self) -> int:
-        return len(self.filters)
-
-    @property
-    def stride(self) -> int:
-        """Input sizes are multiples of this many pixels."""
-        return 2**self.depth
-
-
-@dataclass(frozen=True, kw_only=True)
-class LossConfig:
-    """Weights of the six terms of the paper's total loss (section 3.3). A term of weight 0 is not computed.
-
-    Attributes:
-        vgg: where VGG-16's weights come from: ``bundled``, ``keras`` (downloaded by Keras), ``keras:FILE`` or
-            ``torchvision:FILE`` (see `trainer.vgg_weights`).
-    """
-
-    valid: float = 1.0
-    hole: float = 6.0
-    perceptual: float = 0.05
-    style_output: float = 120.0
-    style_composite: float = 120.0
-    total_variation: float = 0.1
-    vgg: str = "bundled"
-
-    def __post_init__(self):
-        weights = dataclasses.asdict(self)
-        del weights["vgg"]
-        for name, weight in weights.items():
-            _require(0 <= weight < math.inf, f"loss.{name}", "a weight of 0 or more", weight)
-        _require(any(weights.values()), "loss", "one or more positive weights", weights)
-        # Workers run in other folders: a relative path would name another file there.
-        _require(
-            self.vgg in ("bundled", "keras") or re.match(r"(keras|torchvision):(/|gs://)", self.vgg) is not None,
-            "loss.vgg",
-            "bundled, keras, keras:FILE or torchvision:FILE with FILE a full path or gs://",
-            self.vgg,
-        )
-
-    @property
-    def needs_features(self) -> bool:
-        """Whether any term compares VGG-16 features."""
-        return any((self.perceptual, self.style_output, self.style_composite))
+BEST = {"l1": False, "psnr": True, "ssim": True}  # whether higher is better
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +24,7 @@ class PhaseConfig:
 
     Attributes:
         steps: optimizer steps; 0 leaves the phase out.
+        epochs: passes over the images, in place of steps; the launch turns them into steps (`presets.resolve_epochs`).
         learning_rate: Adam's, at the start of the phase.
         schedule: ``constant``, or ``cosine`` down to 0 over the phase.
         warmup_steps: steps over which the rate first rises linearly from 0.
@@ -141,6 +32,7 @@ class PhaseConfig:
     """
 
     steps: int = 0
+    epochs: float = 0.0
     learning_rate: float = 2e-4
     schedule: str = "constant"
     warmup_steps: int = 0
@@ -148,6 +40,8 @@ class PhaseConfig:
 
     def __post_init__(self):
         _require(self.steps >= 0, "steps", "0 or more", self.steps)
+        _require(0 <= self.epochs < math.inf, "epochs", "0 or more", self.epochs)
+        _require(not (self.steps and self.epochs), "epochs", f"0 beside steps={self.steps}", self.epochs)
         _require(0 < self.learning_rate < math.inf, "learning_rate", "more than 0", self.learning_rate)
         _require(self.schedule in SCHEDULES, "schedule", f"one of {SCHEDULES}", self.schedule)
         _require(self.warmup_steps >= 0, "warmup_steps", "0 or more", self.warmup_steps)
@@ -161,18 +55,39 @@ class DataConfig:
         split: the dataset's split, the first part of its shards' names.
         crop_scale: side of the random square crop, as a share of the image's shorter side (low, high).
         flip: mirror half of the images left to right.
-        shuffle_buffer: records held in memory to shuffle within; shards are shuffled besides.
+        mask_flip: mirror masks left to right and upside down, each half of them.
+        mask_turn: turn masks by 0, 90, 180 or 270 degrees.
+        mask_dilate: holes grow by a number of pixels up to this (the paper's authors name 9 to 49); more holes than
+            the masks were made with.
+        mask_shift: masks move by up to this share of their side; what comes in is valid, so fewer holes.
+        mask_crop: a mask is a square of at least this share of its side, enlarged; 1: all of it.
+        shuffle_buffer: records of a shard that are shuffled among themselves; shards are shuffled besides.
+        streams: places of the dataset that are read in turn. A number of workers that divides it reads each shard
+            once; any other gives the same examples and reads more.
+        cache_gb: gigabytes (1e9 bytes) of a host's disk for shards from buckets.
     """
 
     split: str = "train"
     crop_scale: tuple[float, float] = (0.5, 1.0)
     flip: bool = True
+    mask_flip: bool = True
+    mask_turn: bool = True
+    mask_dilate: int = 0
+    mask_shift: float = 0.0
+    mask_crop: float = 1.0
     shuffle_buffer: int = 2048
+    streams: int = 16
+    cache_gb: float = 16.0
 
     def __post_init__(self):
         low, high = self.crop_scale if len(self.crop_scale) == 2 else (0, 0)
         _require(0 < low <= high <= 1, "data.crop_scale", "(low, high) with 0 < low <= high <= 1", self.crop_scale)
+        _require(self.mask_dilate >= 0, "data.mask_dilate", "0 or more", self.mask_dilate)
+        _require(0 <= self.mask_shift < 1, "data.mask_shift", "a share, 0 or more, less than 1", self.mask_shift)
+        _require(0 < self.mask_crop <= 1, "data.mask_crop", "a share, more than 0, at most 1", self.mask_crop)
         _require(self.shuffle_buffer >= 1, "data.shuffle_buffer", "1 or more", self.shuffle_buffer)
+        _require(1 <= self.streams <= 4096, "data.streams", "1 .. 4096", self.streams)
+        _require(0 < self.cache_gb < math.inf, "data.cache_gb", "more than 0", self.cache_gb)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,30 +99,64 @@ class ScalingConfig:
         cpus_per_worker: cores reserved for a worker, and TensorFlow's threads in it.
         device: ``cpu``, or ``gpu`` for one GPU per worker.
         max_failures: how often a worker group that died is started again from the newest checkpoint.
+        xla: compile parts of the step with XLA; for GPUs, where TensorFlow picks the parts.
     """
 
     workers: int = 2
     cpus_per_worker: int = 1
     device: str = "cpu"
     max_failures: int = 3
+    xla: bool = False
 
     def __post_init__(self):
         _require(self.workers >= 1, "scaling.workers", "1 or more", self.workers)
         _require(self.cpus_per_worker >= 1, "scaling.cpus_per_worker", "1 or more", self.cpus_per_worker)
         _require(self.device in DEVICES, "scaling.device", f"one of {DEVICES}", self.device)
         _require(self.max_failures >= 0, "scaling.max_failures", "0 or more", self.max_failures)
+        # TensorFlow picks no parts for CPUs, where a step compiled as a whole was slower: 1.0 images/s against 1.4.
+        _require(not self.xla or self.device == "gpu", "scaling.xla", "false unless scaling.device=gpu", self.xla)
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
-    """A checkpoint every ``every`` steps and at the end; the newest ``keep`` stay."""
+    """A checkpoint every ``every`` steps and at the end; the newest ``keep`` and the best stay.
+
+    Attributes:
+        background: write them while training goes on.
+        best: metric of the validation by which the best is chosen.
+    """
 
     every: int = 1000
     keep: int = 3
+    background: bool = True
+    best: str = "psnr"
 
     def __post_init__(self):
         _require(self.every >= 1, "checkpoint.every", "1 or more", self.every)
         _require(self.keep >= 1, "checkpoint.keep", "1 or more", self.keep)
+        _require(self.best in BEST, "checkpoint.best", f"one of {tuple(BEST)}", self.best)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationConfig:
+    """Scores on held-out records, after every ``every`` steps and at the end.
+
+    Attributes:
+        every: steps; 0 leaves validation out.
+        examples: how many pairs of an image and a mask; fewer where there are fewer masks.
+        split: of the datasets that pairs are taken from.
+        pictures: how many of the pairs are drawn into the picture grid.
+    """
+
+    every: int = 1000
+    examples: int = 120
+    split: str = "val"
+    pictures: int = 4
+
+    def __post_init__(self):
+        _require(self.every >= 0, "validation.every", "0 or more", self.every)
+        _require(self.examples >= 1, "validation.examples", "1 or more", self.examples)
+        _require(self.pictures >= 0, "validation.pictures", "0 or more", self.pictures)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,7 +165,10 @@ class TrainConfig:
 
     Attributes:
         global_batch_size: examples of one optimizer step, over all workers.
-        precision: Keras dtype policy of the network: float32 or mixed_bfloat16.
+        precision: Keras dtype policy of the network: float32, mixed_bfloat16, or mixed_float16 with a loss scale.
+        clip_norm: gradients whose norm, over all variables, is greater are scaled down to it; 0: none are.
+        ema_decay: of an average of the weights, which validation and export then use; 0: there is none.
+        skip_nonfinite: how many steps with a loss that is not finite may be left out before training stops.
         seed: of weights, data order and augmentation.
         log_every: steps between two progress lines.
     """
@@ -228,8 +180,12 @@ class TrainConfig:
     data: DataConfig = field(default_factory=DataConfig)
     scaling: ScalingConfig = field(default_factory=ScalingConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
     global_batch_size: int = 6
     precision: str = "float32"
+    clip_norm: float = 0.0
+    ema_decay: float = 0.0
+    skip_nonfinite: int = 0
     seed: int = 0
     log_every: int = 10
 
@@ -243,7 +199,11 @@ class TrainConfig:
             f"a positive multiple of scaling.workers={self.scaling.workers}",
             self.global_batch_size,
         )
-        _require(self.total_steps >= 1, "initial.steps + finetune.steps", "1 or more", self.total_steps)
+        _require(0 <= self.clip_norm < math.inf, "clip_norm", "0 or more", self.clip_norm)
+        _require(0 <= self.ema_decay < 1, "ema_decay", "0 or more, less than 1", self.ema_decay)
+        _require(self.skip_nonfinite >= 0, "skip_nonfinite", "0 or more", self.skip_nonfinite)
+        some = self.total_steps >= 1 or self.initial.epochs or self.finetune.epochs
+        _require(some, "initial.steps + finetune.steps", "1 or more", self.total_steps)
 
     @property
     def total_steps(self) -> int:

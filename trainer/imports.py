@@ -51,7 +51,7 @@ def write_run(imported: foreign.Imported, run: str) -> int:
         "optimizer": checkpoints.read_variables(optimizer.variables),
     }
     state = {"step": 0, "phase": config.phase_at(0), "examples": 0}
-    pin = checkpoints.save_checkpoint(run, variables, state, config.checkpoint.keep)
+    pin = checkpoints.save_checkpoint(run, variables, state, config.checkpoint.keep, config=config)
     exports.export_model(run, config, checkpoints.load_checkpoint(pin, ("model",)), {})
     storage.create(storage.join(run, "config.json"), presets.to_json(config))
     return model.count_params()

@@ -9,10 +9,19 @@ import contextlib
 import dataclasses
 import difflib
 import json
+import math
 from collections.abc import Iterable, Iterator
 from typing import Any, get_args, get_type_hints
 
-from trainer.config import CheckpointConfig, DataConfig, LossConfig, PhaseConfig, TrainConfig, UNetConfig
+from trainer.config import (
+    CheckpointConfig,
+    DataConfig,
+    LossConfig,
+    PhaseConfig,
+    TrainConfig,
+    UNetConfig,
+    ValidationConfig,
+)
 
 PRESETS = {
     # A small network that two CPU workers train in about two minutes, on the terms that need no
@@ -24,6 +33,7 @@ PRESETS = {
         finetune=PhaseConfig(steps=0, learning_rate=2e-4, freeze_encoder_bn=True),
         data=DataConfig(crop_scale=(0.4, 1.0)),
         checkpoint=CheckpointConfig(every=100),
+        validation=ValidationConfig(every=200, examples=24),
         global_batch_size=16,
         precision="mixed_bfloat16",
         log_every=20,
@@ -76,6 +86,8 @@ def _parse(key: str, text: str, kind: Any) -> Any:
 def override(config: TrainConfig, assignments: Iterable[str]) -> TrainConfig:
     """``config`` with ``a.b=value`` texts applied together, then checked once.
 
+    The steps of a phase take the place of its epochs, and the other way round.
+
     Raises:
         ValueError: an unknown key (the message lists the valid ones) or a value that does not fit.
     """
@@ -94,9 +106,25 @@ def override(config: TrainConfig, assignments: Iterable[str]) -> TrainConfig:
         changes.setdefault(group, {})[name] = _parse(key, text, get_type_hints(type(owner))[name])
     top = changes.pop("")
     for group, values in changes.items():
+        if values.get("steps"):
+            values.setdefault("epochs", 0.0)
+        if values.get("epochs"):
+            values.setdefault("steps", 0)
         with _inside(group):
             top[group] = dataclasses.replace(getattr(config, group), **values)
     return dataclasses.replace(config, **top)
+
+
+def resolve_epochs(config: TrainConfig, images: int) -> TrainConfig:
+    """``config`` with steps in place of epochs, which are passes over ``images``; the last pass is seen whole."""
+    phases = {}
+    for name in ("initial", "finetune"):
+        phase = getattr(config, name)
+        if phase.epochs:
+            # 0.1 x 30 is a little more than 3: what lies within rounding of a whole step is one.
+            steps = math.ceil(round(phase.epochs * images / config.global_batch_size, 6))
+            phases[name] = dataclasses.replace(phase, steps=max(1, steps), epochs=0.0)
+    return dataclasses.replace(config, **phases)
 
 
 def to_json(config: TrainConfig) -> bytes:

@@ -2,22 +2,21 @@
 
     python -m trainer.train --preset demo --images gs://B/imagenet --masks gs://B/masks --run gs://B/runs/a
 
-The run's folder keeps the resolved config, checkpoints and exports. The same command continues the
-run from its newest checkpoint, with the same number of workers or another.
+The run's folder keeps the resolved config, checkpoints, logs for TensorBoard, exports and a summary. The same
+command continues the run from its newest checkpoint, with the same number of workers or another. --dry-run
+shows what would be done.
 """
 
 from __future__ import annotations
 
-import tempfile
-import threading
 from collections.abc import Sequence
 
 from trainer import presets, storage
-from trainer.command import ArgumentParser, UserError, quiet_imports, run_command, user_error_in
+from trainer.command import ArgumentParser, UserError, quiet_imports, run_command
 from trainer.config import TrainConfig
 
 # What a run may change when it continues: none of these alter what a step computes.
-_FREE = ("scaling.", "checkpoint.", "log_every")
+_FREE = ("scaling.", "checkpoint.", "validation.", "log_every", "skip_nonfinite")
 
 
 def parse_arguments(argv: Sequence[str]):
@@ -28,6 +27,8 @@ def parse_arguments(argv: Sequence[str]):
     )
     parser.add_argument("--images", required=True, help="dataset of image records (local folder or gs://)")
     parser.add_argument("--masks", required=True, help="dataset of mask records of unet.image_size")
+    parser.add_argument("--val-images", help="dataset to validate on (default: split validation.split of --images)")
+    parser.add_argument("--val-masks", help="dataset to validate on (default: split validation.split of --masks)")
     parser.add_argument("--run", required=True, help="the run's folder: made, or continued")
     parser.add_argument(
         "--allow-config-change",
@@ -35,6 +36,9 @@ def parse_arguments(argv: Sequence[str]):
         default=[],
         metavar="KEY",
         help="a key whose value may differ from the run's config.json; repeatable",
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="show what would be done and check all addresses; start nothing"
     )
     parser.add_argument("--address", help="Ray cluster to join (default: workers on this machine)")
     parser.add_argument("--verbose", action="store_true", help="show the log of Ray and of the workers")
@@ -50,8 +54,8 @@ def resolve_config(preset: str, assignments: Sequence[str]) -> TrainConfig:
         raise UserError(str(error)) from None
 
 
-def settle_config(run: str, config: TrainConfig, allowed: Sequence[str]) -> None:
-    """Writes ``config.json`` of a new run; refuses to continue a run with another config.
+def compare_config(run: str, config: TrainConfig, allowed: Sequence[str]) -> object:
+    """Refuses to continue a run with another config; returns the generation of its ``config.json``.
 
     Raises:
         UserError: naming the keys that differ and are not ``allowed`` to.
@@ -61,109 +65,71 @@ def settle_config(run: str, config: TrainConfig, allowed: Sequence[str]) -> None
         raise UserError(f"--allow-config-change: unknown key {sorted(unknown)[0]!r}. Valid keys: {', '.join(ours)}.")
     address = storage.join(run, "config.json")
     data, generation = storage.read_versioned(address)
-    if data is not None:
-        try:
-            theirs = presets.flatten(presets.from_json(data))
-        except ValueError as error:
-            raise UserError(f"{address} is not a config: {error}") from None
-        changed = [k for k in ours if ours[k] != theirs[k] and k not in allowed and not k.startswith(_FREE)]
-        if changed:
-            listed = ", ".join(f"{key} is {theirs[key]}, asked for {ours[key]}" for key in changed)
-            raise UserError(f"{run} was started with another config: {listed}. --allow-config-change KEY permits it.")
-    if data != presets.to_json(config):
-        storage.replace(address, presets.to_json(config), generation)
+    if data is None:
+        return generation
+    try:
+        theirs = presets.flatten(presets.from_json(data))
+    except ValueError as error:
+        raise UserError(f"{address} is not a config: {error}") from None
+    changed = [k for k in ours if ours[k] != theirs[k] and k not in allowed and not k.startswith(_FREE)]
+    if changed:
+        listed = ", ".join(f"{key} is {theirs[key]}, asked for {ours[key]}" for key in changed)
+        raise UserError(f"{run} was started with another config: {listed}. --allow-config-change KEY permits it.")
+    return generation
 
 
-def run_on_ray(config: TrainConfig, job: dict, address: str | None, verbose: bool) -> None:
-    """Runs `loop.train_loop_per_worker` on Ray workers and prints its events.
-
-    Raises:
-        UserError: the workers failed for a reason the user can put right, or more often than allowed.
-    """
-    import ray
-    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
-    from ray.train.tensorflow import TensorflowTrainer
-    from ray.util.queue import Queue
-
-    from trainer.loop import train_loop_per_worker
-
-    scaling = config.scaling
-    local = {} if address else {"num_cpus": scaling.workers * scaling.cpus_per_worker, "include_dashboard": False}
-    level = "info" if verbose else "error"
-    environment = {"TF_CPP_MIN_LOG_LEVEL": "0" if verbose else "3"}
-    ray.init(
-        address=address,
-        log_to_driver=verbose,
-        logging_level=level.upper(),
-        runtime_env={"env_vars": environment},
-        **local,
-    )
-    events = Queue(actor_options={"num_cpus": 0})
-    printer = threading.Thread(target=_print_events, args=(events,), daemon=True)
-    printer.start()
-    with tempfile.TemporaryDirectory(prefix="pconv-ray-") as scratch:
-        # Ray's own bookkeeping only; checkpoints and exports go to the run's folder by themselves.
-        trainer = TensorflowTrainer(
-            train_loop_per_worker,
-            train_loop_config={**job, "config": presets.to_json(config), "events": events},
-            scaling_config=ScalingConfig(
-                num_workers=scaling.workers,
-                use_gpu=scaling.device == "gpu",
-                resources_per_worker={"CPU": scaling.cpus_per_worker} | ({"GPU": 1} if scaling.device == "gpu" else {}),
-            ),
-            run_config=RunConfig(
-                name="pconv",
-                storage_path=scratch,
-                failure_config=FailureConfig(max_failures=scaling.max_failures),
-            ),
-        )
-        try:
-            trainer.fit()
-        except TrainingFailedError as error:
-            wrapped = [error, *getattr(error, "worker_failures", {}).values()]
-            raise next(filter(None, map(user_error_in, wrapped)), error) from None
-        finally:
-            events.put({"event": "end"})
-            printer.join(timeout=10)
-            ray.shutdown()
-
-
-def _print_events(events) -> None:
-    steps = "?"
-    while (event := events.get())["event"] != "end":
-        if event["event"] == "started":
-            steps = event["steps"]
-            how = f"continues after step {event['step']}" if event["step"] else "starts"
-            print(f"training {how} of {steps} steps, {event['parameters']:,} parameters", flush=True)
-        elif event["event"] == "step":
-            rate = event["images_per_second"]
-            terms = "  ".join(f"{name} {value:.4f}" for name, value in event["terms"].items())
-            speed = f"{rate:.1f} images/s  waiting for data {event['data_wait']:.0%}" if rate else "compiled"
-            print(f"{event['phase']} step {event['step']}/{steps}  {terms}  {speed}", flush=True)
-        else:
-            print(f"{event['event']} {event['address']}", flush=True)
+def settle_config(run: str, config: TrainConfig, allowed: Sequence[str]) -> None:
+    """Writes ``config.json`` of a new run, or of one that continues with permitted changes; see `compare_config`."""
+    generation = compare_config(run, config, allowed)
+    address, data = storage.join(run, "config.json"), presets.to_json(config)
+    if storage.read_versioned(address)[0] != data:
+        storage.replace(address, data, generation)
 
 
 def main(argv: Sequence[str]) -> int:
     arguments = parse_arguments(argv)
     config = resolve_config(arguments.preset, arguments.set)
     images, masks, run = (storage.normalize(a) for a in (arguments.images, arguments.masks, arguments.run))
+    val_images, val_masks = (a and storage.normalize(a) for a in (arguments.val_images, arguments.val_masks))
     with quiet_imports():
-        from trainer.checkpoints import find_latest
+        from trainer.checkpoints import load_newest
         from trainer.data import check_datasets
+        from trainer.validation import find_held_out
         from trainer.vgg_weights import load_weights
-    image_count, mask_count = check_datasets(images, masks, config.data, config.unet.image_size)
+    size = config.unet.image_size
+    image_count, mask_count = check_datasets(images, masks, config.data, size, workers=config.scaling.workers)
+    held_out, validation = find_held_out(config.validation, size, images, masks, val_images, val_masks)
+    config = presets.resolve_epochs(config, image_count)
     if config.loss.needs_features:
         load_weights(config.loss.vgg)
     storage.require_writable(run)
-    find_latest(run)  # a broken pointer is told before workers start
+    compare_config(run, config, arguments.allow_config_change)
+    if arguments.dry_run:
+        from trainer import dry_run
+
+        used = {"images": ("image", images), "masks": ("mask", masks)}
+        checks = [(images, "image", config.data.split), (masks, "mask", config.data.split)]
+        if held_out:
+            used |= {"val images": ("image", held_out.images), "val masks": ("mask", held_out.masks)}
+            split = config.validation.split
+            checks += [(held_out.images, "image", split), (held_out.masks, "mask", split)]
+        print("\n".join(dry_run.describe_plan(config, used, validation)))
+        for check in checks:
+            print(dry_run.check_shards(*check))
+        print(dry_run.check_writable(run))
+        found = load_newest(run)
+        print(f"continues  after step {found.checkpoint.state['step']}" if found else "starts     at step 0")
+        return 0
     settle_config(run, config, arguments.allow_config_change)
     print(
         f"{image_count} images, {mask_count} masks; {config.scaling.workers} workers x "
-        f"{config.per_worker_batch_size} examples, {config.precision}",
+        f"{config.per_worker_batch_size} examples, {config.precision}; {validation}",
         flush=True,
     )
-    run_on_ray(config, {"images": images, "masks": masks, "run": run}, arguments.address, arguments.verbose)
+    from trainer.cluster import run_on_ray
+
+    job = {"images": images, "masks": masks, "run": run, "held_out": held_out}
+    run_on_ray(config, job, arguments.address, arguments.verbose)
     return 0
 
 

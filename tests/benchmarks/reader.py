@@ -1,0 +1,222 @@
+"""Examples a second and core that the training reader delivers, against a loop that opens files with Pillow.
+
+    make bench                                   # or: python tests/benchmarks/reader.py 500 2000
+    ROUNDS=15 python tests/benchmarks/reader.py  # steadier medians
+
+Targets and masks of 256 x 256 in batches of 16. The loop opens a photograph and a mask, cuts a random square of 0.5 to
+1 of the shorter side, resizes it (bilinear), mirrors half of them, makes float32 arrays and stacks them. `reused` is
+the same loop writing into arrays that it keeps: the plain one has the system hand it fresh memory for every batch, and
+what that costs differs from machine to machine. The reader does the same from records of the same files, shuffled, with
+masks turned and mirrored. Photographs are those of pipelines/photos with a longer side of 500 (ImageNet's are of some
+500 x 400) or another number of pixels given. In the last row the loops open photographs of 500 pixels and the reader
+records with a shorter side of 256, as `build_imagenet --short-side 256` makes them.
+
+The process keeps to one core and time is that of the processor, in all threads; the three take turns. Below each row is
+where an example's time goes: its target and its mask, and the JPEG decoder alone, at full size.
+"""
+
+import gc
+import os
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from _timing import ROUNDS
+
+from trainer.command import quiet_imports
+
+with quiet_imports():
+    import cv2
+    import numpy as np
+    import tensorflow as tf
+    from PIL import Image
+
+    from masks.codec import encode_mask
+    from masks.sampling import MaskSpec, sample_mask
+    from trainer import data, datasets, mask_augment, records, storage
+    from trainer.config import DataConfig
+
+PHOTOS = Path(data.__file__).parents[1] / "pipelines" / "photos"
+SIZE, BATCH, FILES, MASKS, BATCHES = 256, 16, 192, 128, 20
+CONFIG = DataConfig()
+
+
+def resized(pixels, longer=None, shorter=None):
+    height, width = pixels.shape[:2]
+    scale = longer / max(height, width) if longer else min(1, shorter / min(height, width))
+    how = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
+    return cv2.resize(pixels, (round(width * scale), round(height * scale)), interpolation=how)
+
+
+def write_dataset(folder, kind, examples, shards, **parameters):
+    written = []
+    for i in range(shards):
+        mine = [records.encode_record(values, records.FEATURES[kind]) for values in examples[i::shards]]
+        framed, name = records.frame_records(mine), datasets.shard_name("train", i, shards)
+        storage.create(f"{folder}/{name}", framed)
+        crc = storage.crc32c(framed)
+        written.append(datasets.Shard(name=name, split="train", records=len(mine), bytes=len(framed), crc32c=crc))
+    counts = {"inputs": len(examples), "records": len(examples), "rejects": 0}
+    manifest = datasets.Manifest(
+        kind=kind, parameters=parameters, seed=0, code_version="", counts=counts, shards=tuple(written)
+    )
+    storage.create(f"{folder}/{datasets.MANIFEST}", datasets.dump_manifest(manifest))
+
+
+def write_images(folder, pictures):
+    """FILES files that Pillow opens, and a dataset of them."""
+    examples = []
+    os.makedirs(f"{folder}/files")
+    for i in range(FILES):
+        pixels = pictures[i % len(pictures)]
+        encoded = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
+        Path(f"{folder}/files/{i}.jpg").write_bytes(encoded)
+        values = {"image/encoded": encoded, "image/format": "JPEG", "image/colorspace": "RGB", "image/channels": 3}
+        values |= {"image/height": pixels.shape[0], "image/width": pixels.shape[1], "image/filename": f"{i}.jpg"}
+        examples.append(values | {"image/class/label": -1, "image/class/synset": ""})
+    write_dataset(folder, "image", examples, shards=8)
+    return statistics.mean(len(values["image/encoded"]) for values in examples)
+
+
+def write_masks(folder):
+    spec = MaskSpec(generator="shapes", height=SIZE, width=SIZE, hole_ratio=(0.01, 0.6))
+    examples = []
+    os.makedirs(f"{folder}/files")
+    for i in range(MASKS):
+        encoded = encode_mask(sample_mask(spec, i))
+        Path(f"{folder}/files/{i}.png").write_bytes(encoded)
+        values = {"mask/encoded": encoded, "mask/height": SIZE, "mask/width": SIZE, "mask/hole_ratio": 0.0}
+        values |= {"mask/bucket": -1, "mask/touches_border": 0, "mask/generator": "shapes", "mask/index": i}
+        examples.append(values)
+    write_dataset(folder, "mask", examples, shards=4, height=SIZE, width=SIZE)
+
+
+def open_example(images, masks, rng):
+    """Target uint8 [H, W, 3] and mask uint8 [H, W] of one example of the loops."""
+    low, high = CONFIG.crop_scale
+    with Image.open(f"{images}/files/{rng.integers(FILES)}.jpg") as picture:
+        picture = picture.convert("RGB")
+    side = int(min(picture.size) * rng.uniform(low, high))
+    left, top = (int(rng.integers(extent - side + 1)) for extent in picture.size)
+    crop = picture.crop((left, top, left + side, top + side)).resize((SIZE, SIZE), Image.Resampling.BILINEAR)
+    if rng.random() < 0.5:
+        crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    with Image.open(f"{masks}/files/{rng.integers(MASKS)}.png") as mask:
+        return np.asarray(crop), np.asarray(mask.convert("L"))
+
+
+def plain_batch(images, masks, rng):
+    both = [open_example(images, masks, rng) for _ in range(BATCH)]
+    targets = np.stack([target.astype(np.float32) / 255 for target, _ in both])
+    return targets, np.stack([mask[..., None].astype(np.float32) / 255 for _, mask in both])
+
+
+REUSED = np.empty((BATCH, SIZE, SIZE, 3), np.float32), np.empty((BATCH, SIZE, SIZE, 1), np.float32)
+
+
+def reused_batch(images, masks, rng):
+    for target, mask in zip(*REUSED, strict=True):
+        pixels, holes = open_example(images, masks, rng)
+        np.multiply(pixels, np.float32(1 / 255), out=target)
+        np.multiply(holes[..., None], np.float32(1 / 255), out=mask)
+    return REUSED
+
+
+def loop_ms(read_batch, images, masks):
+    rng = np.random.default_rng(0)
+    begin = time.process_time()
+    for _ in range(BATCHES):
+        read_batch(images, masks, rng)
+    return (time.process_time() - begin) * 1000 / (BATCHES * BATCH)
+
+
+def reader_ms(batches):
+    found = iter(batches)
+    for _ in range(4):  # opens the shards and fills the buffers, which are as full when the clock stops
+        next(found)
+    begin = time.process_time()
+    for _ in range(BATCHES):
+        next(found)
+    spent = time.process_time() - begin
+    del found
+    gc.collect()
+    return spent * 1000 / (BATCHES * BATCH)
+
+
+def parts_ms(images, masks):
+    """Milliseconds of an example's target, of its mask, and of the decoder alone on squares as large."""
+    both = []
+    for folder, kind in ((images, "image"), (masks, "mask")):
+        shards = datasets.load_manifest(folder, kind).shards
+        found = [r for shard in shards for r in records.unframe_records(storage.read(f"{folder}/{shard.name}"))]
+        both.append(tf.data.Dataset.from_tensor_slices(found[:MASKS]).repeat())
+
+    def decoder(record, draws):
+        height, width = (tf.cast(record[f"image/{name}"], tf.float32) for name in ("height", "width"))
+        side = tf.minimum(height, width) * (CONFIG.crop_scale[0] * (1 - draws[0]) + CONFIG.crop_scale[1] * draws[0])
+        window = tf.cast([draws[1] * (height - side), draws[2] * (width - side), side, side], tf.int32)
+        return tf.image.decode_and_crop_jpeg(record["image/encoded"], window, channels=3)
+
+    def draws(number, count):
+        return tf.random.stateless_uniform([count], [0, number], alg="philox")
+
+    def mask_of(number, serialized):
+        mask = data.decode_mask(records.parse_mask(serialized), SIZE)
+        return tf.cast(mask_augment.augment_mask(mask, draws(number, mask_augment.DRAWS), CONFIG) > 127, tf.float32)
+
+    image, mask = (dataset.enumerate() for dataset in both)
+    parts = {
+        "target": image.map(lambda n, r: data.decode_target(records.parse_image(r), draws(n, 4), SIZE, CONFIG)),
+        "decoder alone, at full size": image.map(lambda n, r: decoder(records.parse_image(r), draws(n, 4))),
+        "mask": mask.map(mask_of),
+    }
+    found = {}
+    for name, dataset in parts.items():
+        ends = iter(dataset.map(lambda x: tf.reshape(x, [-1])[0]).batch(BATCH))
+        next(ends)
+        times = []
+        for _ in range(ROUNDS):
+            begin = time.process_time()
+            for _ in range(BATCHES):
+                next(ends)
+            times.append((time.process_time() - begin) * 1000 / (BATCHES * BATCH))
+        found[name] = statistics.median(times)
+    return found
+
+
+def bench(name, images, masks, files):
+    batches = data.training_batches(images, masks, CONFIG, image_size=SIZE, batch_size=BATCH, seed=0)
+    turns = {
+        "plain": lambda: loop_ms(plain_batch, files, masks),
+        "reused": lambda: loop_ms(reused_batch, files, masks),
+        "reader": lambda: reader_ms(batches),
+    }
+    for turn in turns.values():
+        turn()
+    ms = {key: [] for key in turns}
+    for _ in range(ROUNDS):
+        for key, turn in turns.items():
+            ms[key].append(turn())
+    plain, reused, reader = (statistics.median(values) for values in ms.values())
+    print(
+        f"{name:32}examples/s: plain {1000 / plain:5.0f}  reused {1000 / reused:5.0f}  reader {1000 / reader:5.0f}"
+        f"   reader over plain {plain / reader:.2f}, over reused {reused / reader:.2f}"
+    )
+    print(" " * 32 + ", ".join(f"{part} {value:.2f} ms" for part, value in parts_ms(images, masks).items()), flush=True)
+
+
+if __name__ == "__main__":
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})  # TensorFlow counts the cores when it is first used
+    cv2.setNumThreads(1)
+    originals = [cv2.imread(str(path)) for path in sorted(PHOTOS.rglob("*.jpg"))]
+    with tempfile.TemporaryDirectory(prefix="pconv-bench-") as root:
+        write_masks(f"{root}/masks")
+        for longer in [int(argument) for argument in sys.argv[1:]] or [500, 1024, 2048]:
+            size = write_images(f"{root}/{longer}", [resized(pixels, longer=longer) for pixels in originals])
+            bench(f"{longer} pixels, {size / 1000:.0f} kB", f"{root}/{longer}", f"{root}/masks", f"{root}/{longer}")
+        small = [resized(resized(pixels, longer=500), shorter=SIZE) for pixels in originals]
+        size = write_images(f"{root}/small", small)
+        if Path(f"{root}/500").exists():
+            bench(f"500 pixels, records {SIZE}, {size / 1000:.0f} kB", f"{root}/small", f"{root}/masks", f"{root}/500")

@@ -1,0 +1,190 @@
+"""Which pairs are held out, by a rule written out, and their scores, against a network called for one at a time."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from masks.codec import encode_mask
+from masks.coverage import RATIO_BUCKETS, bucket_of, hole_ratio
+from masks.sampling import MaskSpec, sample_mask
+from trainer import checkpoints, datasets, images, records, scores, storage, validation
+from trainer.command import UserError
+from trainer.config import PhaseConfig, ScalingConfig, TrainConfig, UNetConfig, ValidationConfig
+from trainer.unet import build_unet
+
+SIZE, IMAGES, MASKS = 16, 3, 20
+CONFIG = TrainConfig(
+    unet=UNetConfig(image_size=SIZE, filters=(4, 6), kernels=(5, 3)),
+    initial=PhaseConfig(steps=1),
+    scaling=ScalingConfig(workers=1),
+    validation=ValidationConfig(every=10, examples=MASKS, pictures=3),
+    global_batch_size=3,
+)
+
+
+def picture(index):
+    return np.random.default_rng(index).integers(0, 256, (SIZE + 5 * index, SIZE + 9, 3), np.uint8)
+
+
+def mask(index):
+    spec = MaskSpec(generator="shapes", height=SIZE, width=SIZE, hole_ratio=RATIO_BUCKETS[index % 6], seed=3)
+    return sample_mask(spec, index)
+
+
+def image_record(index):
+    height, width, _ = picture(index).shape
+    values = {"image/encoded": images.encode_jpeg(picture(index)), "image/format": "JPEG", "image/colorspace": "RGB"}
+    values |= {"image/height": height, "image/width": width, "image/channels": 3, "image/class/label": -1}
+    values |= {"image/filename": f"{index}.jpg", "image/class/synset": ""}
+    return records.encode_record(values, records.IMAGE_FEATURES)
+
+
+def mask_record(index):
+    ratio = hole_ratio(mask(index))
+    values = {"mask/encoded": encode_mask(mask(index)), "mask/height": SIZE, "mask/width": SIZE}
+    values |= {"mask/hole_ratio": ratio, "mask/bucket": bucket_of(ratio), "mask/touches_border": 0}
+    values |= {"mask/generator": "shapes", "mask/index": index}
+    return records.encode_record(values, records.MASK_FEATURES)
+
+
+def write_dataset(folder, kind, made, splits):
+    """Shards of the records in ``made``, so many of each split as ``splits`` say, two shards each."""
+    shards, first = [], 0
+    for split, count in splits.items():
+        for number, part in enumerate((made[first : first + count // 2], made[first + count // 2 : first + count])):
+            data, name = records.frame_records(part), datasets.shard_name(split, number, 2)
+            storage.create(f"{folder}/{name}", data)
+            crc = storage.crc32c(data)
+            shards.append(datasets.Shard(name=name, split=split, records=len(part), bytes=len(data), crc32c=crc))
+        first += count
+    fields = {"kind": kind, "seed": 0, "code_version": "0", "parameters": {"height": SIZE, "width": SIZE}}
+    counts = {"inputs": first, "records": first, "rejects": 0}
+    manifest = datasets.Manifest(**fields, counts=counts, shards=tuple(shards))
+    storage.create(f"{folder}/{datasets.MANIFEST}", datasets.dump_manifest(manifest))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    root = tmp_path_factory.mktemp("validation")
+    made = {"images": [image_record(i) for i in range(IMAGES)], "masks": [mask_record(i) for i in range(MASKS)]}
+    write_dataset(f"{root}/images", "image", made["images"], {"val": IMAGES})
+    write_dataset(f"{root}/masks", "mask", made["masks"], {"val": MASKS})
+    write_dataset(f"{root}/train-images", "image", made["images"], {"train": IMAGES})
+    write_dataset(f"{root}/train-masks", "mask", made["masks"], {"train": MASKS})
+    return root
+
+
+def held_out(place, pairs=MASKS):
+    return validation.HeldOut(images=f"{place}/images", masks=f"{place}/masks", pairs=pairs)
+
+
+def test_masks_take_turns_through_the_intervals_on_every_image(place):
+    pairs = validation.read_pairs(held_out(place), "val", 0, 1)
+    assert [pair.number for pair in pairs] == list(range(MASKS))
+    for pair in pairs:
+        np.testing.assert_array_equal(pair.mask, mask(pair.number))
+        assert pair.bucket == pair.number % 6 == bucket_of(hole_ratio(pair.mask))
+        # Six neighbours share an image, in the order of the split, again from the first after the last.
+        pixels = images.decode_rgb(images.encode_jpeg(picture([0, 1, 2, 0][pair.number // 6])))
+        np.testing.assert_array_equal(pair.target, scores.square_target(pixels, SIZE))
+
+
+@pytest.mark.parametrize("workers", [2, 3, 30])
+def test_workers_share_the_pairs(place, workers):
+    whole = {pair.number: pair for pair in validation.read_pairs(held_out(place), "val", 0, 1)}
+    parts = [validation.read_pairs(held_out(place), "val", worker, workers) for worker in range(workers)]
+    assert sorted(pair.number for part in parts for pair in part) == list(range(MASKS))
+    for worker, part in enumerate(parts):
+        for pair in part:
+            assert pair.number % workers == worker
+            np.testing.assert_array_equal(pair.target, whole[pair.number].target)
+
+
+def test_only_the_shards_that_are_needed_are_read(place, monkeypatch):
+    read, real = [], storage.read
+    monkeypatch.setattr(storage, "read", lambda address, *rest: read.append(address) or real(address, *rest))
+    pairs = validation.read_pairs(held_out(place, pairs=6), "val", 0, 1)
+    # Image 0 is the only one of the first of two shards, and masks 0 to 5 are among its ten.
+    assert len(pairs) == 6
+    assert read == [f"{place}/{name}/val-00000-of-00002.tfrecord" for name in ("images", "masks")]
+
+
+def test_a_corrupt_shard_is_named(place, tmp_path):
+    folder = write_dataset(str(tmp_path / "masks"), "mask", [mask_record(0), mask_record(1)], {"val": 2})
+    with open(f"{folder}/val-00001-of-00002.tfrecord", "ab") as file:
+        file.write(b"more")
+    broken = validation.HeldOut(images=f"{place}/images", masks=folder, pairs=2)
+    with pytest.raises(UserError, match="val-00001-of-00002.tfrecord is corrupt"):
+        validation.read_pairs(broken, "val", 0, 1)
+
+
+def test_cells_are_means_of_the_scores_of_each_pair(place):
+    network = build_unet(CONFIG.unet, seed=5)
+    arrays = checkpoints.read_variables(network.variables)
+    pairs = validation.read_pairs(held_out(place), "val", 0, 1)
+    validator = validation.Validator(tf.distribute.get_strategy(), CONFIG, pairs, MASKS)
+    validator.load(arrays)
+    cells = validator.validate()
+
+    rows = []
+    for pair in pairs:  # one by one, and with anything under the holes
+        holes = pair.mask[..., None] == 0
+        output = network([np.where(holes, 0.7, pair.target / 255)[None], pair.mask[None, ..., None]], training=False)
+        filled = np.rint(np.clip(output[0], 0, 1) * 255).astype(np.uint8)
+        found = scores.score(np.where(holes, filled, pair.target), pair.target, pair.mask)
+        rows.append(found | {"bucket": pair.bucket})
+    for bucket in (*range(6), scores.ALL):
+        members = [row for row in rows if bucket in (row["bucket"], scores.ALL)]
+        assert cells[bucket]["count"] == len(members)
+        for name in scores.METRICS:
+            expected = math.fsum(row[name] for row in members) / len(members)
+            assert cells[bucket][name] == pytest.approx(expected, rel=1e-4), (bucket, name)
+    # Other weights, other scores; the same ones, the same.
+    validator.load({name: array * 0.9 for name, array in arrays.items()})
+    assert validator.validate()[scores.ALL]["psnr"] != cells[scores.ALL]["psnr"]
+    validator.load(arrays)
+    assert validator.validate() == cells
+
+
+def test_pictures_show_the_first_pairs(place):
+    pairs = validation.read_pairs(held_out(place), "val", 0, 1)
+    validator = validation.Validator(tf.distribute.get_strategy(), CONFIG, pairs, MASKS)
+    targets, masks = validator.examples()
+    assert targets.shape == (3, SIZE, SIZE, 3) and masks.shape == (3, SIZE, SIZE, 1)
+    np.testing.assert_allclose(targets[2] * 255, pairs[2].target, atol=1e-3)
+    assert validator.draw(targets, masks).shape == (3 * SIZE, 4 * SIZE, 3)
+
+
+def find(place, config=CONFIG.validation, size=SIZE, kind="", val_images=None, val_masks=None):
+    folders = (f"{place}/{kind}images", f"{place}/{kind}masks")
+    return validation.find_held_out(config, size, *folders, val_images, val_masks)
+
+
+def test_what_is_held_out_is_found_and_told(place):
+    found, told = find(place)
+    assert found == held_out(place)
+    assert told == "validation every 10 steps: 20 masks on 3 images of split 'val'"
+    found, told = find(place, ValidationConfig(every=5, examples=7))
+    assert found.pairs == 7 and "7 masks on 2 images" in told
+    found, told = find(place, kind="train-")
+    assert found is None and "train-images has no split 'val' (--val-images names another)" in told
+    found, _ = find(place, kind="train-", val_images=f"{place}/images", val_masks=f"{place}/masks")
+    assert found == held_out(place)
+    found, told = find(place, kind="train-", val_images=f"{place}/images")
+    assert found is None and "train-masks has no split 'val' (--val-masks" in told
+    assert find(place, size=8)[1] == "no validation: it needs unet.image_size of 11 or more"
+    assert find(place, ValidationConfig(every=0)) == (None, "no validation: validation.every is 0")
+
+
+def test_what_was_asked_for_has_to_be_there(place):
+    with pytest.raises(UserError, match="expected records in split 'val'. Received none"):
+        find(place, val_images=f"{place}/train-images")
+    with pytest.raises(UserError, match="expected masks of 32 x 32 .*Received 16 x 16"):
+        find(place, size=32)
+    with pytest.raises(UserError, match="does not exist"):
+        find(place, val_masks=f"{place}/gone")

@@ -1,0 +1,181 @@
+"""The same training on one worker and on two: real processes under TensorFlow's multi-worker strategy."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from masks.codec import encode_mask
+from masks.coverage import bucket_of, hole_ratio
+from masks.sampling import MaskSpec, sample_mask
+from trainer import checkpoints, datasets, images, records, storage
+
+STEPS, FINETUNE = 50, 20
+# On worker 1 of two, one example of step 4 is planted with a NaN.
+PROGRAM = """
+import json, sys
+import numpy as np
+import tensorflow as tf
+from trainer import data, loop, presets, validation
+from trainer.command import UserError
+
+root, run, worker, workers = *sys.argv[1:3], *map(int, sys.argv[3:5])
+tf.config.threading.set_intra_op_parallelism_threads(1)
+tf.config.threading.set_inter_op_parallelism_threads(1)
+config = presets.override(presets.PRESETS["demo"], [f"scaling.workers={workers}", *sys.argv[5:]])
+held = validation.HeldOut(images=f"{root}/images", masks=f"{root}/masks", pairs=13)
+if run == "planted" and worker == 1:
+    real = data.training_batches
+    def planted(*args, **kwargs):
+        for number, (target, *rest) in enumerate(real(*args, **kwargs), start=1):
+            nan = tf.tensor_scatter_nd_update(target, [[2, 3, 3, 0]], [np.nan])
+            yield (nan if number in (2, 4) else target, *rest)
+    data.training_batches = planted
+events, folders = [], (f"{root}/images", f"{root}/masks", f"{root}/{run}")
+try:
+    loop.train(config, *folders, worker=worker, workers=workers, report=events.append, held_out=held)
+except UserError as error:
+    events.append({"event": "raised", "message": str(error)})
+open(f"{root}/{run}-{worker}.json", "w").write(json.dumps(events))
+"""
+SMALL = ["unet.image_size=32", "unet.filters=4,8,8", "unet.kernels=5,3,3", "log_every=1", "precision=float32"]
+SMALL += ["global_batch_size=8", "initial.schedule=constant", "initial.learning_rate=0.0005", "checkpoint.every=1000"]
+SMALL += ["validation.split=train", "validation.every=25", "clip_norm=0.3", "ema_decay=0.9"]
+
+
+def write_dataset(folder, kind, serialized, parameters):
+    framed, name = records.frame_records(serialized), datasets.shard_name("train", 0, 1)
+    storage.create(storage.join(folder, name), framed)
+    shard = datasets.Shard(
+        name=name, split="train", records=len(serialized), bytes=len(framed), crc32c=storage.crc32c(framed)
+    )
+    counts = {"inputs": len(serialized), "records": len(serialized), "rejects": 0}
+    manifest = datasets.Manifest(
+        kind=kind, parameters=parameters, seed=0, code_version="0", counts=counts, shards=(shard,)
+    )
+    storage.create(storage.join(folder, datasets.MANIFEST), datasets.dump_manifest(manifest))
+
+
+def image_record(pixels, name):
+    values = {"image/encoded": images.encode_jpeg(pixels), "image/format": "JPEG", "image/colorspace": "RGB"}
+    values |= {"image/height": pixels.shape[0], "image/width": pixels.shape[1], "image/channels": 3}
+    values |= {"image/filename": name, "image/class/label": -1, "image/class/synset": ""}
+    return records.encode_record(values, records.IMAGE_FEATURES)
+
+
+def mask_record(spec, index):
+    mask = sample_mask(spec, index)
+    values = {"mask/encoded": encode_mask(mask), "mask/height": spec.height, "mask/width": spec.width}
+    values |= {"mask/hole_ratio": hole_ratio(mask), "mask/bucket": bucket_of(hole_ratio(mask))}
+    values |= {"mask/touches_border": 0, "mask/generator": "shapes", "mask/index": index}
+    return records.encode_record(values, records.MASK_FEATURES)
+
+
+def write_datasets(root, size, num_images=5, num_masks=7):
+    rng = np.random.default_rng(0)
+    pictures = [rng.integers(0, 256, (size + 8, size + 18, 3), np.uint8) for _ in range(num_images)]
+    write_dataset(f"{root}/images", "image", [image_record(p, f"{i}.jpg") for i, p in enumerate(pictures)], {})
+    spec = MaskSpec(generator="shapes", height=size, width=size, hole_ratio=(0.1, 0.4))
+    parameters = {"height": size, "width": size}
+    write_dataset(f"{root}/masks", "mask", [mask_record(spec, i) for i in range(num_masks)], parameters)
+
+
+def train(root, run, workers, *settings):
+    """Events of each worker."""
+    with contextlib.ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(workers)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        hosts = [f"127.0.0.1:{probe.getsockname()[1]}" for probe in probes]
+    started = []
+    for worker in range(workers):
+        task = {"cluster": {"worker": hosts}, "task": {"type": "worker", "index": worker}}
+        environment = os.environ | {"TF_CONFIG": json.dumps(task)}
+        command = [sys.executable, "-c", PROGRAM, str(root), run, str(worker), str(workers), *SMALL, *settings]
+        started.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
+    try:
+        for process in started:
+            _, error = process.communicate(timeout=200)
+            assert process.returncode == 0, error[-4000:]
+    finally:
+        for process in started:
+            process.kill()
+    return [json.loads((root / f"{run}-{worker}.json").read_text()) for worker in range(workers)]
+
+
+def of(events, kind):
+    return [event for event in events if event["event"] == kind]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    root = tmp_path_factory.mktemp("workers")
+    write_datasets(root, 32, num_images=9, num_masks=13)
+    return root
+
+
+@pytest.fixture(scope="module")
+def curves(place):
+    settings = [f"initial.steps={STEPS}", f"finetune.steps={FINETUNE}", "finetune.learning_rate=0.002"]
+    settings += ["checkpoint.every=50", "checkpoint.keep=9"]
+    return {workers: train(place, f"of{workers}", workers, *settings)[0] for workers in (1, 2)}
+
+
+def test_the_loss_curve_is_the_same_on_two_workers(curves):
+    """Every term of every step; float32, synchronized BatchNorm, clipped by the norm of the whole gradient."""
+    one, two = (of(curves[workers], "step") for workers in (1, 2))
+    assert len(one) == len(two) == STEPS + FINETUNE
+    for event, other in zip(one[:STEPS], two[:STEPS], strict=True):
+        for name, value in event["terms"].items():
+            assert other["terms"][name] == pytest.approx(value, abs=1e-4), (event["step"], name)
+    totals = [event["terms"]["total"] for event in one]
+    assert np.mean(totals[40:50]) < 0.8 * np.mean(totals[:10])  # it learns: a curve of constants would agree too
+
+
+def test_validation_is_the_same_on_two_workers(curves):
+    one, two = (of(curves[workers], "validation") for workers in (1, 2))
+    assert [event["step"] for event in one] == [event["step"] for event in two] == [25, 50, 70]
+    for event, other in zip(one, two, strict=True):
+        assert event["cells"].keys() == other["cells"].keys()
+        for bucket, cell in event["cells"].items():
+            for name, value in cell.items():
+                # Pictures are rounded to bytes; the weights differ by rounding after the first steps.
+                assert other["cells"][bucket][name] == pytest.approx(value, rel=1e-3, nan_ok=True), (bucket, name)
+
+
+def load(place, workers, step, parts=None):
+    return checkpoints.load_checkpoint(checkpoints.find(f"{place}/of{workers}", step), parts)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_finetune_leaves_the_encoders_batch_norm_bit_for_bit(place, curves, workers):
+    before, after = (load(place, workers, step).variables["model"] for step in (STEPS, STEPS + FINETUNE))
+    frozen = {name for name in before if name.startswith("encoder_") and "_bn/" in name}
+    assert len(frozen) == 2 * 4  # two levels: gamma, beta, mean, variance
+    assert {name for name in before if np.array_equal(before[name], after[name])} == frozen
+    for name in before.keys() - frozen:
+        assert np.mean(before[name] != after[name]) > 0.9, name
+
+
+def test_weights_and_averages_end_up_the_same(place, curves):
+    one, two = (load(place, workers, STEPS).variables for workers in (1, 2))
+    for part in ("model", "ema"):
+        for name, array in one[part].items():
+            np.testing.assert_allclose(two[part][name], array, rtol=1e-2, atol=1e-3, err_msg=f"{part} {name}")
+
+
+def test_a_nan_on_one_worker_stops_all_at_the_same_step(place):
+    one, two = train(place, "planted", 2, "initial.steps=6", "finetune.steps=0", "skip_nonfinite=1")
+    for events in (one, two):
+        raised = events[-1]["message"]
+        assert raised.startswith("step 4: the loss is not finite (total nan, ") and "after 1 steps" in raised
+    assert "examples of worker 1: " in two[-1]["message"] and two[-1]["message"].count(".jpg") == 1
+    assert [event["step"] for event in of(one, "skipped")] == [2] == [event["step"] for event in of(two, "skipped")]
+    assert np.isfinite(of(one, "step")[-1]["terms"]["total"])

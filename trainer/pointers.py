@@ -1,0 +1,183 @@
+"""Which checkpoint of a run is the newest and which the best: two small files, moved by compare-and-swap.
+
+    RUN/checkpoints/latest.json   checkpoint, step, crc32c (of its manifest), writer
+                    best.json     the same, metric and value
+
+Nobody knows whether a writer that went silent is dead or slow, so writers take turns: who starts
+writes its name into the pointers (`claim`), and from then on nobody else can move them. The
+checkpoint is null between the first claim and the first checkpoint.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from trainer import storage
+from trainer.command import UserError
+
+LATEST, BEST = "latest", "best"
+_ATTEMPTS = 100  # each lost one means that another writer's succeeded
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pin:
+    """A checkpoint that cannot change: its folder and the crc32c of its manifest, which holds those of the rest."""
+
+    address: str
+    crc32c: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """A validation metric of one checkpoint."""
+
+    metric: str
+    value: float
+    higher_is_better: bool
+
+    def beats(self, value: float) -> bool:
+        """Whether it is better than ``value``; NaN is worse than any number."""
+        if math.isnan(self.value) or math.isnan(value):
+            return not math.isnan(self.value)
+        return self.value > value if self.higher_is_better else self.value < value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pointer:
+    """What a pointer says. All but ``writer`` are None before the first checkpoint; ``writer`` if none has claimed."""
+
+    checkpoint: str | None = None
+    step: int | None = None
+    crc32c: str | None = None
+    writer: str | None = None
+    metric: str | None = None
+    value: float | None = None
+
+    def pin(self, run: str) -> Pin | None:
+        if self.checkpoint is None:
+            return None
+        return Pin(address=storage.join(folder(run), self.checkpoint), crc32c=self.crc32c)
+
+
+def folder(run: str) -> str:
+    """Where a run keeps its checkpoints and pointers."""
+    return storage.join(run, "checkpoints")
+
+
+def address_of(run: str, which: str) -> str:
+    return storage.join(folder(run), f"{which}.json")
+
+
+def _parse(data: bytes, address: str) -> Pointer:
+    try:
+        values = json.loads(data)
+        fields = {field.name: values.get(field.name) for field in dataclasses.fields(Pointer)}
+        kinds = (str, int, str) if values["checkpoint"] is not None else (type(None),) * 3
+        if all(type(fields[name]) is kind for name, kind in zip(("checkpoint", "step", "crc32c"), kinds, strict=True)):
+            return Pointer(**fields)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        pass
+    raise storage.Corrupt(f"{address} is not a pointer to a checkpoint")
+
+
+def read(run: str, which: str) -> Pointer | None:
+    """The pointer, None if there is none yet. Raises `Corrupt` if it is broken."""
+    data, _ = storage.read_versioned(address_of(run, which))
+    return None if data is None else _parse(data, address_of(run, which))
+
+
+def _read_for_writing(run: str, which: str) -> tuple[Pointer, bytes | None, object]:
+    """A pointer, its bytes and their generation. A broken one says nothing, and what replaces it heals it."""
+    data, generation = storage.read_versioned(address_of(run, which))
+    try:
+        return Pointer() if data is None else _parse(data, ""), data, generation
+    except storage.Corrupt:
+        return Pointer(), data, generation
+
+
+def _swap(run: str, which: str, change: Callable[[Pointer], Pointer | None]) -> bool:
+    """Replaces a pointer by ``change`` of what it is, again if another writer was faster; False if that is None."""
+    for _ in range(_ATTEMPTS):
+        now, data, generation = _read_for_writing(run, which)
+        target = change(now)
+        if target is None:
+            return False
+        fields = dataclasses.asdict(target)
+        if which == LATEST:
+            del fields["metric"], fields["value"]
+        packed = json.dumps(fields, sort_keys=True).encode()
+        if packed == data:  # there already: the answer to an earlier attempt was lost
+            return True
+        try:
+            storage.replace(address_of(run, which), packed, generation)
+            return True
+        except storage.Conflict:
+            pass
+    raise storage.Conflict(address_of(run, which))
+
+
+def claim(run: str) -> str:
+    """Makes the caller the run's only writer; returns the name to give to the functions below."""
+    writer = os.urandom(8).hex()
+    _swap(run, LATEST, lambda now: dataclasses.replace(now, writer=writer))
+    if storage.exists(address_of(run, BEST)):
+        _swap(run, BEST, lambda now: dataclasses.replace(now, writer=writer))
+    return writer
+
+
+def _require_turn(run: str, now: Pointer, writer: str | None) -> None:
+    if writer is not None and now.writer not in (None, writer):
+        raise UserError(f"{run} is written by another process, which started later than this one")
+
+
+def require_turn(run: str, writer: str | None) -> None:
+    """Raises `UserError` if another writer has claimed the run since ``writer`` did; None takes no turns."""
+    _require_turn(run, _read_for_writing(run, LATEST)[0], writer)
+
+
+def move_latest(run: str, pin: Pin, step: int, writer: str | None, is_whole: Callable[[Pin], bool]) -> bool:
+    """Points ``latest`` to a checkpoint; returns whether it did.
+
+    It never goes back to an earlier step, unless what it names now cannot be read.
+
+    Args:
+        writer: from `claim`; None for a program that writes one checkpoint and takes no turns.
+        is_whole: whether the checkpoint of a pin can be read.
+
+    Raises:
+        UserError: another writer has claimed the run.
+    """
+
+    def change(now: Pointer) -> Pointer | None:
+        _require_turn(run, now, writer)
+        ours = _target(pin, step, now, writer)
+        if ours.checkpoint != now.checkpoint and now.step is not None and now.step > step and is_whole(now.pin(run)):
+            return None
+        return ours
+
+    return _swap(run, LATEST, change)
+
+
+def move_best(run: str, pin: Pin, step: int, score: Score, writer: str | None) -> bool:
+    """Points ``best`` to a checkpoint if its score is better than the one there, or one of another metric.
+
+    Returns and raises as `move_latest` does.
+    """
+
+    def change(now: Pointer) -> Pointer | None:
+        _require_turn(run, now, writer)
+        ours = dataclasses.replace(_target(pin, step, now, writer), metric=score.metric, value=score.value)
+        rival = now.value if now.metric == score.metric and now.checkpoint is not None else None
+        better = not math.isnan(score.value) if rival is None else score.beats(rival)
+        return ours if better or ours == now else None
+
+    return _swap(run, BEST, change)
+
+
+def _target(pin: Pin, step: int, now: Pointer, writer: str | None) -> Pointer:
+    return Pointer(checkpoint=pin.address.rpartition("/")[2], step=step, crc32c=pin.crc32c, writer=writer or now.writer)
