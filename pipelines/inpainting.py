@@ -1,165 +1,177 @@
-"""Image files and mask files in, inpainted PNG files out: the pure functions of the job, and its transforms.
+"""Image files and mask files in, inpainted files out: the pure functions of the job, and its transforms.
 
-    list -> match by relative path without extension -> read, decode -> RunInference -> write PNG
-              |                                            |                |              |
-              +--------------------------------------------+----------------+--------------+--> rejects
+list -> match -> finished before? -> load ---> RunInference ---> encode, write --> records
+          |             |             |  no hole: as it is --------^      |
+          +-------------+-------------+-----------------------------------+-----> rejects
 """
 
 from __future__ import annotations
 
-import json
-import posixpath
-from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import apache_beam as beam
-import numpy as np
 from apache_beam.ml.inference.base import KeyedModelHandler, RunInference
 
-from masks.codec import read_mask_image
-from pipelines.model_handler import InpaintModelHandler, Pair
-from pipelines.shards import Reject, reject, reject_lines
-from trainer import images, storage
-from trainer.command import UserError
-
-REJECTED = "rejected"
-MANIFEST, REJECTS = "manifest.json", "rejects.jsonl"
-
-
-class Job(NamedTuple):
-    """One image to inpaint: addresses of the image, its mask and the output."""
-
-    image: str
-    mask: str
-    output: str
+from pipelines import pairs, results
+from pipelines.loading import HOLELESS, Settings, Task, load_item
+from pipelines.model_handler import Filled, FillModelHandler
+from pipelines.pairs import Item
+from pipelines.results import FINISHED, REJECTED
+from pipelines.shards import Reject, reject
+from trainer import pictures, predict
 
 
-def stem_of(address: str, base: str) -> str:
-    """Path below ``base`` without extension: what an image and its mask have in common."""
-    return posixpath.splitext(storage.relative(address, base))[0]
+def write_result(result: tuple[Task, Filled | Exception], settings: Settings, output: str, replaces: bool) -> Iterator:
+    """The record of one output that was written; or a tagged `Reject` of what could not be computed or written."""
+    task, filled = result
+    begin, stage = time.perf_counter(), "inpaint"
+    try:
+        if isinstance(filled, Exception):
+            raise filled
+        stage = "encode"
+        data = task.copy
+        if data is None:
+            stored = pictures.turn_back(filled.pixels, task.picture.orientation)
+            data = pictures.encode(task.picture.replace(stored), settings.format, settings.quality)
+        stage = "write"
+        details = {
+            "height": task.size[0],
+            "width": task.size[1],
+            "hole_ratio": task.hole_ratio,
+            "windows": filled.windows,
+            "seconds": round(task.seconds + filled.seconds + time.perf_counter() - begin, 4),
+        }
+        yield results.write_output(task.item, data, details, output, replaces)
+    except Exception as error:
+        yield beam.pvalue.TaggedOutput(REJECTED, reject(task.item.image, stage, error))
 
 
-def output_name(address: str, base: str) -> str:
-    """Path of the output below the output folder. ``a.jpg`` gives ``a.jpg.png``, so that ``a.png`` is left free."""
-    name = storage.relative(address, base)
-    return name if name.lower().endswith(".png") else f"{name}.png"
+# Transforms
 
 
-def check_outputs(pictures: list[str], masks: list[str], base: str, output: str) -> None:
-    """Raises `UserError` if an output would replace an input, or two images would have one output."""
-    inputs, sources = {*pictures, *masks}, {}
-    for image in pictures:
-        address = storage.join(output, output_name(image, base))
-        if address in inputs:
-            raise UserError(f"--output: {address} is an input, which the output of {image} would replace")
-        if address in sources:
-            raise UserError(f"{sources[address]} and {image} would both become {address}: rename one of them")
-        sources[address] = image
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """Where the images are: patterns of images and masks (empty: holes are in the images), or a list of pairs.
 
-
-def list_stems(pattern: str) -> list[tuple[str, str]]:
-    """(stem, address) of each file that ``pattern`` finds."""
-    base = storage.base_of(pattern)
-    return [(stem_of(address, base), address) for address in storage.find(pattern)]
-
-
-def match_pairs(group: tuple[str, dict[str, Iterable[str]]], images_base: str, output: str) -> Iterator:
-    """Jobs of one stem; a file without a counterpart, or with two, becomes a `Reject`."""
-    stem, found = group
-    pictures, masks = sorted(found["images"]), sorted(found["masks"])
-    if len(masks) == 1 and pictures:
-        for image in pictures:
-            yield Job(image, masks[0], storage.join(output, output_name(image, images_base)))
-        return
-    problem = f"expected one mask file named {stem}.*. Found {len(masks)}."
-    for image in pictures:
-        yield beam.pvalue.TaggedOutput(REJECTED, reject(image, "match", UserError(problem)))
-    if not pictures:
-        for mask in masks:
-            error = UserError(f"expected an image file named {stem}.*. Found none.")
-            yield beam.pvalue.TaggedOutput(REJECTED, reject(mask, "match", error))
-
-
-def read_pair(job: Job, hole: str) -> Iterator:
-    """The decoded pair of one job, or its `Reject`.
-
-    Args:
-        hole: ``black`` or ``white``: the colour of holes in mask files.
+    Attributes:
+        base: folder that outputs' paths are relative to.
+        match: of `pairs.MATCHES`.
     """
-    source, stage = job.image, "read"
-    try:
-        image_bytes = storage.read(job.image)
-        stage = "decode"
-        image = images.decode_rgb(image_bytes)
-        source, stage = job.mask, "read"
-        mask_bytes = storage.read(job.mask)
-        stage = "decode"
-        mask = read_mask_image(mask_bytes, hole)
-        source, stage = job.image, "match"
-        if mask.shape != image.shape[:2]:
-            sizes = [f"{size[1]} x {size[0]}" for size in (mask.shape, image.shape)]
-            raise ValueError(f"mask {job.mask} is {sizes[0]} pixels, the image is {sizes[1]}")
-        yield job, Pair(image, mask)
-    except (ValueError, UserError, OSError) as error:
-        yield beam.pvalue.TaggedOutput(REJECTED, reject(source, stage, error))
+
+    base: str
+    images: str = ""
+    masks: str = ""
+    listed: str = ""
+    match: str = "stem"
 
 
-def write_result(item: tuple[Job, np.ndarray | Exception]) -> Iterator:
-    """Writes one PNG and gives its address; or a `Reject` of what the network could not compute."""
-    job, result = item
-    if isinstance(result, Exception):
-        yield beam.pvalue.TaggedOutput(REJECTED, reject(job.image, "inpaint", result))
-        return
-    try:
-        storage.overwrite(job.output, images.encode_png(result))
-        yield job.output
-    except (UserError, OSError) as error:
-        yield beam.pvalue.TaggedOutput(REJECTED, reject(job.image, "write", error))
+class MatchInputs(beam.PTransform):
+    """From a pipeline to `Item`s and `Reject`s."""
 
+    def __init__(self, inputs: Inputs, settings: Settings):
+        super().__init__()
+        self._inputs, self._settings = inputs, settings
 
-def write_outcome(outputs: int, folder: str, fields: dict, rejects: list[Reject]) -> None:
-    """Writes ``rejects.jsonl`` and then ``manifest.json``, with the counts, into the output folder."""
-    counts = {"inputs": outputs + len(rejects), "outputs": outputs, "rejects": len(rejects)}
-    manifest = json.dumps({**fields, "counts": counts}, indent=1, sort_keys=True).encode()
-    storage.overwrite(storage.join(folder, REJECTS), reject_lines(rejects))
-    storage.overwrite(storage.join(folder, MANIFEST), manifest)
+    def expand(self, pipeline):
+        found, extension = self._inputs, pictures.EXTENSIONS[self._settings.format]
+        if found.listed:
+            needs_mask = self._settings.holes is None
+            return (
+                pipeline
+                | "List" >> beam.Create([found.listed])
+                | "ReadPairs" >> beam.FlatMap(pairs.list_pairs, found.base)
+                | "ByStem" >> beam.GroupByKey()
+                | "Match" >> beam.FlatMap(pairs.match_listed, found.base, needs_mask, extension)
+            )
+        patterns = {"images": found.images} | ({"masks": found.masks} if found.masks else {})
+        files = {
+            kind: pipeline | f"Pattern_{kind}" >> beam.Create([p]) | f"List_{kind}" >> beam.FlatMap(pairs.list_stems)
+            for kind, p in patterns.items()
+        }
+        return (
+            files
+            | "ByStem" >> beam.CoGroupByKey()
+            | "Match" >> beam.FlatMap(pairs.match_files, found.base, found.match, extension)
+        )
 
 
 class InpaintFiles(beam.PTransform):
-    """From a pipeline to addresses of written files and `Reject`s.
+    """From a pipeline to records of outputs, as dicts, and `Reject`s.
 
     Args:
-        image_pattern, mask_pattern: a file, a folder or a glob each.
+        inputs: where the images are.
+        settings: how they are read and written.
         output: address of the output folder.
-        hole: ``black`` or ``white``.
         handler: the network.
+        replaces: whether outputs that are there may be replaced, see `results.claim_output`.
+        total: number of images, as far as known at launch.
     """
 
-    def __init__(self, image_pattern: str, mask_pattern: str, output: str, hole: str, handler: InpaintModelHandler):
+    def __init__(
+        self,
+        inputs: Inputs,
+        settings: Settings,
+        output: str,
+        handler: FillModelHandler,
+        replaces: bool = False,
+        total: int = 0,
+    ):
         super().__init__()
-        self._patterns = {"images": image_pattern, "masks": mask_pattern}
-        self._output, self._hole, self._handler = output, hole, handler
+        self._report = results.ReportItems(total)
+        self._inputs, self._settings, self._handler = inputs, settings, handler
+        self._output, self._replaces = output, replaces
 
-    def expand(self, pipeline) -> tuple[beam.PCollection[str], beam.PCollection[Reject]]:
-        listed = {
-            kind: pipeline | f"Pattern_{kind}" >> beam.Create([pattern]) | f"List_{kind}" >> beam.FlatMap(list_stems)
-            for kind, pattern in self._patterns.items()
-        }
-        base = storage.base_of(self._patterns["images"])
+    def expand(self, pipeline) -> tuple[beam.PCollection[dict], beam.PCollection[Reject]]:
         matched = (
-            listed
-            | "ByStem" >> beam.CoGroupByKey()
-            | "Match" >> beam.FlatMap(match_pairs, base, self._output).with_outputs(REJECTED, main="jobs")
+            pipeline
+            | MatchInputs(self._inputs, self._settings)
+            | beam.ParDo(_Split()).with_outputs(REJECTED, main="items")
         )
-        pairs = (
-            matched.jobs
+        there = pipeline | "Output" >> beam.Create([self._output]) | beam.FlatMap(results.list_finished)
+        sorted_out = (
+            {"items": matched.items | beam.Map(_by_output), "there": there}
+            | "ByOutput" >> beam.CoGroupByKey()
+            | "SortOut" >> beam.FlatMap(results.sort_out).with_outputs(REJECTED, FINISHED, main="items")
+        )
+        recalled = (
+            sorted_out[FINISHED]
+            | "Recall" >> beam.FlatMap(results.recall, self._output)
+            | "SplitRecalled" >> beam.ParDo(_Split()).with_outputs(REJECTED, main="items")
+        )
+        loaded = (
+            sorted_out.items
             | beam.Reshuffle()
-            | "Read" >> beam.FlatMap(read_pair, self._hole).with_outputs(REJECTED, main="pairs")
+            | "Load" >> beam.FlatMap(load_item, self._settings).with_outputs(REJECTED, HOLELESS, main="pairs")
         )
-        written = (
-            pairs.pairs
-            | "Inpaint" >> RunInference(KeyedModelHandler(self._handler))
-            | "Write" >> beam.FlatMap(write_result).with_outputs(REJECTED, main="files")
+        filled = loaded.pairs | "Inpaint" >> RunInference(KeyedModelHandler(self._handler))
+        arguments = (self._settings, self._output, self._replaces)
+        written = [
+            source | f"Write{name}" >> beam.FlatMap(write_result, *arguments).with_outputs(REJECTED, main="records")
+            for name, source in (("", filled), ("Holeless", loaded[HOLELESS]))
+        ]
+        records = [*(part.records for part in written), recalled.items]
+        rejects = [part[REJECTED] for part in (matched, sorted_out, recalled, loaded, *written)]
+        # Each reports before they are put together, which waits for all of them.
+        return tuple(
+            tuple(part | f"Report{kind}{n}" >> beam.ParDo(self._report) for n, part in enumerate(parts))
+            | kind >> beam.Flatten()
+            for kind, parts in (("Records", records), ("Rejects", rejects))
         )
-        rejects = (matched[REJECTED], pairs[REJECTED], written[REJECTED]) | "Rejects" >> beam.Flatten()
-        return written.files, rejects
+
+
+def _by_output(item: Item) -> tuple[str, Item]:
+    return item.output, item
+
+
+class _Split(beam.DoFn):
+    """Tags `Reject`s."""
+
+    def process(self, element):
+        yield beam.pvalue.TaggedOutput(REJECTED, element) if isinstance(element, Reject) else element
+
+
+def model_of(pin: predict.ModelPin) -> dict:
+    """What identifies the network, for reports."""
+    return {"address": pin.checkpoint.address, "crc32c": pin.checkpoint.crc32c}

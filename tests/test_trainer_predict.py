@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from trainer import checkpoints, predict, presets, storage
+from trainer import checkpoints, pointers, predict, presets, storage
 from trainer.command import UserError
 from trainer.config import PhaseConfig, TrainConfig, UNetConfig
 from trainer.unet import build_unet
@@ -49,7 +49,7 @@ def model(tmp_path_factory, network):
     run = str(tmp_path_factory.mktemp("run"))
     storage.create(run + "/config.json", presets.to_json(CONFIG))
     save(run, network)
-    return predict.load_model(predict.find_model(run))
+    return predict.load_model(predict.find_model(run), window=64)
 
 
 def draw(height, width, seed=0, hole_ratio=0.4):
@@ -137,8 +137,9 @@ def test_nothing_to_fill_and_nothing_to_go_by(model):
         (np.zeros((8, 8, 3), np.uint8), np.full((8, 8), 255, np.uint8), "mask: expected uint8 of 0 and 1.*up to 255"),
         (np.zeros((8, 8, 3), np.uint8), np.ones((8, 8), np.float32), "mask: expected uint8 .*float32"),
         (np.zeros((8, 8, 3), np.float32), np.ones((8, 8), np.uint8), "image: expected uint8 .*float32"),
-        (np.zeros((8, 8, 4), np.uint8), np.ones((8, 8), np.uint8), r"image: .*Received uint8 \[8, 8, 4\]"),
-        (np.zeros((8, 8), np.uint8), np.ones((8, 8), np.uint8), r"image: .*Received uint8 \[8, 8\]"),
+        (np.zeros((8, 8, 5), np.uint8), np.ones((8, 8), np.uint8), r"image: .*Received uint8 \[8, 8, 5\]"),
+        (np.zeros((8,), np.uint8), np.ones((8,), np.uint8), r"image: .*Received uint8 \[8\]"),
+        (np.zeros((8, 8, 3), np.int16), np.ones((8, 8), np.uint8), r"image: .*Received int16 \[8, 8, 3\]"),
         (np.zeros((0, 8, 3), np.uint8), np.ones((0, 8), np.uint8), r"image: .*Received uint8 \[0, 8, 3\]"),
     ],
 )
@@ -147,6 +148,53 @@ def test_wrong_arrays_are_refused(image, mask, message, model):
         predict.inpaint(image, mask, model)
     with pytest.raises(ValueError):
         predict.inpaint_batch([image, image], [mask], model)
+
+
+def test_depths_and_channels(model):
+    """16 bits and grey give what 8 bits and RGB give, to the step of 8 bits."""
+    image, mask = draw(19, 30)
+    expected = predict.inpaint(image, mask, model).astype(int)
+    wide = predict.inpaint(image.astype(np.uint16) * 257, mask, model)
+    assert wide.dtype == np.uint16
+    assert np.abs(wide / 257 - expected).max() <= 0.51
+    assert len(np.unique(wide[mask == 0] % 257)) > 50  # not 8 bits in a wider type
+    alpha = np.random.default_rng(1).integers(0, 256, (19, 30, 1), np.uint8)
+    found = predict.inpaint(np.concatenate([image, alpha], 2), mask, model)
+    np.testing.assert_array_equal(found, np.concatenate([expected, alpha], 2))
+    grey = image[..., :1]
+    colours = predict.inpaint(grey.repeat(3, 2), mask, model).astype(float)
+    luminance = colours @ [0.299, 0.587, 0.114]
+    for given in (grey, grey[..., 0], np.concatenate([grey, alpha], 2)):
+        found = predict.inpaint(given, mask, model)
+        assert found.shape == given.shape
+        values = found.reshape(19, 30, -1)[..., 0]
+        np.testing.assert_array_equal(values[mask == 1], grey[mask == 1, 0])
+        assert np.abs(values - luminance)[mask == 0].max() <= 1.01
+
+
+def test_large_images_keep_valid_pixels_and_leave_nothing_empty(run):
+    storage.create(run + "/config.json", presets.to_json(CONFIG))
+    save(run, make_network(1))
+    model = predict.load_model(predict.find_model(run))
+    assert model.tiling.size == 32  # twice the training crops
+    image, mask = draw(150, 170, hole_ratio=0.1)
+    mask[20:140, 30:160] = 0
+    found, (windows,) = predict.fill_batch([image], [mask], model)
+    np.testing.assert_array_equal(found[0][mask == 1], image[mask == 1])
+    assert windows > 6 * 6
+    whole = predict.load_model(predict.find_model(run), window=1024)
+    assert predict.fill_batch([image], [mask], whole)[1] == [1]
+    np.testing.assert_array_equal(predict.inpaint_batch([image], [mask], model)[0], found[0])
+
+
+def test_best_latest_and_steps(tmp_path):
+    run = str(tmp_path)
+    storage.create(run + "/config.json", presets.to_json(CONFIG))
+    first, second = save(run, make_network(1), 1), save(run, make_network(2), 2)
+    assert predict.find_model(run, None).checkpoint == predict.find_model(run, "latest").checkpoint == second
+    assert predict.find_model(run, 1).checkpoint == predict.find_model(run, "1").checkpoint == first
+    pointers.move_best(run, first, 1, checkpoints.Score(metric="psnr", value=20.0, higher_is_better=True), None)
+    assert predict.find_model(run, None).checkpoint == predict.find_model(run, "best").checkpoint == first
 
 
 def test_a_model_is_the_newest_checkpoint_of_its_run(run):

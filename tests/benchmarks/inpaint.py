@@ -1,0 +1,136 @@
+"""What the inpainting job costs beside the network alone, with the paper's network and random weights.
+
+    make bench                                       # or: python tests/benchmarks/inpaint.py float32
+    IMAGES=64 python tests/benchmarks/inpaint.py     # steadier
+
+`end to end`: 512 x 512 JPEGs with holes through the whole job (read, decode, network, encode, write), over a bare
+loop of `model.predict_on_batch` at the same batch size. Of both, starting is left out: the time of few images is
+taken from that of many. `no holes`: the same of images that need no network. `24 megapixels`: 1 % of holes, by the
+job in a process of its own, with its peak of memory.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+
+from trainer.command import quiet_imports
+
+with quiet_imports():
+    import cv2
+    import keras
+    import numpy as np
+
+    from pipelines.inpaint import main
+    from trainer import checkpoints, presets, storage
+    from trainer.config import PhaseConfig, TrainConfig
+    from trainer.unet import build_unet
+    from trainer.windows import Box, Tiling, make_group, make_sides
+
+IMAGES = int(os.environ.get("IMAGES", "12"))
+BATCH = 1
+PRECISIONS = ("float32", "mixed_bfloat16")
+LARGE = """
+import sys
+from pipelines.inpaint import main
+code = main(sys.argv[1:])
+# ru_maxrss begins with that of the parent.
+print(open("/proc/self/status").read().partition("VmHWM:")[2].split()[0])
+sys.exit(code)
+"""
+
+
+def photograph(height, width, seed):
+    """Smooth shapes with grain, about as large as a photograph when it is compressed."""
+    rng = np.random.default_rng(seed)
+    small = rng.integers(0, 256, (height // 64 + 2, width // 64 + 2, 3), np.uint8)
+    image = cv2.resize(small, (width, height), interpolation=cv2.INTER_CUBIC).astype(np.int16)
+    return np.clip(image + rng.normal(0, 4, image.shape), 0, 255).astype(np.uint8)
+
+
+def write_inputs(folder, count, height=512, width=512, hole=160):
+    for number in range(count):
+        image = cv2.imencode(".jpg", photograph(height, width, number), [cv2.IMWRITE_JPEG_QUALITY, 92])[1]
+        mask = np.full((height, width), 255, np.uint8)
+        mask[height // 3 : height // 3 + hole, width // 3 : width // 3 + hole] = 0
+        storage.create(f"{folder}/in/{number:03d}.jpg", image.tobytes())
+        storage.create(f"{folder}/holes/{number:03d}.png", cv2.imencode(".png", mask)[1].tobytes())
+
+
+def make_run(folder):
+    config = TrainConfig(initial=PhaseConfig(steps=1))
+    variables = checkpoints.read_variables(build_unet(config.unet).variables)
+    state = {"step": 0, "phase": "initial", "examples": 0}
+    storage.create(f"{folder}/config.json", presets.to_json(config))
+    checkpoints.save_checkpoint(folder, {"model": variables, "optimizer": {}}, state, keep=1)
+    return config
+
+
+def arguments(folder, run, precision):
+    files = ["--images", f"{folder}/in", "--masks", f"{folder}/holes", "--hole", "black", "--output", f"{folder}/out"]
+    return [*files, "--run", run, "--precision", precision, "--batch-size", str(BATCH), "--overwrite"]
+
+
+def seconds_each(job, few, many):
+    """Seconds of one more image: those of many less those of few, by their difference."""
+    taken = []
+    for count in (few, many):
+        begin = time.perf_counter()
+        job(count)
+        taken.append(time.perf_counter() - begin)
+    return (taken[1] - taken[0]) / (many - few)
+
+
+def benchmark(scratch, run, config, precision):
+    few, many = 2, 2 + IMAGES
+    for count, hole in ((few, 160), (many, 160), (-few, 0), (-10 * many, 0)):
+        write_inputs(f"{scratch}/{count}", abs(count), hole=hole)
+    network = build_unet(config.unet, dtype=precision)
+    network.compile(jit_compile=False)  # XLA is slower here
+    image, mask = np.full((BATCH, 512, 512, 3), 0.5, np.float32), np.ones((BATCH, 512, 512, 1), np.float32)
+    mask[:, 170:330, 170:330] = 0
+    network.predict_on_batch([image, mask])
+
+    def bare(count):
+        for _ in range(count):
+            network.predict_on_batch([image, mask])
+
+    def whole(count):
+        assert main(arguments(f"{scratch}/{count}", run, precision)) == 0
+
+    loop = seconds_each(bare, few, many)
+    job = seconds_each(whole, few, many)
+    again = seconds_each(bare, few, many)
+    holeless = seconds_each(lambda count: whole(-count), few, 10 * many)
+    loop = (loop + again) / 2
+    print(f"{precision}: bare loop {1 / loop:.2f} images/s, end to end {1 / job:.2f} images/s, {loop / job:.0%} of it")
+    print(f"{precision}: no holes {1000 * holeless:.1f} ms an image, {holeless / job:.1%} of one with holes")
+
+
+def benchmark_large(scratch, run):
+    write_inputs(f"{scratch}/large", 1, 4000, 6000, hole=490)
+    begin = time.perf_counter()
+    command = [sys.executable, "-c", LARGE, *arguments(f"{scratch}/large", run, "float32")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    taken, peak = time.perf_counter() - begin, int(done.stdout.split()[-1]) * 1024 / 1e9
+    frame = make_group(Box(0, 0, 4000, 6000), (4000, 6000), Tiling(), make_sides(256, 512, largest=1024), 256)
+    windows = storage.read(f"{scratch}/large/out/items.jsonl").decode().partition('"windows": ')[2].partition("}")[0]
+    print(
+        f"24 megapixels, 1 % holes: {taken:.0f} s with starting, {windows} windows of the "
+        f"{len(frame.rows) * len(frame.columns)} that the frame takes, peak {peak:.2f} GB"
+    )
+
+
+if __name__ == "__main__":
+    chosen = sys.argv[1:] or [*PRECISIONS, "large"]
+    with tempfile.TemporaryDirectory() as scratch:
+        keras.utils.set_random_seed(0)
+        run = f"{scratch}/run"
+        config = make_run(run)
+        for precision in PRECISIONS:
+            if precision in chosen:
+                with tempfile.TemporaryDirectory() as inputs:
+                    benchmark(inputs, run, config, precision)
+        if "large" in chosen:
+            benchmark_large(scratch, run)

@@ -1,0 +1,212 @@
+"""The inpainting job with one model or another, run again, and on damaged files."""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipelines.inpaint import main
+from trainer import checkpoints, exports, pointers, predict, presets, storage
+from trainer.command import UserError
+from trainer.config import PhaseConfig, TrainConfig, UNetConfig
+from trainer.pictures import Picture, encode
+from trainer.unet import build_unet
+
+CONFIG = TrainConfig(unet=UNetConfig(image_size=32, filters=(4, 6, 8), kernels=(5, 3, 3)), initial=PhaseConfig(steps=1))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Address of a run's folder with checkpoints of steps 1 and 2, of which the first is the best, and its export."""
+    folder = str(tmp_path_factory.mktemp("run"))
+    storage.create(f"{folder}/config.json", presets.to_json(CONFIG))
+    for step in (1, 2):
+        network, rng = build_unet(CONFIG.unet, seed=step), np.random.default_rng(step)
+        arrays = checkpoints.read_variables(network.variables)
+        for name, array in arrays.items():
+            if not name.endswith("kernel"):
+                arrays[name] = rng.uniform(0.2, 1.2, array.shape).astype(array.dtype)
+        state = {"step": step, "phase": "initial", "examples": 6}
+        pin = checkpoints.save_checkpoint(folder, {"model": arrays, "optimizer": {}}, state, keep=3)
+        if step == 1:
+            score = checkpoints.Score(metric="psnr", value=20.0, higher_is_better=True)
+            pointers.move_best(folder, pin, 1, score, None)
+            exports.export_model(folder, CONFIG, checkpoints.load_checkpoint(pin), {})
+    return folder
+
+
+def noise(height, width, channels, seed=0, dtype=np.uint8):
+    return np.random.default_rng(seed).integers(0, np.iinfo(dtype).max + 1, (height, width, channels)).astype(dtype)
+
+
+def block(height, width):
+    mask = np.ones((height, width), np.uint8)
+    mask[5:12, 7:19] = 0
+    return mask
+
+
+def save(address: str, pixels: np.ndarray) -> None:
+    storage.create(address, encode(Picture(pixels)))
+
+
+def save_mask(address: str, mask: np.ndarray) -> None:
+    save(address, mask[..., None] * np.uint8(255))
+
+
+def load(address: str) -> np.ndarray:
+    found = np.asarray(Image.open(io.BytesIO(storage.read(address))))
+    return found[..., None] if found.ndim == 2 else found
+
+
+def counts(folder: str) -> dict[str, int]:
+    return json.loads(storage.read(f"{folder}/manifest.json"))["counts"]
+
+
+def errors(folder: str) -> list[str]:
+    return [json.loads(line)["error"] for line in storage.read(f"{folder}/rejects.jsonl").splitlines()]
+
+
+def model_of(run: str, which) -> predict.Model:
+    return predict.load_model(predict.find_model(run, which))
+
+
+# Models and second runs
+
+
+@pytest.fixture
+def small(tmp_path):
+    folder = str(tmp_path)
+    for name in ("a", "b"):
+        save(f"{folder}/in/{name}.png", noise(30, 40, 3, ord(name)))
+        save_mask(f"{folder}/holes/{name}.png", block(30, 40))
+    return folder
+
+
+def inpaint(folder: str, *options: str, output: str = "out") -> int:
+    where = ["--images", f"{folder}/in", "--masks", f"{folder}/holes", "--hole", "black"]
+    return main([*where, "--output", f"{folder}/{output}", *options])
+
+
+def test_which_model(run, small):
+    choices = {
+        "default": ["--run", run],
+        "best": ["--run", run, "--checkpoint", "best"],
+        "first": ["--run", run, "--checkpoint", "1"],
+        "latest": ["--run", run, "--checkpoint", "latest"],
+        "exported": ["--model", f"{run}/exports/step-00000001"],
+        "file": ["--model", f"{run}/exports/step-00000001/model.keras"],
+    }
+    found = {}
+    for name, options in choices.items():
+        assert inpaint(small, *options, output=name) == 0
+        found[name] = storage.read(f"{small}/{name}/a.png")
+        pin = json.loads(storage.read(f"{small}/{name}/manifest.json"))["model"]
+        step = "2" if name == "latest" else "1"
+        assert f"/step-0000000{step}" in pin["address"] and len(pin["crc32c"]) == 8
+    assert len(set(found.values())) == 2
+    assert {name for name, data in found.items() if data != found["default"]} == {"latest"}
+    image = load(f"{small}/in/a.png")
+    expected = predict.inpaint(image, block(30, 40), model_of(run, "latest"))
+    np.testing.assert_array_equal(load(f"{small}/latest/a.png"), expected)
+
+
+def test_precision_and_device(run, small):
+    assert inpaint(small, "--run", run, "--device", "cpu") == 0
+    assert inpaint(small, "--run", run, "--precision", "mixed_bfloat16", output="rough") == 0
+    exact, rough = load(f"{small}/out/a.png").astype(int), load(f"{small}/rough/a.png")
+    assert 0 < np.abs(exact - rough).max() < 60
+
+
+def test_a_second_run_makes_what_is_missing_alone(run, small, capsys):
+    assert inpaint(small, "--run", run) == 0
+    first = storage.read(f"{small}/out/a.png")
+    storage.delete(f"{small}/out/b.png")
+    storage.overwrite(f"{small}/out/a.png", b"left alone")
+    save(f"{small}/in/c.png", noise(30, 40, 3, 9))
+    assert inpaint(small, "--run", run) == 3  # c has no mask
+    assert counts(f"{small}/out") == {"inputs": 3, "outputs": 2, "rejects": 1, "finished_before": 1}
+    save_mask(f"{small}/holes/c.png", block(30, 40))
+    assert inpaint(small, "--run", run) == 0
+    assert counts(f"{small}/out") == {"inputs": 3, "outputs": 3, "rejects": 0, "finished_before": 2}
+    assert storage.read(f"{small}/out/a.png") == b"left alone"
+    lines = [json.loads(line) for line in storage.read(f"{small}/out/items.jsonl").splitlines()]
+    assert [line["status"] for line in lines] == ["finished before", "finished before", "done"]
+    assert all(line["hole_ratio"] == 7 * 12 / 1200 and line["windows"] == 1 for line in lines)
+    assert inpaint(small, "--run", run, "--overwrite") == 0
+    assert storage.read(f"{small}/out/a.png") == first
+    assert counts(f"{small}/out")["finished_before"] == 0
+
+
+def test_outputs_of_other_jobs_are_not_mixed(run, small):
+    assert inpaint(small, "--run", run) == 0
+    before = storage.read(f"{small}/out/a.png")
+    with pytest.raises(UserError, match="holds outputs of another job, model is .*: --overwrite, or choose another"):
+        inpaint(small, "--run", run, "--checkpoint", "latest")
+    with pytest.raises(UserError, match='holds outputs of another job, precision is "mixed_bfloat16" and was "float32'):
+        inpaint(small, "--run", run, "--precision", "mixed_bfloat16")
+    assert storage.read(f"{small}/out/a.png") == before
+    assert inpaint(small, "--run", run, "--checkpoint", "latest", "--overwrite") == 0
+    assert storage.read(f"{small}/out/a.png") != before
+    # The same names from another folder are other images.
+    save(f"{small}/other/a.png", noise(30, 40, 3, 77))
+    arguments = ["--images", f"{small}/other", "--masks", f"{small}/holes/a.png", "--hole", "black", "--run", run]
+    assert main([*arguments, "--checkpoint", "latest", "--output", f"{small}/out"]) == 3
+    assert len(errors(f"{small}/out")) == 1
+    assert f"{small}/out/a.png is of {small}/in/a.png and {small}/holes/a.png" in errors(f"{small}/out")[0]
+
+
+def test_files_of_others_in_the_output_folder_are_not_replaced(run, small):
+    storage.create(f"{small}/out/a.png", b"not ours")
+    assert inpaint(small, "--run", run) == 3
+    assert storage.read(f"{small}/out/a.png") == b"not ours"
+    assert "exists with other contents" in errors(f"{small}/out")[0]
+    assert counts(f"{small}/out") == {"inputs": 2, "outputs": 1, "rejects": 1, "finished_before": 0}
+    assert inpaint(small, "--run", run, "--overwrite") == 0
+    assert storage.read(f"{small}/out/a.png") != b"not ours"
+
+
+# Damaged files
+
+
+def mutate(data: bytes, rng: random.Random) -> bytes:
+    """Bits turned, the end cut off, a piece taken out or put in."""
+    broken, how = bytearray(data), rng.randrange(4)
+    start = rng.randrange(len(data))
+    if how == 0:
+        for _ in range(rng.randint(1, 6)):
+            broken[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+    elif how == 1:
+        del broken[start:]
+    elif how == 2:
+        del broken[start : start + rng.randint(1, 60)]
+    else:
+        broken[start:start] = rng.randbytes(rng.randint(1, 60))
+    return bytes(broken)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL", "ignore::RuntimeWarning:PIL")
+def test_mutated_images_and_masks_are_outputs_or_rejects(run, tmp_path, soak):
+    rng, folder, count = random.Random(3), str(tmp_path), 1000 if soak else 80
+    kinds = [("png", 1, np.uint8), ("png", 2, np.uint16), ("png", 3, np.uint16), ("png", 4, np.uint8)]
+    kinds += [("jpeg", 3, np.uint8), ("jpeg", 1, np.uint8), ("webp", 4, np.uint8), ("webp", 3, np.uint8)]
+    for number in range(count):
+        kind, channels, dtype = kinds[number % len(kinds)]
+        image = encode(Picture(noise(24, 30, channels, number, dtype), icc=b"profile" * 9), kind)
+        mask = encode(Picture(block(24, 30)[..., None] * np.uint8(255)))
+        broken = rng.randrange(3)  # the image, the mask, or both
+        storage.create(f"{folder}/in/{number:04d}", mutate(image, rng) if broken != 1 else image)
+        storage.create(f"{folder}/holes/{number:04d}", mutate(mask, rng) if broken != 0 else mask)
+    arguments = ["--images", f"{folder}/in", "--masks", f"{folder}/holes", "--hole", "black", "--run", run]
+    assert main([*arguments, "--output", f"{folder}/out", "--max-pixels", "1000000"]) == 3
+    rejects = [json.loads(line)["source"] for line in storage.read(f"{folder}/out/rejects.jsonl").splitlines()]
+    outputs = [address.removesuffix(".png") for address in storage.find(f"{folder}/out/*.png")]
+    names = [address.rpartition("/")[2] for address in (*rejects, *outputs)]
+    assert sorted(names) == [f"{number:04d}" for number in range(count)]
+    assert 0.2 * count < len(rejects) < 0.95 * count
+    for address in storage.find(f"{folder}/out/*.png"):
+        Image.open(io.BytesIO(storage.read(address))).load()

@@ -1,0 +1,238 @@
+"""What the options of the inpainting job change: where holes come from, and formats."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipelines import loading
+from pipelines.inpaint import main
+from trainer import checkpoints, exports, pointers, predict, presets, storage
+from trainer.command import UserError
+from trainer.config import PhaseConfig, TrainConfig, UNetConfig
+from trainer.pictures import Picture, encode
+from trainer.unet import build_unet
+
+CONFIG = TrainConfig(unet=UNetConfig(image_size=32, filters=(4, 6, 8), kernels=(5, 3, 3)), initial=PhaseConfig(steps=1))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Address of a run's folder with checkpoints of steps 1 and 2, of which the first is the best, and its export."""
+    folder = str(tmp_path_factory.mktemp("run"))
+    storage.create(f"{folder}/config.json", presets.to_json(CONFIG))
+    for step in (1, 2):
+        network, rng = build_unet(CONFIG.unet, seed=step), np.random.default_rng(step)
+        arrays = checkpoints.read_variables(network.variables)
+        for name, array in arrays.items():
+            if not name.endswith("kernel"):
+                arrays[name] = rng.uniform(0.2, 1.2, array.shape).astype(array.dtype)
+        state = {"step": step, "phase": "initial", "examples": 6}
+        pin = checkpoints.save_checkpoint(folder, {"model": arrays, "optimizer": {}}, state, keep=3)
+        if step == 1:
+            score = checkpoints.Score(metric="psnr", value=20.0, higher_is_better=True)
+            pointers.move_best(folder, pin, 1, score, None)
+            exports.export_model(folder, CONFIG, checkpoints.load_checkpoint(pin), {})
+    return folder
+
+
+def noise(height, width, channels, seed=0, dtype=np.uint8):
+    return np.random.default_rng(seed).integers(0, np.iinfo(dtype).max + 1, (height, width, channels)).astype(dtype)
+
+
+def block(height, width):
+    mask = np.ones((height, width), np.uint8)
+    mask[5:12, 7:19] = 0
+    return mask
+
+
+def save(address: str, pixels: np.ndarray, kind: str = "png") -> None:
+    storage.create(address, encode(Picture(pixels), kind))
+
+
+def save_mask(address: str, mask: np.ndarray) -> None:
+    save(address, mask[..., None] * np.uint8(255))
+
+
+def load(address: str) -> np.ndarray:
+    found = np.asarray(Image.open(io.BytesIO(storage.read(address))))
+    return found[..., None] if found.ndim == 2 else found
+
+
+def counts(folder: str) -> dict[str, int]:
+    return json.loads(storage.read(f"{folder}/manifest.json"))["counts"]
+
+
+def errors(folder: str) -> list[str]:
+    return [json.loads(line)["error"] for line in storage.read(f"{folder}/rejects.jsonl").splitlines()]
+
+
+def model_of(run: str, which) -> predict.Model:
+    return predict.load_model(predict.find_model(run, which))
+
+
+# Where holes come from
+
+
+def test_transparent_pixels_are_holes_and_come_out_opaque(run, tmp_path):
+    folder, mask = str(tmp_path), block(30, 40)
+    for channels in (2, 4):
+        pixels = noise(30, 40, channels, channels)
+        pixels[..., -1] = np.maximum(pixels[..., -1], 1) * mask  # almost transparent is valid
+        save(f"{folder}/in/{channels}.png", pixels)
+    save(f"{folder}/in/opaque.png", noise(9, 9, 3))
+    assert main(["--images", f"{folder}/in", "--holes", "alpha", "--run", run, "--output", f"{folder}/out"]) == 3
+    assert errors(f"{folder}/out") == ["MaskError: expected an alpha channel, which tells the holes. Received none."]
+    for channels in (2, 4):
+        pixels, found = load(f"{folder}/in/{channels}.png"), load(f"{folder}/out/{channels}.png")
+        np.testing.assert_array_equal(found[mask == 1], pixels[mask == 1])
+        assert np.all(found[mask == 0][:, -1] == 255)
+        expected = predict.inpaint(pixels, mask, model_of(run, "best"))
+        np.testing.assert_array_equal(found[mask == 0][:, :-1], expected[mask == 0][:, :-1])
+
+
+def test_pixels_of_a_colour_are_holes(run, tmp_path):
+    folder, mask = str(tmp_path), block(30, 40)
+    pixels = noise(30, 40, 3) // 2
+    pixels[mask == 0] = (255, 0, 255)
+    pixels[0, 0] = (250, 5, 250)
+    save(f"{folder}/in/a.png", pixels)
+    where = ["--images", f"{folder}/in/*.png", "--run", run]
+    assert main([*where, "--holes", "color=#ff00ff", "--output", f"{folder}/exact"]) == 0
+    assert main([*where, "--holes", "color=#FF00FF,5", "--output", f"{folder}/near"]) == 0
+    model = model_of(run, "best")
+    np.testing.assert_array_equal(load(f"{folder}/exact/a.png"), predict.inpaint(pixels, mask, model))
+    mask[0, 0] = 0
+    np.testing.assert_array_equal(load(f"{folder}/near/a.png"), predict.inpaint(pixels, mask, model))
+
+
+def test_colours_of_other_depths():
+    pixels = np.zeros((1, 4, 3), np.uint16)
+    pixels[0] = [[65535, 0, 32896], [65535, 0, 32896 + 257], [65534, 0, 32896], [65535, 257, 32896]]
+    exact = loading.holes_in(Picture(pixels), loading.parse_holes("color=#ff0080"))
+    np.testing.assert_array_equal(exact, [[0, 1, 1, 1]])
+    near = loading.holes_in(Picture(pixels), loading.parse_holes("color=#ff0080,1"))
+    np.testing.assert_array_equal(near, [[0, 0, 0, 0]])
+    grey = loading.holes_in(Picture(np.uint8([[[255], [0], [128]]])), loading.parse_holes("color=#ffffff"))
+    np.testing.assert_array_equal(grey, [[0, 1, 1]])
+
+
+@pytest.mark.parametrize("text", ["", "beta", "color=#ff00f", "color=ff00ff", "color=#ff00ff,", "color=#ff00ff,256"])
+def test_holes_that_are_none_are_refused(text):
+    with pytest.raises(UserError, match="--holes: expected alpha or color"):
+        loading.parse_holes(text)
+
+
+def test_lists_of_pairs(run, tmp_path):
+    folder = str(tmp_path)
+    image, mask = noise(30, 40, 3), block(30, 40)
+    for name in ("x/a.png", "y/a.png", "y/b.png", "y/c.png"):
+        save(f"{folder}/{name}", image)
+    save_mask(f"{folder}/m/one.png", mask)
+    lines = ["image,mask", "x/a.png,m/one.png", "y/a.png,m/one.png", "y/b.png,m/none.png", "y/c.png,"]
+    lines += ["y/a.png,m/other.png"]
+    storage.create(f"{folder}/list.csv", "\n".join(lines).encode())
+    arguments = ["--pairs", f"{folder}/list.csv", "--hole", "black", "--run", run, "--output", f"{folder}/out"]
+    assert main(arguments) == 3
+    assert counts(f"{folder}/out") == {"inputs": 5, "outputs": 1, "rejects": 4, "finished_before": 0}
+    np.testing.assert_array_equal(load(f"{folder}/out/x/a.png"), predict.inpaint(image, mask, model_of(run, "best")))
+    found = errors(f"{folder}/out")
+    assert sum("expected one image for each output. Received 2 for y/a.png" in error for error in found) == 2
+    assert sum("m/none.png does not exist" in error for error in found) == 1
+    assert sum("expected a mask in the list" in error for error in found) == 1
+
+
+def test_masks_of_another_size(run, tmp_path):
+    folder = str(tmp_path)
+    image, mask = noise(30, 40, 3), block(30, 40)
+    save(f"{folder}/in/a.png", image)
+    save_mask(f"{folder}/holes/a.png", mask.repeat(2, 0).repeat(3, 1))
+    arguments = ["--images", f"{folder}/in", "--masks", f"{folder}/holes", "--run", run, "--hole", "black"]
+    assert main([*arguments, "--output", f"{folder}/no"]) == 3
+    assert errors(f"{folder}/no") == [
+        "MaskError: expected a mask of the image's size, 40 x 30 as viewed. Received 120 x 60."
+    ]
+    assert main([*arguments, "--output", f"{folder}/yes", "--resize-masks"]) == 0
+    np.testing.assert_array_equal(load(f"{folder}/yes/a.png"), predict.inpaint(image, mask, model_of(run, "best")))
+
+
+def test_resizing_takes_the_pixel_under_each_centre():
+    mask = np.uint8([[0, 1, 1, 0, 1]])
+    np.testing.assert_array_equal(loading.fit_mask(mask, (2, 10), True), mask.repeat(2, 0).repeat(2, 1))
+    np.testing.assert_array_equal(loading.fit_mask(mask, (1, 1), True), [[1]])
+    np.testing.assert_array_equal(loading.fit_mask(mask, (1, 3), True), [[0, 1, 1]])
+
+
+def test_masks_of_viewed_images_fit_turned_ones(run, tmp_path):
+    """The image is stored on its side; its mask is as a viewer shows it."""
+    folder = str(tmp_path)
+    image, mask = noise(30, 40, 3), block(30, 40)
+    stored = np.ascontiguousarray(np.rot90(image, 1))
+    storage.create(f"{folder}/in/a.png", encode(Picture(stored, orientation=6)))
+    save_mask(f"{folder}/holes/a.png", mask)
+    arguments = ["--images", f"{folder}/in", "--masks", f"{folder}/holes", "--run", run, "--hole", "black"]
+    assert main([*arguments, "--output", f"{folder}/out"]) == 0
+    expected = predict.inpaint(image, mask, model_of(run, "best"))
+    np.testing.assert_array_equal(load(f"{folder}/out/a.png"), np.rot90(expected, 1))
+
+
+def test_the_manifest_of_masks_may_name_the_colour(run, tmp_path):
+    folder = str(tmp_path)
+    save(f"{folder}/in/a.png", noise(30, 40, 3))
+    save_mask(f"{folder}/holes/a.png", 1 - block(30, 40))
+    arguments = ["--images", f"{folder}/in", "--masks", f"{folder}/holes", "--run", run, "--output", f"{folder}/out"]
+    with pytest.raises(UserError, match="--hole: expected black or white, the colour of holes"):
+        main(arguments)
+    storage.create(f"{folder}/holes/manifest.json", b'{"hole": "white"}')
+    with pytest.raises(UserError, match="--hole: the manifest.json of .* says 'white'. Received 'black'"):
+        main([*arguments, "--hole", "black"])
+    assert main(arguments) == 0
+    (line,) = (json.loads(x) for x in storage.read(f"{folder}/out/items.jsonl").splitlines())
+    assert line["hole_ratio"] == 7 * 12 / 1200
+
+
+# Formats
+
+
+def test_formats(run, tmp_path):
+    folder, mask = str(tmp_path), block(30, 40)
+    for channels in (1, 3, 4):
+        save(f"{folder}/in/{channels}.png", noise(30, 40, channels))
+        save_mask(f"{folder}/holes/{channels}.png", mask)
+    save(f"{folder}/in/16.png", noise(30, 40, 3, dtype=np.uint16))
+    save_mask(f"{folder}/holes/16.png", mask)
+    arguments = ["--images", f"{folder}/in", "--masks", f"{folder}/holes", "--run", run, "--hole", "black"]
+    assert main([*arguments, "--output", f"{folder}/webp", "--format", "webp"]) == 3
+    assert main([*arguments, "--output", f"{folder}/jpeg", "--format", "jpeg", "--quality", "98"]) == 3
+    assert main([*arguments, "--output", f"{folder}/png"]) == 0
+    assert errors(f"{folder}/webp") == ["ImageError: webp holds 8 bits per channel. Received 16."]
+    assert errors(f"{folder}/jpeg") == [
+        "ImageError: jpeg holds 8 bits per channel. Received 16.",
+        "ImageError: jpeg holds no transparency. Received an alpha channel.",
+    ]
+    for channels in (1, 3, 4):
+        png = load(f"{folder}/png/{channels}.png")
+        found = load(f"{folder}/webp/{channels}.webp")
+        np.testing.assert_array_equal(found, png.repeat(3, 2) if channels == 1 else png)
+        if channels < 4:
+            jpeg = load(f"{folder}/jpeg/{channels}.jpg").astype(int)
+            assert jpeg.shape == png.shape and 0 < np.abs(jpeg - png).mean() < 25
+
+
+def test_files_without_holes_are_copied_if_they_are_of_the_format(run, tmp_path):
+    folder, picture = str(tmp_path), Picture(noise(30, 40, 3))
+    for kind, name in (("png", "a.png"), ("jpeg", "b.jpg")):
+        storage.create(f"{folder}/in/{name}", encode(picture, kind))
+        save_mask(f"{folder}/holes/{name[0]}.png", np.ones((30, 40), np.uint8))
+    arguments = ["--images", f"{folder}/in", "--masks", f"{folder}/holes", "--run", run, "--hole", "black"]
+    assert main([*arguments, "--output", f"{folder}/png"]) == 0
+    assert main([*arguments, "--output", f"{folder}/jpeg", "--format", "jpeg"]) == 0
+    assert storage.read(f"{folder}/png/a.png") == storage.read(f"{folder}/in/a.png")
+    assert storage.read(f"{folder}/jpeg/b.jpg") == storage.read(f"{folder}/in/b.jpg")
+    np.testing.assert_array_equal(load(f"{folder}/png/b.png"), load(f"{folder}/in/b.jpg"))
+    for line in storage.read(f"{folder}/png/items.jsonl").splitlines():
+        assert json.loads(line)["windows"] == 0

@@ -1,0 +1,211 @@
+"""Where the network has to look: windows around the holes of large pictures, and how those that overlap are blended.
+
+    |<-------------------- size --------------------->|
+    | margin |<------------- support ---------->| margin |      one axis of a window; its output is used in the support
+                                      |<overlap>|
+                                      |<------------- support ---------->|     the next one
+
+Holes that lie near one another form a group. A group whose bounding box fits into a support gets one window of its own,
+as small as the context around it allows. A larger one gets a grid of windows; where two overlap, weights go linearly
+from one to the other and sum to 1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+_CELL = 16  # pixels; holes are grouped at this resolution
+_NEIGHBOURS = 64  # windows that a group is compared with before it gets its own
+
+
+class Box(NamedTuple):
+    """Rows top to bottom and columns left to right of a picture, ends excluded."""
+
+    top: int
+    left: int
+    bottom: int
+    right: int
+
+    @property
+    def slices(self) -> tuple[slice, slice]:
+        return slice(self.top, self.bottom), slice(self.left, self.right)
+
+    def union(self, other: Box) -> Box:
+        return Box(*map(min, self[:2], other[:2]), *map(max, self[2:], other[2:]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tiling:
+    """How pictures are cut.
+
+    Attributes:
+        size: longest side in pixels that is computed at once; pictures up to it are not cut.
+        margin: context around what is used of a window; an eighth of the size by default.
+        overlap: of supports; an eighth of the size by default.
+    """
+
+    size: int = 1024
+    margin: int = -1
+    overlap: int = -1
+
+    def __post_init__(self):
+        if self.size < 8:
+            raise ValueError(f"size: expected 8 or more. Received {self.size}.")
+        for name in ("margin", "overlap"):
+            if getattr(self, name) < 0:
+                object.__setattr__(self, name, self.size // 8)
+        if self.overlap < 1 or self.support < 3 * self.overlap:  # where three overlapped weights would not sum to 1
+            raise ValueError(
+                f"expected size - 2 margin to be 3 overlap or more, and overlap 1 or more. Received size={self.size}, "
+                f"margin={self.margin}, overlap={self.overlap}."
+            )
+
+    @property
+    def support(self) -> int:
+        return self.size - 2 * self.margin
+
+
+class Span(NamedTuple):
+    """One axis of a window: what it reads, what is used of it, and the weights of that, float32, in (0, 1]."""
+
+    start: int
+    stop: int
+    first: int
+    last: int
+    weights: np.ndarray
+
+
+@dataclass(frozen=True)
+class Group:
+    """Holes that are filled together.
+
+    Attributes:
+        box: bounds of the holes.
+        rows, columns: spans whose products are the windows.
+    """
+
+    box: Box
+    rows: tuple[Span, ...]
+    columns: tuple[Span, ...]
+
+    @property
+    def is_single(self) -> bool:
+        return len(self.rows) == len(self.columns) == 1
+
+
+def fit_side(length: int, sides: tuple[int, ...], stride: int) -> int:
+    """The smallest of ``sides`` that holds ``length``; where none does, or none is given, the next multiple."""
+    return min((side for side in sides if side >= length), default=-(-length // stride) * stride)
+
+
+def make_sides(stride: int, *others: int, largest: int) -> tuple[int, ...]:
+    """The sides that pictures are padded to: 1, 2, 3, 4, 6, 8, 12, 16 ... strides up to ``largest``, and ``others``."""
+    sides, step = {*others, -(-largest // stride) * stride}, 1
+    while step * stride < largest:
+        sides |= {step * stride, step * stride * 3 // 2} if step > 1 else {stride}
+        step *= 2
+    return tuple(sorted(side for side in sides if side % stride == 0))
+
+
+def _read_around(first: int, last: int, length: int, wanted: int, margin: int) -> tuple[int, int]:
+    """Start and stop of ``wanted`` pixels around [first, last), inside the picture; the margin comes first."""
+    begin, end = max(first - margin, 0), min(last + margin, length)
+    start = max(0, min(begin, begin + (end - begin - wanted) // 2))
+    stop = min(length, max(start + wanted, end))
+    return max(0, min(start, stop - wanted)), stop
+
+
+def span_axis(first: int, last: int, length: int, tiling: Tiling, sides: tuple[int, ...], stride: int) -> list[Span]:
+    """Spans that cover [first, last) of an axis of ``length`` pixels: one, if it fits, else a grid of equal ones."""
+    needed = min(last + tiling.margin, length) - max(first - tiling.margin, 0)
+    if needed <= tiling.size:
+        side = min(fit_side(needed, sides, stride), tiling.size)
+        return [Span(*_read_around(first, last, length, side, tiling.margin), first, last, _ones(last - first))]
+    support, overlap, extent = tiling.support, tiling.overlap, last - first
+    count = max(2, -(-(extent - overlap) // (support - overlap)))
+    starts = [first + round(k * (extent - support) / (count - 1)) for k in range(count)]
+    # Each hands over to the next in the middle of what both cover.
+    turns = [(starts[k + 1] + starts[k] + support - overlap) // 2 for k in range(count - 1)]
+    firsts, lasts = [first, *turns], [*(at + overlap for at in turns), last]
+    rise = (np.arange(overlap, dtype=np.float32) + 0.5) / np.float32(overlap)
+    spans = []
+    for k in range(count):
+        weights = _ones(lasts[k] - firsts[k])
+        if k > 0:
+            weights[:overlap] *= rise
+        if k < count - 1:
+            weights[-overlap:] *= 1 - rise
+        start = max(0, min(starts[k] - tiling.margin, length - tiling.size))
+        spans.append(Span(start, min(length, start + tiling.size), firsts[k], lasts[k], weights))
+    return spans
+
+
+def _ones(count: int) -> np.ndarray:
+    return np.ones(count, np.float32)
+
+
+def make_group(box: Box, shape: tuple[int, int], tiling: Tiling, sides: tuple[int, ...] = (), stride: int = 1) -> Group:
+    """The windows that fill ``box`` of a picture of ``shape``."""
+    rows = span_axis(box.top, box.bottom, shape[0], tiling, sides, stride)
+    columns = span_axis(box.left, box.right, shape[1], tiling, sides, stride)
+    return Group(box, tuple(rows), tuple(columns))
+
+
+def _hole_boxes(mask: np.ndarray, reach: int) -> list[Box]:
+    """Bounds of the holes, in cells, of each set of holes less than ``reach`` pixels apart; in reading order."""
+    height, width = mask.shape
+    padded = np.pad(mask, ((0, -height % _CELL), (0, -width % _CELL)), constant_values=1)
+    rows, columns = padded.shape[0] // _CELL, padded.shape[1] // _CELL
+    cells = (padded.reshape(rows, _CELL, columns, _CELL).min((1, 3)) == 0).astype(np.uint8)
+    cells_apart = max(1, reach // _CELL)
+    near = cv2.dilate(cells, np.ones((cells_apart, cells_apart), np.uint8))
+    count, labels = cv2.connectedComponents(near, connectivity=8)
+    if count == 1:
+        return []
+    y, x = np.nonzero(cells)
+    label = labels[y, x]
+    top, left = np.full(count, rows), np.full(count, columns)
+    bottom, right = np.zeros(count, int), np.zeros(count, int)
+    np.minimum.at(top, label, y)
+    np.minimum.at(left, label, x)
+    np.maximum.at(bottom, label, y + 1)
+    np.maximum.at(right, label, x + 1)
+    bounds = (np.stack([top, left, bottom, right], 1)[1:] * _CELL).tolist()
+    return [Box(t, le, min(b, height), min(r, width)) for t, le, b, r in sorted(bounds) if b > t]
+
+
+def plan_groups(mask: np.ndarray, tiling: Tiling, sides: tuple[int, ...] = (), stride: int = 1) -> list[Group]:
+    """Groups that together hold every hole of a mask; none if there is no hole.
+
+    Groups are joined where one window for both costs no more pixels than one for each.
+
+    Args:
+        mask: uint8 [height, width] of {0, 1}, 0 = hole.
+        sides: to which windows are padded, see `make_sides`.
+        stride: of the network, in pixels.
+    """
+
+    def cost(group: Group) -> int:
+        sizes = ((fit_side(s.stop - s.start, sides, stride) for s in spans) for spans in (group.rows, group.columns))
+        rows, columns = map(sum, sizes)
+        return rows * columns
+
+    groups: list[tuple[int, Group]] = []
+    for box in _hole_boxes(mask, tiling.margin):
+        new = make_group(box, mask.shape, tiling, sides, stride)
+        price = cost(new)
+        for k in range(len(groups) - 1, max(-1, len(groups) - 1 - _NEIGHBOURS), -1):
+            paid, old = groups[k]
+            if not (new.is_single and old.is_single):
+                continue
+            joined = make_group(old.box.union(box), mask.shape, tiling, sides, stride)
+            if joined.is_single and cost(joined) <= paid + price:
+                groups[k] = (cost(joined), joined)
+                break
+        else:
+            groups.append((price, new))
+    return [group for _, group in groups]
