@@ -26,7 +26,7 @@ SUITABLE := import sys; v = sys.version_info[:2]; \
 help: ## list these commands
 	@awk -F ': .*## ' '/^[a-z]+: .*## / { printf "  make %-7s %s\n", $$1, $$2 }' Makefile
 
-demo: $(RUNTIME) ## train a small network on bundled photographs and write demo/report.png
+demo: $(RUNTIME) ## train a small network on bundled photographs and write demo/report/report.html
 	@$(BIN)/python -m pipelines.demo --output demo
 
 test: $(DEV) ## run the tests

@@ -4,7 +4,9 @@
 
 Runs the five stage commands, printing each, on bundled photographs: draws masks, writes records,
 trains a small network with two Ray workers, inpaints photographs that were not trained on, scores
-it, and draws OUTPUT/report.png. What an earlier demo left in OUTPUT is removed first.
+it beside methods that need no training, and ends with OUTPUT/report/report.html: tables, curves and
+pictures in one page. OUTPUT/report.png shows whole photographs. What an earlier demo left in OUTPUT
+is removed first.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from trainer.command import ArgumentParser, UserError, quiet_imports, run_comman
 from trainer.train import resolve_config
 
 PHOTOS = Path(__file__).parent / "photos"
-FOLDERS = ("masks", "test-masks", "records", "run", "pictures", "holes", "inpainted", "evaluation")
+FOLDERS = ("masks", "test-masks", "records", "run", "pictures", "holes", "inpainted", "report")
 STAGES = 6
 PICTURE_SIDE = 256  # shorter side of the pictures that are inpainted
 HOLE_RATIO = (0.2, 0.3)
@@ -84,10 +86,10 @@ def compare(output: Path, names: Sequence[str]) -> list[Score]:
 
     from masks.codec import decode_mask
     from masks.coverage import hole_ratio
-    from pipelines.evaluation import score
     from pipelines.report import draw_report, show_holes
     from trainer import images
     from trainer.baselines import fill_mean, fill_telea
+    from trainer.scores import score
 
     rows, scores = [], []
     for name in names:
@@ -138,7 +140,7 @@ def main(argv: Sequence[str]) -> int:
     stage(1, "Draw hole masks")
     size = ["--size", "128"]
     run_stage("pipelines.build_masks", "--output", at["masks"], "--count", "6000", *size)
-    test_masks = ["--count", "48", *size, "--split", "val", "--seed", "1"]
+    test_masks = ["--count", "48", "--stratify", *size, "--split", "val", "--seed", "1"]
     run_stage("pipelines.build_masks", "--output", at["test-masks"], *test_masks)
 
     stage(2, "Turn photographs into records")
@@ -155,15 +157,17 @@ def main(argv: Sequence[str]) -> int:
     files = ["--images", at["pictures"], "--masks", at["holes"], "--hole", "black"]
     run_stage("pipelines.inpaint", *files, "--run", at["run"], "--output", at["inpainted"])
 
-    stage(5, "Score it by hole ratio on records that were not trained on")
-    data = ["--images", at["records"], "--masks", at["test-masks"], "--run", at["run"]]
-    run_stage("pipelines.evaluate", *data, "--output", at["evaluation"])
-
-    stage(6, "Draw the report")
+    stage(5, "Draw photographs as they are, with holes, and inpainted")
     with quiet_imports():
         scores = compare(output, names)
     print_scores(scores)
-    print(f"\n{output / 'report.png'}  ({time.monotonic() - begin:.0f} s)")
+    print(f"{output / 'report.png'}")
+
+    stage(6, "Score it by hole ratio on records that were not trained on")
+    data = ["--images", at["records"], "--masks", at["test-masks"], "--run", at["run"]]
+    run_stage("pipelines.evaluate", *data, "--output", at["report"])
+    page = (output / "report" / "report.html").resolve()
+    print(f"\nOpen {page.as_uri()} in a browser.  ({time.monotonic() - begin:.0f} s)")
     if worse := [s.name for s in scores if s.network <= s.mean]:
         print(f"the network did not beat the mean colour on {', '.join(worse)}", file=sys.stderr)
         return 1

@@ -1,87 +1,107 @@
-"""Scores a trained network on image and mask records, beside methods that need no training.
+"""Scores trained networks on image and mask records, beside methods that need no training.
 
     python -m pipelines.evaluate --images gs://B/imagenet --masks gs://B/test-masks --run gs://B/runs/a \\
         --output gs://B/report
 
-Writes table.md (mean PSNR, SSIM and L1 by hole-ratio interval), metrics.json and pairs.jsonl. The
-same datasets and checkpoint give the same pairs and numbers.
+Writes report.html (one file that needs no network: tables, curves, pictures), table.md, metrics.json
+and pairs.jsonl. --run RUN takes a run's newest checkpoint, RUN@best its best, RUN@400 that of step
+400, MODEL.keras an export; NAME=RUN names it, and it may be given several times: differences to the
+first, and their standard errors, are of the same pairs. The same datasets, networks and seed give the
+same numbers on any runner. A pair that a method gave no finite picture for is counted as failed and
+enters no mean; the exit code is then 3.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import itertools
+import argparse
+import json
+import sys
 from collections.abc import Sequence
 
-from trainer.command import ArgumentParser, UserError, quiet_imports, run_command
+from trainer.command import SOME_REJECTED, ArgumentParser, UserError, quiet_imports, run_command
 
 
 def parser() -> ArgumentParser:
     parser = ArgumentParser(prog="python -m pipelines.evaluate", description=__doc__)
-    parser.add_argument("--images", required=True, help="dataset of image records (local or gs://)")
-    parser.add_argument("--masks", required=True, help="dataset of mask records; its size is the pictures' size")
-    parser.add_argument("--run", required=True, help="folder of the training run whose newest checkpoint is scored")
-    parser.add_argument("--output", required=True, help="folder for the report")
-    parser.add_argument("--split", default="val", help="split of the images (default val)")
-    parser.add_argument("--mask-split", default="val", help="split of the masks (default val)")
-    parser.add_argument("--pairs", type=int, help="number of pairs (default: one per mask)")
-    parser.add_argument("--baseline", default="telea,mean", help="methods to score too (default telea,mean)")
-    parser.add_argument("--batch-size", type=int, default=8, help="pairs computed together (default 8)")
+    add = parser.add_argument
+    add("--images", required=True, help="dataset of image records, or a glob of image files (local or gs://)")
+    add("--masks", required=True, help="dataset of mask records; its size is the pictures' size")
+    add("--run", required=True, action="append", help="[NAME=]RUN[@CHECKPOINT] or MODEL.keras; repeatable")
+    add("--output", required=True, help="folder for the report")
+    add("--split", default="val", help="split of the image records (default val)")
+    add("--mask-split", default="val", help="split of the masks (default val)")
+    add(
+        "--per-cell",
+        metavar="N|all",
+        help="pairs of each hole-ratio interval and border class (default: as many as the smallest of them has)",
+    )
+    add("--seed", type=int, default=0, help="decides which masks and images are paired (default 0)")
+    add("--baseline", default="telea,ns,mean", help="methods to score too (default telea,ns,mean)")
+    add("--published", action="store_true", help="show the paper's numbers, of other data, beside")
+    add("--lpips", metavar="FILE", help="weights for LPIPS, an .npz (see trainer/lpips.py); left out without")
+    add("--batch-size", type=int, help="pairs computed together (default: what suits the device)")
     return parser
+
+
+def _check(ours: argparse.Namespace, known: Sequence[str]) -> tuple[tuple[str, ...], int | None]:
+    """Names of the baselines, and pairs per cell; raises `UserError` for wrong values."""
+    from pipelines.pairing import ALL_MASKS
+
+    baselines = tuple(dict.fromkeys(name for name in ours.baseline.split(",") if name))
+    if wrong := [name for name in baselines if name not in known]:
+        raise UserError(f"--baseline: expected names of {sorted(known)}. Received {wrong[0]!r}.")
+    if ours.batch_size is not None and ours.batch_size < 1:
+        raise UserError(f"--batch-size: expected 1 or more. Received {ours.batch_size}.")
+    if ours.per_cell in (None, "all"):
+        return baselines, ALL_MASKS if ours.per_cell else None
+    if not ours.per_cell.isdigit() or int(ours.per_cell) < 1:
+        raise UserError(f"--per-cell: expected 1 or more, or all. Received {ours.per_cell}.")
+    return baselines, int(ours.per_cell)
 
 
 def main(argv: Sequence[str]) -> int:
     with quiet_imports():
-        import apache_beam as beam
-
-        from pipelines.evaluation import ScorePairs, write_report
+        from pipelines.contenders import find_contenders
+        from pipelines.evaluation import Weights
+        from pipelines.evaluation_job import Data, Job, build
         from pipelines.launch import code_version, parse_options, run_pipeline
-        from pipelines.model_handler import InpaintModelHandler
-        from pipelines.progress import ReportProgress
-        from trainer import datasets, storage
+        from trainer import storage
         from trainer.baselines import BASELINES
-        from trainer.predict import find_model
+        from trainer.lpips import load_lpips
 
     ours, options = parse_options(parser(), argv)
-    baselines = tuple(name for name in ours.baseline.split(",") if name)
-    if wrong := [name for name in baselines if name not in BASELINES]:
-        raise UserError(f"--baseline: expected names of {sorted(BASELINES)}. Received {wrong[0]!r}.")
-    if ours.batch_size < 1:
-        raise UserError(f"--batch-size: expected 1 or more. Received {ours.batch_size}.")
-    run, output = storage.normalize(ours.run), storage.normalize(ours.output)
-
-    def shards_of(address: str, kind: str, split: str) -> list[tuple[str, str, int]]:
-        folder = storage.normalize(address)
-        shards = datasets.load_manifest(folder, kind).split(split)
-        starts = itertools.accumulate((shard.records for shard in shards), initial=0)
-        counts.append(sum(shard.records for shard in shards))
-        return [(storage.join(folder, s.name), s.crc32c, first) for s, first in zip(shards, starts, strict=False)]
-
-    counts: list[int] = []
-    image_shards = shards_of(ours.images, "image", ours.split)
-    mask_shards = shards_of(ours.masks, "mask", ours.mask_split)
-    num_images, num_masks = counts
-    num_pairs = num_masks if ours.pairs is None else ours.pairs
-    if not num_images:
-        raise UserError(f"{ours.images}: expected records in split {ours.split!r}. Received none.")
-    if not 1 <= num_pairs <= num_masks:
-        raise UserError(f"--pairs: expected 1 to {num_masks}, the number of masks. Received {num_pairs}.")
-    handler = InpaintModelHandler(find_model(run), ours.batch_size)
+    baselines, per_cell = _check(ours, list(BASELINES))
+    data = Data.find(ours.images, ours.split, ours.masks, ours.mask_split, ours.seed)
+    contenders = find_contenders(ours.run)
+    if wrong := [c.name for c in contenders if c.name in BASELINES]:
+        raise UserError(f"--run: expected another name than a baseline's (NAME=ADDRESS). Received {wrong[0]!r}.")
+    weights = None
+    if ours.lpips:
+        weights = Weights(storage.normalize(ours.lpips), storage.checksum(storage.normalize(ours.lpips)))
+        load_lpips(*weights)  # what is wrong with them is told at launch
+    output = storage.normalize(ours.output)
     storage.require_writable(output)
-    fields = {
-        "code_version": code_version(),
-        "model": dataclasses.asdict(handler.pin.checkpoint),
-        "parameters": {"images": ours.images, "masks": ours.masks, "split": ours.split, "pairs": num_pairs},
-    }
-
-    def build(pipeline):
-        rows = pipeline | ScorePairs(image_shards, mask_shards, num_images, num_pairs, handler, baselines)
-        seen = rows | "Progress" >> beam.ParDo(ReportProgress("scores", num_pairs * (1 + len(baselines))))
-        seen | beam.combiners.ToList() | "WriteReport" >> beam.Map(write_report, output, fields)
-
-    run_pipeline(options, build)
-    print(storage.read(storage.join(output, "table.md")).decode(), end="")
-    print(f"{num_pairs} pairs, report in {output}")
+    parameters = {"seed": ours.seed, "per_cell": ours.per_cell, "batch_size": ours.batch_size}
+    job = Job(
+        data=data,
+        contenders=tuple(contenders),
+        baselines=baselines,
+        per_cell=per_cell,
+        seed=ours.seed,
+        batch_size=ours.batch_size,
+        output=output,
+        published=ours.published,
+        lpips=weights,
+        fields={"code_version": code_version(), "data": data.describe(), "parameters": parameters},
+    )
+    run_pipeline(options, lambda pipeline: build(pipeline, job))
+    report = json.loads(storage.read(storage.join(output, "metrics.json")))
+    print(storage.read(storage.join(output, "table.md")).decode().partition("\n## By border")[0])
+    counts = report["counts"]
+    print(f"{counts['pairs']} pairs of {counts['masks']} masks; {output}/report.html")
+    if counts["failed"]:
+        print(f"{counts['failed']} of {counts['rows']} pictures failed, see {output}/pairs.jsonl", file=sys.stderr)
+        return SOME_REJECTED
     return 0
 
 

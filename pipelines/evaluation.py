@@ -1,43 +1,46 @@
-"""How well a network fills holes, by hole-ratio interval: the pure functions of the job, and its transforms.
+"""How well networks fill holes: the pure functions of the job, and its transforms.
 
-    image shards -> targets --+
-                              +-- pair n -> RunInference -> one row per method -> table
-    mask shards  -> masks   --+
-
-Pair n holds mask number n and image number (n // intervals) modulo images: masks take turns through
-the intervals, so every image meets every interval.
+    mask records --> plan: mask -> (pair, round) --+
+                      |                            +--> one image and its round of masks --> networks, baselines
+    images -----------+----------------------------+                                            |
+                                                              pairs.jsonl, board  <--  one row per pair and method
 """
 
 from __future__ import annotations
 
-import json
+import functools
+import math
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import apache_beam as beam
-import cv2
 import numpy as np
 from apache_beam.ml.inference.base import KeyedModelHandler, RunInference
 
+from masks import coverage
 from masks.codec import decode_mask
-from masks.coverage import RATIO_BUCKETS
-from pipelines.model_handler import InpaintModelHandler, Pair
-from trainer import images, metrics, records, storage
+from pipelines import pairing, scoreboard
+from pipelines.contenders import Contender, Filled, RoundHandler
+from pipelines.model_handler import Pair
+from trainer import images, lpips, metrics, records, storage
 from trainer.baselines import BASELINES
-
-NETWORK = "network"
-METRICS = ("psnr", "psnr_holes", "ssim", "ssim_holes", "l1", "l1_holes")
+from trainer.scores import square_target
 
 
 class Case(NamedTuple):
-    """One pair to score: its number, the image's name, target, mask, hole ratio and its interval's number."""
+    """One pair: its number, mask index, image's name, interval and border class, and its pixels or what went wrong."""
 
-    number: int
-    filename: str
-    target: np.ndarray
-    mask: np.ndarray
-    hole_ratio: float
+    pair: int
+    mask_index: int
+    image: str
     bucket: int
+    border: int
+    target: np.ndarray | None
+    mask: np.ndarray | None
+    error: str = ""
+
+
+Source = tuple[str, bytes, str]  # an image's name, its file, and why there is none
 
 
 def read_shard(shard: tuple[str, str, int]) -> Iterator[tuple[int, bytes]]:
@@ -46,143 +49,194 @@ def read_shard(shard: tuple[str, str, int]) -> Iterator[tuple[int, bytes]]:
     return enumerate(records.unframe_records(storage.read(address, checksum)), start=first)
 
 
-def image_pairs(item: tuple[int, bytes], num_images: int, num_pairs: int) -> Iterator[tuple[int, bytes]]:
-    """(pair, image record) for each pair that an image is in: those n with n // intervals % images = its position."""
-    position, record = item
-    together = len(RATIO_BUCKETS)
-    for first in range(position * together, num_pairs, num_images * together):
-        yield from ((n, record) for n in range(first, min(first + together, num_pairs)))
+def read_images(shard: tuple[str, str, int], places: dict[int, int]) -> Iterator[tuple[int, Source]]:
+    """(position, image) of those images of a shard that have a place."""
+    for position, serialized in read_shard(shard):
+        if position in places:
+            record = records.parse_image(serialized)
+            yield position, (record["image/filename"].numpy().decode(), record["image/encoded"].numpy(), "")
 
 
-def mask_pairs(item: tuple[int, bytes], num_pairs: int) -> Iterator[tuple[int, bytes]]:
-    """(pair, mask record) if the mask's index is among the pairs."""
-    index = int(records.parse_mask(item[1])["mask/index"])
-    if index < num_pairs:
-        yield index, item[1]
+def read_file(item: tuple[int, str], base: str) -> tuple[int, Source]:
+    """(position, image) of a file below ``base``; one that cannot be read says why."""
+    position, address = item
+    name = storage.relative(address, base)
+    try:
+        return position, (name, storage.read(address), "")
+    except Exception as error:
+        return position, (name, b"", _describe(error))
 
 
-def square_target(pixels: np.ndarray, size: int) -> np.ndarray:
-    """The middle square of uint8 [height, width, 3], resized to [size, size, 3]."""
-    side = min(pixels.shape[:2])
-    top, left = (pixels.shape[0] - side) // 2, (pixels.shape[1] - side) // 2
-    square = pixels[top : top + side, left : left + side]
-    return cv2.resize(square, (size, size), interpolation=cv2.INTER_AREA if side > size else cv2.INTER_LINEAR)
+def mask_key(item: tuple[int, bytes]) -> pairing.MaskKey:
+    record = records.parse_mask(item[1])
+    return pairing.MaskKey(*(int(record[f"mask/{name}"]) for name in ("index", "bucket", "touches_border")))
 
 
-def make_case(group: tuple[int, dict[str, Iterable[bytes]]]) -> tuple[Case, Pair]:
-    """Decodes one pair; the case carries along what its score needs."""
-    number, found = group
-    (image,), (mask,) = found["images"], found["masks"]
-    image, mask = records.parse_image(image), records.parse_mask(mask)
-    holes = decode_mask(mask["mask/encoded"].numpy())
-    target = square_target(images.decode_rgb(image["image/encoded"].numpy()), holes.shape[0])
-    filename = image["image/filename"].numpy().decode()
-    case = Case(number, filename, target, holes, float(mask["mask/hole_ratio"]), int(mask["mask/bucket"]))
-    return case, Pair(target, holes)
+def place_image(
+    item: tuple[int, Source], places: dict[int, int], num_images: int, plan: pairing.Plan
+) -> Iterator[tuple[int, Source]]:
+    """(round, image) for each round that an image is in."""
+    position, image = item
+    for turn in pairing.rounds_of(places[position], num_images, plan.rounds):
+        yield turn, image
 
 
-def score(output: np.ndarray, target: np.ndarray, mask: np.ndarray) -> dict[str, float]:
-    """`METRICS` of uint8 [height, width, 3] pictures; ``mask`` uint8 [height, width] of {0, 1}."""
-    output, target = (picture[None].astype(np.float64) / 255 for picture in (output, target))
-    holes = mask[None, ..., None].astype(np.float64)
-    scores = {}
-    for name, metric in (("psnr", metrics.psnr), ("ssim", metrics.ssim), ("l1", metrics.l1)):
-        scores[name] = float(np.asarray(metric(output, target))[0])
-        scores[f"{name}_holes"] = float(np.asarray(metric(output, target, holes))[0])
-    return scores
+def place_mask(item: tuple[int, bytes], plan: pairing.Plan) -> Iterator[tuple[int, tuple[int, bytes]]]:
+    """(round, (pair, mask record)) if the plan has the mask."""
+    if place := plan.places.get(mask_key(item).index):
+        pair, turn = place
+        yield turn, (pair, item[1])
 
 
-def score_methods(item: tuple[Case, np.ndarray | Exception], baselines: tuple[str, ...]) -> Iterator[dict]:
-    """One row per method: the network, then the baselines.
-
-    Raises:
-        Exception: what the network raised for this case.
-    """
-    case, output = item
-    if isinstance(output, Exception):
-        raise output
-    filled = {NETWORK: output} | {name: BASELINES[name](case.target, case.mask) for name in baselines}
-    for method, picture in filled.items():
-        yield {
-            "pair": case.number,
-            "image": case.filename,
-            "hole_ratio": case.hole_ratio,
-            "bucket": case.bucket,
-            "method": method,
-            **score(picture, case.target, case.mask),
-        }
+def _describe(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
-def summarize(rows: list[dict]) -> list[dict]:
-    """Mean of each metric by interval and method, in pair order, so that sums are the same on any runner."""
-    groups: dict[tuple[int, str], list[dict]] = {}
-    for row in sorted(rows, key=lambda row: (row["bucket"], row["pair"])):
-        groups.setdefault((row["bucket"], row["method"]), []).append(row)
-    return [
-        {"bucket": bucket, "method": method, "pairs": len(members)}
-        | {name: float(np.mean([row[name] for row in members])) for name in METRICS}
-        for (bucket, method), members in sorted(groups.items(), key=lambda item: item[0][0])
-    ]
+def decode_round(group: tuple[int, dict[str, Iterable]]) -> list[Case]:
+    """The cases of one round, by number; an image or a mask that cannot be decoded fails its cases alone."""
+    _, found = group
+    ((name, data, error),) = found["images"]
+    image = None
+    if not error:
+        try:
+            image = images.decode_rgb(data)
+        except images.ImageError as problem:
+            error = _describe(problem)
+    cases, targets = [], {}
+    for pair, serialized in sorted(found["masks"]):
+        record = records.parse_mask(serialized)
+        index, bucket, border = (int(record[f"mask/{key}"]) for key in ("index", "bucket", "touches_border"))
+        problem, mask, target = error, None, None
+        try:
+            mask = decode_mask(record["mask/encoded"].numpy())
+        except ValueError as exception:
+            problem = problem or _describe(exception)
+        if not problem:
+            if mask.shape[0] not in targets:
+                targets[mask.shape[0]] = square_target(image, mask.shape[0])
+            target = targets[mask.shape[0]]
+        cases.append(Case(pair, index, name, bucket, border, target, mask, problem))
+    return cases
 
 
-def format_table(cells: list[dict]) -> str:
-    """Markdown table of `summarize`'s cells."""
-    lines = [
-        "| hole ratio | method | pairs | PSNR | PSNR holes | SSIM | SSIM holes | l1 % | l1 % holes |",
-        "|---|---|--:|--:|--:|--:|--:|--:|--:|",
-    ]
-    for cell in cells:
-        interval = "({}, {}]".format(*RATIO_BUCKETS[cell["bucket"]]) if cell["bucket"] >= 0 else "other"
-        values = [f"{cell[name]:.2f}" for name in ("psnr", "psnr_holes")]
-        values += [f"{cell[name]:.3f}" for name in ("ssim", "ssim_holes")]
-        values += [f"{100 * cell[name]:.2f}" for name in ("l1", "l1_holes")]
-        lines.append(f"| {interval} | {cell['method']} | {cell['pairs']} | {' | '.join(values)} |")
-    return "\n".join(lines) + "\n"
+def to_pairs(cases: list[Case]) -> tuple[list[Case], list[Pair]]:
+    """The cases, and those of them that can be filled as a network takes them."""
+    return cases, [Pair(case.target, case.mask) for case in cases if not case.error]
 
 
-def write_report(rows: list[dict], folder: str, fields: dict) -> None:
-    """Writes ``pairs.jsonl``, ``metrics.json`` and ``table.md`` into the output folder."""
-    rows = sorted(rows, key=lambda row: row["pair"])
-    cells = summarize(rows)
-    lines = "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows)
-    storage.overwrite(storage.join(folder, "pairs.jsonl"), lines.encode())
-    report = json.dumps({**fields, "cells": cells}, indent=1, sort_keys=True)
-    storage.overwrite(storage.join(folder, "metrics.json"), report.encode())
-    storage.overwrite(storage.join(folder, "table.md"), format_table(cells).encode())
+def fill_with(item: tuple[list[Case], list[Pair]], baseline: str) -> tuple[list[Case], list[Filled]]:
+    cases, pairs = item
+    return cases, [BASELINES[baseline](pair.image, pair.mask) for pair in pairs]
 
 
-class ScorePairs(beam.PTransform):
-    """From a pipeline to the rows of `score_methods`.
+class Weights(NamedTuple):
+    """Address and crc32c of LPIPS's weights."""
+
+    address: str
+    crc32c: str
+
+
+@functools.lru_cache(maxsize=1)
+def _load_lpips(weights: Weights) -> lpips.Lpips:
+    return lpips.load_lpips(*weights)
+
+
+def _scores(
+    outputs: list[np.ndarray], targets: list[np.ndarray], masks: list[np.ndarray], weights: Weights | None
+) -> list[dict]:
+    output, target = (np.stack(pictures).astype(np.float64) / 255 for pictures in (outputs, targets))
+    mask = np.stack(masks)[..., None].astype(np.float64)
+    found = {name: np.asarray(values).tolist() for name, values in metrics.compare(output, target, mask).items()}
+    if weights:
+        found[scoreboard.LPIPS] = np.asarray(_load_lpips(weights)(output, target)).tolist()
+    rows = [dict(zip(found, values, strict=True)) for values in zip(*found.values(), strict=True)]
+    return [{name: value if math.isfinite(value) else None for name, value in row.items()} for row in rows]
+
+
+def score_round(
+    item: tuple[list[Case], list[Filled]], method: str, weights: Weights | None = None
+) -> list[dict]:
+    """One row per case, as `scoreboard` takes them; with LPIPS if its weights are given."""
+    cases, filled = item
+    pictures = iter(filled)
+    rows, scored = [], []
+    for case in cases:
+        row = {"pair": case.pair, "method": method, "image": case.image, "mask": case.mask_index}
+        row |= {"bucket": case.bucket, "border": case.border}
+        if case.mask is not None:
+            row["hole_ratio"] = coverage.hole_ratio(case.mask)
+        picture = case.error or next(pictures)
+        if isinstance(picture, np.ndarray):
+            scored.append((row, picture, case.target, case.mask))
+        else:
+            row["error"] = picture if isinstance(picture, str) else _describe(picture)
+        rows.append(row)
+    if scored:
+        found, *arrays = zip(*scored, strict=True)
+        for row, scores in zip(found, _scores(*map(list, arrays), weights), strict=True):
+            row |= scores
+    return rows
+
+
+def key_by_pair(row: dict) -> tuple[int, dict]:
+    return row["pair"], row
+
+
+class MakeRounds(beam.PTransform):
+    """From a pipeline to the decoded rounds, and the plan they follow.
 
     Args:
-        image_shards, mask_shards: (address, crc32c, position of the first record) each.
-        num_images: records in the image shards.
-        num_pairs: pairs to score.
-        handler: the network.
-        baselines: names of `BASELINES`.
+        image_shards: (address, crc32c, position of the first record) each; or
+        image_files: addresses, and the folder their names are relative to.
+        mask_shards: as ``image_shards``.
+        places: by image position its place, from `pairing.order_images`.
+        num_images: how many take turns.
     """
 
-    def __init__(self, image_shards, mask_shards, num_images: int, num_pairs: int, handler, baselines):
+    def __init__(self, mask_shards, places, num_images, seed, per_cell, image_shards=(), image_files=((), "")):
         super().__init__()
-        self._shards = {"images": list(image_shards), "masks": list(mask_shards)}
-        self._num_images, self._num_pairs = num_images, num_pairs
-        self._handler: InpaintModelHandler = handler
-        self._baselines = tuple(baselines)
+        self._mask_shards, self._image_shards, self._image_files = mask_shards, image_shards, image_files
+        self._places, self._num_images, self._seed, self._per_cell = places, num_images, seed, per_cell
+
+    def _read_images(self, pipeline):
+        if self._image_shards:
+            shards = pipeline | "ImageShards" >> beam.Create(self._image_shards)
+            return shards | "ReadImages" >> beam.FlatMap(read_images, self._places)
+        addresses, base = self._image_files
+        used = [(position, address) for position, address in enumerate(addresses) if position in self._places]
+        return pipeline | "ImageFiles" >> beam.Create(used) | "ReadImages" >> beam.Map(read_file, base)
 
     def expand(self, pipeline):
-        read = {
-            kind: pipeline | f"Shards_{kind}" >> beam.Create(shards) | f"Read_{kind}" >> beam.FlatMap(read_shard)
-            for kind, shards in self._shards.items()
-        }
-        numbered = {
-            "images": read["images"] | "PairImages" >> beam.FlatMap(image_pairs, self._num_images, self._num_pairs),
-            "masks": read["masks"] | "PairMasks" >> beam.FlatMap(mask_pairs, self._num_pairs),
-        }
-        return (
-            numbered
-            | beam.CoGroupByKey()
-            | beam.Reshuffle()
-            | "Decode" >> beam.Map(make_case)
-            | "Inpaint" >> RunInference(KeyedModelHandler(self._handler))
-            | "Score" >> beam.FlatMap(score_methods, self._baselines)
+        masks = pipeline | "MaskShards" >> beam.Create(self._mask_shards) | "ReadMasks" >> beam.FlatMap(read_shard)
+        plan = (
+            masks
+            | "MaskKeys" >> beam.Map(mask_key)
+            | "AllKeys" >> beam.combiners.ToList()
+            | "Plan" >> beam.Map(pairing.plan_pairs, self._seed, self._per_cell)
         )
+        planned = beam.pvalue.AsSingleton(plan)
+        placed = {
+            "images": self._read_images(pipeline)
+            | "PlaceImages" >> beam.FlatMap(place_image, self._places, self._num_images, planned),
+            "masks": masks | "PlaceMasks" >> beam.FlatMap(place_mask, planned),
+        }
+        rounds = placed | "Join" >> beam.CoGroupByKey() | "Decode" >> beam.Map(decode_round)
+        return rounds | "Spread" >> beam.Reshuffle(), plan
+
+
+class FillRounds(beam.PTransform):
+    """From rounds to one PCollection of (cases, pictures) per method, by name."""
+
+    def __init__(self, contenders: list[Contender], baselines: tuple[str, ...], batch_size: int | None):
+        super().__init__()
+        self._contenders, self._baselines, self._batch_size = contenders, baselines, batch_size
+
+    def expand(self, rounds):
+        inputs = rounds | "ToPairs" >> beam.Map(to_pairs)
+        filled = {
+            c.name: inputs | f"Fill_{c.name}" >> RunInference(KeyedModelHandler(RoundHandler(c, self._batch_size)))
+            for c in self._contenders
+        }
+        for name in self._baselines:
+            filled[name] = inputs | f"Fill_{name}" >> beam.Map(fill_with, name)
+        return filled

@@ -1,5 +1,6 @@
-"""The demo as a newcomer meets it, with fewer steps: all six stages, the picture, the table, and no noise."""
+"""The demo as a newcomer meets it, with fewer steps: all six stages, the report, the picture, and no noise."""
 
+import json
 import re
 import subprocess
 import sys
@@ -16,13 +17,21 @@ NOISE = re.compile(r"^[WIEF]\d{4} |WARNING|INFO|Warning|Traceback|pid=|absl|cuda
 
 
 @pytest.mark.timeout(500)
-def test_the_demo_ends_with_a_picture_and_a_table(tmp_path):
+def test_the_demo_ends_with_a_report(tmp_path):
     settings = ["--set", "unet.filters=16,32,64", "--set", "unet.kernels=5,3,3", "--set", "initial.steps=200"]
     command = [sys.executable, "-m", "pipelines.demo", "--output", str(tmp_path), *settings]
     done = subprocess.run(command, capture_output=True, text=True, timeout=480)
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.findall(r"^\[(\d)/6\]", done.stdout, re.MULTILINE) == list("123456")
     assert not NOISE.search(done.stdout + done.stderr), done.stdout + done.stderr
+
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert f"Open {(tmp_path / 'report' / 'report.html').as_uri()} in a browser." in done.stdout
+    assert page.count('class="card"') == 18 and page.count("data:image/jpeg;base64,") == 18 * 6
+    assert "<h2>Training</h2>" in page and "loss/total" in page
+    cells = json.loads((tmp_path / "report" / "metrics.json").read_text())["cells"]
+    assert {c["pairs"] for c in cells if c["bucket"] != "all" and c["border"] != "all"} == {4}
+    assert not any(cell["failed"] for cell in cells)
 
     sheet = Image.open(tmp_path / "report.png")
     assert sheet.width > 1000 and sheet.height > 600 and len(sheet.getcolors(sheet.width * sheet.height)) > 10_000

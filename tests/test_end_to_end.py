@@ -48,7 +48,7 @@ def test_five_commands_on_a_bucket(bucket):
     upload(bucket, "photos/train/object/broken.jpg", train[0].read_bytes()[:1000])
 
     run("pipelines.build_masks", "--output", f"{bucket}/masks", "--count", "30", "--size", "64", "--num-shards", "2")
-    val_masks = ["--count", "12", "--size", "64", "--split", "val", "--seed", "1"]
+    val_masks = ["--count", "12", "--size", "64", "--split", "val", "--seed", "1", "--stratify"]
     run("pipelines.build_masks", "--output", f"{bucket}/val-masks", *val_masks)
     run("pipelines.build_imagenet", "--input", f"{bucket}/photos", "--output", f"{bucket}/records")
     masks = datasets.load_manifest(f"{bucket}/masks", "mask")
@@ -105,5 +105,5 @@ def test_five_commands_on_a_bucket(bucket):
     data = ["--images", f"{bucket}/records", "--masks", f"{bucket}/val-masks"]
     table = run("pipelines.evaluate", *data, "--run", f"{bucket}/run", "--output", f"{bucket}/report")
     rows = [json.loads(line) for line in storage.read(f"{bucket}/report/pairs.jsonl").splitlines()]
-    assert len(rows) == 12 * 3 and {row["method"] for row in rows} == {"network", "telea", "mean"}
-    assert table.count("| network |") == 6  # one line per hole-ratio interval
+    assert len(rows) == 12 * 4 and {row["method"] for row in rows} == {"network", "telea", "ns", "mean"}
+    assert table.count("| network |") == 7  # one line per hole-ratio interval, and one of all

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+from hashlib import blake2b
 
 import cv2
 import numpy as np
@@ -13,18 +14,17 @@ import tensorflow as tf
 from PIL import Image
 from skimage.metrics import structural_similarity
 
-from pipelines import build_imagenet, build_masks, evaluation
+from pipelines import build_imagenet, build_masks
 from pipelines.evaluate import main
-from trainer import checkpoints, predict, presets, storage
+from trainer import checkpoints, exports, predict, presets, storage
 from trainer.command import UserError
 from trainer.config import PhaseConfig, TrainConfig, UNetConfig
 from trainer.unet import build_unet
 
-SIZE = 24
-# Fourteen masks take turns through the six intervals; three images take turns with every six masks.
-IMAGE_OF_PAIR = [0] * 6 + [1] * 6 + [2] * 2
-NETWORK, TELEA, MEAN = "network", "telea", "mean"
+SIZE, MASKS = 24, 204  # twelve cells of 17
+METHODS = ["first", "second", "telea", "ns", "mean"]
 METRICS = ("psnr", "psnr_holes", "ssim", "ssim_holes", "l1", "l1_holes")
+INTERVALS = ["(0.01, 0.1]", "(0.1, 0.2]", "(0.2, 0.3]", "(0.3, 0.4]", "(0.4, 0.5]", "(0.5, 0.6]"]
 CONFIG = TrainConfig(unet=UNetConfig(image_size=24, filters=(4, 6), kernels=(5, 3)), initial=PhaseConfig(steps=1))
 
 
@@ -38,37 +38,58 @@ def draw_photo(number: int, height: int, width: int) -> bytes:
     return file.getvalue()
 
 
+def save_run(folder: str, seeds: dict[int, int]) -> None:
+    """A run with a network of random weights at each step."""
+    unet = build_unet(CONFIG.unet)
+    for step, seed in seeds.items():
+        rng = np.random.default_rng(seed)
+        arrays = checkpoints.read_variables(unet.variables)
+        for name, array in arrays.items():
+            low, high = (-0.2, 0.25) if name.endswith("kernel") else (0.2, 1.2)
+            arrays[name] = rng.uniform(low, high, array.shape).astype(array.dtype)
+        state = {"step": step, "phase": "initial", "examples": 6}
+        checkpoints.save_checkpoint(folder, {"model": arrays, "optimizer": {}}, state, keep=9)
+    storage.create(f"{folder}/config.json", presets.to_json(CONFIG))
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """Folder with datasets of images (3, and 1 in train) and masks (14), and a run of a network of random weights."""
+    """Folder with datasets of images (5, and 1 in train) and masks (204), and a run of two checkpoints."""
     folder = tmp_path_factory.mktemp("made")
-    for number, (height, width) in enumerate([(24, 24), (24, 37), (48, 51)]):
+    for number, (height, width) in enumerate([(24, 24), (24, 37), (48, 51), (30, 24), (48, 48)]):
         storage.create(f"{folder}/tree/val/n0/{number}.JPEG", draw_photo(number, height, width))
     storage.create(f"{folder}/tree/train/n0/other.JPEG", draw_photo(5, 30, 30))
     build_imagenet.main(["--input", f"{folder}/tree", "--output", f"{folder}/images", "--num-shards", "2"])
-    options = ["--count", "14", "--size", str(SIZE), "--split", "val", "--num-shards", "3"]
+    options = ["--count", str(MASKS), "--stratify", "--size", str(SIZE), "--split", "val", "--num-shards", "3"]
     build_masks.main(["--output", f"{folder}/masks", *options])
-    unet, rng = build_unet(CONFIG.unet), np.random.default_rng(0)
-    arrays = checkpoints.read_variables(unet.variables)
-    for name, array in arrays.items():
-        if not name.endswith("kernel"):
-            arrays[name] = rng.uniform(0.2, 1.2, array.shape).astype(array.dtype)
-    state = {"step": 1, "phase": "initial", "examples": 6}
-    checkpoints.save_checkpoint(f"{folder}/run", {"model": arrays, "optimizer": {}}, state, keep=1)
-    storage.create(f"{folder}/run/config.json", presets.to_json(CONFIG))
+    save_run(f"{folder}/run", {1: 0, 2: 1})
     return folder
 
 
 def evaluate(made, output, *options: str) -> int:
-    data = ["--images", f"{made}/images", "--masks", f"{made}/masks", "--run", f"{made}/run"]
-    return main([*data, "--output", str(output), "--batch-size", "1", *options])
+    return main(["--images", f"{made}/images", "--masks", f"{made}/masks", "--output", str(output), *options])
+
+
+def two_runs(made) -> list[str]:
+    return ["--run", f"first={made}/run@1", "--run", f"second={made}/run"]
 
 
 @pytest.fixture(scope="module")
 def report(made, tmp_path_factory):
     output = tmp_path_factory.mktemp("report") / "out"
-    assert evaluate(made, output) == 0
+    assert evaluate(made, output, *two_runs(made), "--seed", "5") == 0
     return output
+
+
+def read_rows(folder) -> list[dict]:
+    return [json.loads(line) for line in (folder / "pairs.jsonl").read_text().splitlines()]
+
+
+def read_metrics(folder) -> dict:
+    def refuse(constant: str):
+        raise AssertionError(f"{constant} is no JSON")
+
+    return json.loads((folder / "metrics.json").read_text(), parse_constant=refuse)
 
 
 def read_examples(folder, split) -> list[dict]:
@@ -110,153 +131,159 @@ def score(picture, target, mask) -> dict[str, float]:
     }
 
 
+def in_order(kind: str, numbers) -> list[int]:
+    return sorted(numbers, key=lambda number: blake2b(f"{kind} 5 {number}".encode(), digest_size=8).digest())
+
+
 @pytest.fixture(scope="module")
 def expected(made) -> list[dict]:
     """Rows of all pairs and methods."""
     images = read_examples(made / "images", "val")
     masks = {int(e["mask/index"]): e for e in read_examples(made / "masks", "val")}
-    model = predict.load_model(predict.find_model(f"{made}/run"))
+    cells = [(bucket, border) for bucket in range(6) for border in (0, 1)]
+    members = {cell: in_order("mask", [i for i in masks if (i % 6, i // 6 % 2) == cell]) for cell in cells}
+    turns = in_order("image", range(5))
+    models = {
+        name: predict.load_model(predict.find_model(f"{made}/run", step))
+        for name, step in (("first", 1), ("second", 2))
+    }
     rows = []
-    for pair, position in enumerate(IMAGE_OF_PAIR):
-        target = centre_square(np.asarray(Image.open(io.BytesIO(images[position]["image/encoded"]))))
-        mask = np.asarray(Image.open(io.BytesIO(masks[pair]["mask/encoded"]))).astype(np.uint8)
+    for pair in range(MASKS):
+        bucket, border = cells[pair % 12]
+        record, index = images[turns[pair // 12 % 5]], members[bucket, border][pair // 12]
+        target = centre_square(np.asarray(Image.open(io.BytesIO(record["image/encoded"]))))
+        mask = np.asarray(Image.open(io.BytesIO(masks[index]["mask/encoded"]))).astype(np.uint8)
         colour = np.uint8(np.rint(target[mask == 1].mean(0)))
         mean = np.where(mask[..., None] == 1, target, colour)
-        telea = cv2.inpaint(mean, 1 - mask, 3, cv2.INPAINT_TELEA)
-        telea = np.where(mask[..., None] == 1, target, telea)
-        filled = {NETWORK: predict.inpaint(target, mask, model), TELEA: telea, MEAN: mean}
-        name = images[position]["image/filename"].decode()
-        for method, picture in filled.items():
-            row = {"pair": pair, "image": name, "method": method, "hole_ratio": np.float32(np.mean(mask == 0))}
-            rows.append(row | {"bucket": pair % 6} | score(picture, target, mask))
+        filled = {name: predict.inpaint(target, mask, model) for name, model in models.items()}
+        for name, method in (("telea", cv2.INPAINT_TELEA), ("ns", cv2.INPAINT_NS)):
+            filled[name] = np.where(mask[..., None] == 1, target, cv2.inpaint(mean, 1 - mask, 3, method))
+        filled["mean"] = mean
+        common = {"pair": pair, "image": record["image/filename"].decode(), "mask": index, "bucket": bucket}
+        common |= {"border": border, "hole_ratio": np.mean(mask == 0)}
+        rows += [common | {"method": name} | score(picture, target, mask) for name, picture in filled.items()]
     return rows
 
 
+def close(value):
+    return pytest.approx(value, rel=0, abs=1e-6)
+
+
 def test_every_pair_by_hand(report, expected):
-    rows = [json.loads(line) for line in (report / "pairs.jsonl").read_text().splitlines()]
-    assert len(rows) == 42
+    rows = read_rows(report)
+    assert len(rows) == MASKS * 5
     for row, want in zip(rows, expected, strict=True):
-        for key in ("pair", "image", "method", "bucket"):
-            assert row[key] == want[key]
-        assert row["hole_ratio"] == pytest.approx(want["hole_ratio"], abs=1e-7)
-        for name in METRICS:
-            assert row[name] == pytest.approx(want[name], rel=1e-6, abs=1e-9), (row["pair"], row["method"], name)
-    assert len({row["image"] for row in rows}) == 3
+        assert row == {key: close(value) if isinstance(value, float) else value for key, value in want.items()}
 
 
-def test_every_mean_by_hand(report, expected, made):
-    metrics = json.loads((report / "metrics.json").read_text())
-    assert [(c["bucket"], c["method"]) for c in metrics["cells"]] == [
-        (bucket, method) for bucket in range(6) for method in (NETWORK, TELEA, MEAN)
+def numbers_of(rows, cell, name) -> np.ndarray:
+    """Values of a metric in a cell of the report, in pair order."""
+    borders = {"none": [0], "touch": [1], "all": [0, 1]}[cell["border"]]
+    buckets = range(6) if cell["interval"] == "all" else [INTERVALS.index(cell["interval"])]
+    return np.array([r[name] for r in rows if r["border"] in borders and r["bucket"] in buckets])
+
+
+def test_every_cell_by_hand(report, expected, made):
+    metrics = read_metrics(report)
+    places = [(interval, border) for interval in (*INTERVALS, "all") for border in ("none", "touch", "all")]
+    assert [(c["interval"], c["border"], c["method"]) for c in metrics["cells"]] == [
+        (*place, method) for place in places for method in METHODS
     ]
-    for cell in metrics["cells"]:
-        rows = [r for r in expected if (r["bucket"], r["method"]) == (cell["bucket"], cell["method"])]
-        assert cell["pairs"] == len(rows) == (3 if cell["bucket"] < 2 else 2)
+    assert [(d["interval"], d["border"], d["method"], d["minus"]) for d in metrics["differences"]] == [
+        (*place, method, "first") for place in places for method in METHODS[1:]
+    ]
+    by_method = {method: [row for row in expected if row["method"] == method] for method in METHODS}
+    for cell in metrics["cells"] + metrics["differences"]:
         for name in METRICS:
-            assert cell[name] == pytest.approx(np.mean([row[name] for row in rows]), rel=1e-6, abs=1e-9)
-    pin = predict.find_model(f"{made}/run").checkpoint
-    assert metrics["model"] == {"address": pin.address, "crc32c": pin.crc32c}
-    assert metrics["parameters"]["pairs"] == 14
+            values = numbers_of(by_method[cell["method"]], cell, name)
+            if "minus" in cell:
+                values = values - numbers_of(by_method[cell["minus"]], cell, name)
+            found = cell["metrics"][name]
+            assert cell["pairs"] == found["count"] == len(values) and len(values) in (17, 34, 102, 204)
+            assert found["mean"] == close(values.mean())
+            assert found["error"] == close(values.std(ddof=1) / np.sqrt(len(values)))
+            assert cell["failed"] == cell["exact"] == 0
+    pin = predict.find_model(f"{made}/run", 1).checkpoint
+    assert (metrics["methods"][0]["address"], metrics["methods"][0]["crc32c"]) == (pin.address, pin.crc32c)
+    assert metrics["methods"][0]["config"]["unet"]["filters"] == [4, 6]
+    for kind, records in (("masks", 204), ("images", 5)):
+        data, manifest = metrics["data"][kind], made / kind / "manifest.json"
+        assert data["crc32c"] == storage.crc32c(manifest.read_bytes()) and data["records"] == records
+    assert {(m["interval"], m["masks"]) for m in metrics["masks_found"]} == {(i, 17) for i in INTERVALS} | {
+        ("other", 0)
+    }
 
 
-def test_table_shows_the_means(report, capsys, made):
-    lines = (report / "table.md").read_text().splitlines()
-    cells = json.loads((report / "metrics.json").read_text())["cells"]
-    assert len(lines) == 2 + 18
-    bounds = ["(0.01, 0.1]", "(0.1, 0.2]", "(0.2, 0.3]", "(0.3, 0.4]", "(0.4, 0.5]", "(0.5, 0.6]"]
-    for line, cell in zip(lines[2:], cells, strict=True):
-        interval, method, pairs, *values = (part.strip() for part in line.strip("|").split("|"))
-        assert (interval, method, int(pairs)) == (bounds[cell["bucket"]], cell["method"], cell["pairs"])
-        percents = [cell[name] * (100 if "l1" in name else 1) for name in METRICS]
-        np.testing.assert_allclose([float(value) for value in values], percents, atol=0.0051)
+def test_table_shows_the_cells(report):
+    cells = read_metrics(report)["cells"]
+    lines = [
+        [part.strip() for part in line.strip("|").split("|")] for line in (report / "table.md").read_text().split("\n")
+    ]
+    for cell in cells:
+        ((*_, pairs, psnr, _, _, ssim, l1, _),) = (
+            line for line in lines if line[:3] == [cell["interval"], cell["border"], cell["method"]]
+        )
+        found = cell["metrics"]
+        assert int(pairs) == cell["pairs"]
+        for text, name, factor, digits in ((psnr, "psnr", 1, 2), (ssim, "ssim_holes", 1, 3), (l1, "l1", 100, 2)):
+            assert text == f"{factor * found[name]['mean']:.{digits}f} ± {factor * found[name]['error']:.{digits}f}"
 
 
 def test_a_second_run_gives_identical_files_over_those_of_another(made, report, tmp_path):
-    names = ["metrics.json", "pairs.jsonl", "table.md"]
+    names = ["metrics.json", "pairs.jsonl", "report.html", "table.md"]
     assert sorted(path.name for path in report.iterdir()) == names
     for name in names:
         (tmp_path / name).write_text("of another run\n" * 9999)
-    assert evaluate(made, tmp_path) == 0
+    assert evaluate(made, tmp_path, *two_runs(made), "--seed", "5") == 0
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {n: (report / n).read_bytes() for n in names}
 
 
-def test_fewer_pairs_and_one_baseline(made, report, tmp_path, capsys):
-    assert evaluate(made, tmp_path, "--pairs", "8", "--baseline", "mean") == 0
-    kept = [json.loads(x) for x in (report / "pairs.jsonl").read_text().splitlines()]
-    rows = [json.loads(x) for x in (tmp_path / "pairs.jsonl").read_text().splitlines()]
-    assert rows == [row for row in kept if row["pair"] < 8 and row["method"] != TELEA]
+def test_the_page_has_three_pictures_of_each_interval_and_every_cell(report):
+    page = (report / "report.html").read_text()
+    assert page.count("data:image/jpeg;base64,") == 6 * 3 * 7 and page.count('class="card"') == 18
+    ranked = {(r["bucket"], r["pair"]): r["psnr_holes"] for r in read_rows(report) if r["method"] == "first"}
+    best = [max((v, p) for (b, p), v in ranked.items() if b == bucket)[1] for bucket in range(6)]
+    worst = [min((v, p) for (b, p), v in ranked.items() if b == bucket)[1] for bucket in range(6)]
+    shown = re.findall(r"<b>(\w+)</b> \d+ % holes · pair (\d+)<", page)
+    assert [int(pair) for rank, pair in shown if rank == "best"] == best
+    assert [int(pair) for rank, pair in shown if rank == "worst"] == worst
+    for cell in read_metrics(report)["cells"]:
+        assert f"{cell['metrics']['psnr']['mean']:.2f}" in page
+
+
+def test_an_export_scores_as_its_checkpoint(made, tmp_path, capsys):
+    checkpoint = checkpoints.load_checkpoint(checkpoints.find(f"{made}/run", 2), ("model",))
+    exports.export_model(f"{made}/run", CONFIG, checkpoint, {}, folder=f"{tmp_path}/export")
+    both = ["--run", f"{made}/run", "--run", f"{tmp_path}/export/model.keras"]
+    assert evaluate(made, tmp_path / "out", *both, "--per-cell", "2", "--baseline", "") == 0
+    metrics = read_metrics(tmp_path / "out")
+    assert [m["name"] for m in metrics["methods"]] == ["run", "model"] and metrics["counts"]["pairs"] == 24
+    assert {d["metrics"][name]["mean"] for d in metrics["differences"] for name in METRICS} == {0.0}
     shown = capsys.readouterr().out
-    assert shown == (tmp_path / "table.md").read_text() + f"8 pairs, report in {tmp_path}\n"
-
-
-@pytest.mark.parametrize(("num_images", "num_pairs"), [(3, 20), (1, 5), (7, 100), (50, 12)])
-def test_image_pairs(num_images, num_pairs):
-    found = {}
-    for position in range(num_images):
-        for pair, record in evaluation.image_pairs((position, b"record %d" % position), num_images, num_pairs):
-            assert pair not in found
-            found[pair] = record
-    assert found == {n: b"record %d" % (n // 6 % num_images) for n in range(num_pairs)}
-
-
-def test_every_image_meets_every_interval():
-    for position in range(5):
-        intervals = [pair % 6 for pair, _ in evaluation.image_pairs((position, b""), num_images=5, num_pairs=60)]
-        assert sorted(intervals) == sorted([*range(6)] * 2)
-
-
-def test_square_target_keeps_the_middle():
-    image = np.zeros((10, 30, 3), np.uint8)
-    image[:, 10:20] = 200
-    assert np.all(evaluation.square_target(image, 16) == 200)
-    assert np.all(evaluation.square_target(image.transpose(1, 0, 2), 5) == 200)
-
-
-def test_means_do_not_depend_on_the_order_of_rows():
-    values = [1e16, 1.0, -1e16, 3.0]  # added from left to right 3, the other way 0
-    rows = [{"pair": i, "bucket": 2, "method": NETWORK, **dict.fromkeys(METRICS, v)} for i, v in enumerate(values)]
-    rows += [{**row, "bucket": bucket} for row in rows for bucket in (5, 1)]
-    cells = evaluation.summarize(rows)
-    assert [cell["bucket"] for cell in cells] == [1, 2, 5] and {cell["l1"] for cell in cells} == {0.75}
-    assert evaluation.summarize(rows[::-1]) == cells
-
-
-def test_masks_outside_the_intervals_have_a_row_of_their_own():
-    row = {"pair": 0, "method": NETWORK, **dict.fromkeys(METRICS, 0.5)}
-    cells = evaluation.summarize([row | {"bucket": 0}, row | {"bucket": -1, "pair": 1}])
-    assert [(cell["bucket"], cell["pairs"]) for cell in cells] == [(-1, 1), (0, 1)]
-    assert evaluation.format_table(cells).splitlines()[2] == (
-        "| other | network | 1 | 0.50 | 0.50 | 0.500 | 0.500 | 50.00 | 50.00 |"
-    )
-
-
-def test_a_corrupt_shard_is_named(made, tmp_path):
-    for path in (made / "masks").iterdir():
-        data = path.read_bytes()
-        (tmp_path / path.name).write_bytes(data[:-1] + b"?" if "00001-of" in path.name else data)
-    with pytest.raises(
-        UserError, match=r"^/\S+/val-00001-of-00003.tfrecord is corrupt: expected crc32c \S+ Received \S+$"
-    ):
-        evaluate(made, tmp_path / "out", "--masks", str(tmp_path))
-    assert not (tmp_path / "out" / "metrics.json").exists()
+    assert f"24 pairs of 204 masks; {tmp_path}/out/report.html\n" in shown and "| all | all | model | 24 |" in shown
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--pairs", "0"], "--pairs: expected 1 to 14, the number of masks. Received 0."),
-        (["--pairs", "15"], "--pairs: expected 1 to 14, the number of masks. Received 15."),
+        (["--per-cell", "0"], "--per-cell: expected 1 or more, or all. Received 0."),
+        (["--per-cell", "few"], "--per-cell: expected 1 or more, or all. Received few."),
         (["--batch-size", "0"], "--batch-size: expected 1 or more. Received 0."),
-        (["--baseline", "telea,nearest"], "--baseline: expected names of ['mean', 'telea']. Received 'nearest'."),
+        (["--baseline", "telea,nearest"], "--baseline: expected names of ['mean', 'ns', 'telea']. Received 'nearest'."),
         (["--split", "test"], "split: expected one of ['train', 'val']. Received 'test'."),
         (["--mask-split", "train"], "split: expected one of ['val']. Received 'train'."),
         (["--images", "{0}/masks"], "expected a dataset of image records. Received mask records."),
         (["--images", "{0}/tree"], "{0}/tree has no manifest.json: the job that writes this dataset did not finish"),
+        (["--images", "{0}/tree/*.gif"], "expected files. Received none."),
         (["--masks", "{0}/none"], "mask dataset {0}/none does not exist"),
         (["--run", "{0}/none"], "run {0}/none does not exist"),
+        (["--run", "{0}/none/model.keras"], "{0}/none/model.keras does not exist"),
+        (["--run", "{0}/run@7"], "7"),
+        (["--run", "{0}/run"], "--run: expected different names (NAME=ADDRESS). Received 'run' twice."),
+        (["--run", "mean={0}/run"], "--run: expected another name than a baseline's (NAME=ADDRESS). Received 'mean'."),
     ],
 )
 def test_wrong_values_are_refused_at_launch(options, message, made, tmp_path):
     with pytest.raises(UserError, match=re.escape(message.format(made))):
-        evaluate(made, tmp_path / "out", *(option.format(made) for option in options))
+        evaluate(made, tmp_path / "out", "--run", f"{made}/run", *(option.format(made) for option in options))
     assert not (tmp_path / "out").exists()

@@ -27,7 +27,7 @@ PHOTOS = ROOT / "pipelines" / "photos"
 BACKENDS = {"tensorflow", "jax", "torch"}
 FORBIDDEN = {
     "trainer/*.py": {"apache_beam"},
-    **{f"trainer/{name}.py": BACKENDS for name in ("layers", "unet", "features", "losses", "metrics")},
+    **{f"trainer/{name}.py": BACKENDS for name in ("layers", "unet", "features", "losses", "lpips", "metrics")},
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from trainer.baselines import BASELINES, fill_mean, fill_telea
+from trainer.baselines import BASELINES, fill_mean, fill_ns, fill_telea
 
 
 def draw(height=24, width=17, hole_ratio=0.3, seed=0):
@@ -15,7 +15,7 @@ def draw(height=24, width=17, hole_ratio=0.3, seed=0):
 
 
 def test_baselines_are_these():
-    assert BASELINES == {"telea": fill_telea, "mean": fill_mean}
+    assert BASELINES == {"telea": fill_telea, "ns": fill_ns, "mean": fill_mean}
 
 
 @pytest.mark.parametrize("fill", BASELINES.values(), ids=BASELINES)
@@ -36,7 +36,7 @@ def test_one_colour_is_continued(fill):
     _, mask = draw(seed=2)
     image = np.broadcast_to(np.uint8([250, 3, 128]), (*mask.shape, 3))
     # OpenCV's weights round to within 2 of 255.
-    np.testing.assert_allclose(fill(image * mask[..., None], mask).astype(int), image, atol=2 * (fill is fill_telea))
+    np.testing.assert_allclose(fill(image * mask[..., None], mask).astype(int), image, atol=2 * (fill is not fill_mean))
 
 
 @pytest.mark.parametrize("fill", BASELINES.values(), ids=BASELINES)
@@ -51,13 +51,19 @@ def test_mean_by_hand():
     assert fill_mean(image, mask)[1, 1].tolist() == [23, 1, 255]  # 70 / 3, 2 / 3, 255
 
 
-def test_telea_is_nearer_than_the_mean_on_a_ramp():
+@pytest.mark.parametrize("fill", [fill_telea, fill_ns])
+def test_opencvs_methods_are_nearer_than_the_mean_on_a_ramp(fill):
     ramp = np.broadcast_to(np.arange(0, 240, 5, dtype=np.uint8)[:, None, None], (48, 40, 3))
     mask = np.ones((48, 40), np.uint8)
     mask[20:28, 10:30] = 0
     mask[2:6, 3:9] = 0  # far from the mean
 
-    def error(fill):
-        return np.abs(fill(ramp * mask[..., None], mask).astype(int) - ramp)[mask == 0].mean()
+    def error(filled):
+        return np.abs(filled.astype(int) - ramp)[mask == 0].mean()
 
-    assert error(fill_telea) < error(fill_mean) / 2
+    assert error(fill(ramp * mask[..., None], mask)) < error(fill_mean(ramp * mask[..., None], mask)) / 2
+
+
+def test_the_two_methods_of_opencv_differ():
+    image, mask = draw(seed=3)
+    assert np.any(fill_telea(image, mask) != fill_ns(image, mask))

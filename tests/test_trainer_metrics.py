@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from trainer.metrics import l1, psnr, ssim
+from trainer.metrics import compare, l1, psnr, ssim
 
 OPTIONS = dict(channel_axis=-1, data_range=1, gaussian_weights=True, sigma=1.5, use_sample_covariance=False)
 
@@ -61,6 +61,16 @@ def test_equal_images_and_images_without_holes():
     np.testing.assert_allclose(ssim(target, target), 1, rtol=1e-6)
     for metric in (psnr, ssim, l1):
         assert np.isnan(metric(1 - target, target, mask)).tolist() == [False, True, False]
+
+
+def test_all_at_once_are_the_same_values():
+    output, target, mask = draw()
+    mask[1] = 1
+    found = compare(output, target, mask)
+    assert list(found) == ["psnr", "psnr_holes", "ssim", "ssim_holes", "l1", "l1_holes"]
+    for metric in (psnr, ssim, l1):
+        np.testing.assert_array_equal(found[metric.__name__], metric(output, target))
+        np.testing.assert_array_equal(found[f"{metric.__name__}_holes"], metric(output, target, mask))
 
 
 def test_dtypes_do_not_matter():

@@ -30,7 +30,26 @@ def psnr(output, target, mask=None):
     The mean squared error is that of all pixels and channels, or with a mask of the hole pixels' channels.
     """
     x, y, mask = _prepare(output, target, mask)
-    return -10.0 * ops.log10(_mean(ops.square(x - y), mask))
+    return _decibels(_mean(ops.square(x - y), mask))
+
+
+def compare(output, target, mask) -> dict:
+    """``psnr``, ``ssim`` and ``l1``, and of the holes alone ``psnr_holes``, ``ssim_holes`` and ``l1_holes``.
+
+    The same values as the functions above and below, but each pixel is compared once.
+    """
+    x, y, mask = _prepare(output, target, mask)
+    similarity = _similarity(x, y)
+    difference = ops.abs(x - y)
+    squares = ops.square(difference)
+    return {
+        "psnr": _decibels(_mean(squares, None)),
+        "psnr_holes": _decibels(_mean(squares, mask)),
+        "ssim": _mean(_inside(similarity), None),
+        "ssim_holes": _mean(similarity, mask),
+        "l1": _mean(difference, None),
+        "l1_holes": _mean(difference, mask),
+    }
 
 
 def ssim(output, target, mask=None):
@@ -45,6 +64,21 @@ def ssim(output, target, mask=None):
         ValueError: for images below 11 x 11 pixels.
     """
     x, y, mask = _prepare(output, target, mask)
+    similarity = _similarity(x, y)
+    return _mean(_inside(similarity) if mask is None else similarity, mask)
+
+
+def _decibels(error):
+    return -10.0 * ops.log10(error)
+
+
+def _inside(similarity):
+    """Without the pixels whose windows are cut by the border."""
+    return similarity[:, RADIUS:-RADIUS, RADIUS:-RADIUS]
+
+
+def _similarity(x, y):
+    """The SSIM of every pixel and channel."""
     height, width = x.shape[1:3]
     if min(height, width) < 2 * RADIUS + 1:
         raise ValueError(
@@ -57,10 +91,7 @@ def ssim(output, target, mask=None):
     covariance = xy - mean_x * mean_y
     mean_x, mean_y = mean_x + 0.5, mean_y + 0.5
     similarity = (2 * mean_x * mean_y + C1) * (2 * covariance + C2)
-    similarity = similarity / ((mean_x * mean_x + mean_y * mean_y + C1) * (variances + C2))
-    if mask is None:
-        similarity = similarity[:, RADIUS:-RADIUS, RADIUS:-RADIUS]
-    return _mean(similarity, mask)
+    return similarity / ((mean_x * mean_x + mean_y * mean_y + C1) * (variances + C2))
 
 
 def _blur(x):

@@ -33,12 +33,8 @@ def interval_name(bucket: int) -> str:
 def score(output: np.ndarray, target: np.ndarray, mask: np.ndarray) -> dict[str, float]:
     """`METRICS` of uint8 [height, width, 3] pictures; ``mask`` uint8 [height, width] of {0, 1}."""
     output, target = (picture[None].astype(np.float64) / 255 for picture in (output, target))
-    holes = mask[None, ..., None].astype(np.float64)
-    scores = {}
-    for name, metric in (("psnr", metrics.psnr), ("ssim", metrics.ssim), ("l1", metrics.l1)):
-        scores[name] = float(np.asarray(metric(output, target))[0])
-        scores[f"{name}_holes"] = float(np.asarray(metric(output, target, holes))[0])
-    return scores
+    found = metrics.compare(output, target, mask[None, ..., None].astype(np.float64))
+    return {name: float(np.asarray(found[name])[0]) for name in METRICS}
 
 
 def square_target(pixels: np.ndarray, size: int) -> np.ndarray:

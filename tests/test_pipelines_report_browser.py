@@ -1,0 +1,300 @@
+"""The report in headless Chromium: nothing fetched, nothing overflows, sliders and the theme work."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import itertools
+import json
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from pipelines import gallery, report_page, scoreboard
+from trainer.scores import METRICS
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+FLAGS = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+FLAGS += " --disable-component-update --disable-sync --hide-scrollbars --remote-debugging-port=0"
+METHODS = ["network", "another-network-with-a-long-name", "telea", "ns", "mean"]
+PHONE, DESKTOP = 390, 1440
+FAILED = 7  # pair of which one method has no picture
+
+
+class Browser:
+    """One page of a headless Chromium, driven through its DevTools protocol; all events are kept."""
+
+    def __init__(self, folder: Path):
+        from websockets.sync.client import connect
+
+        self.events: list[dict] = []
+        self._numbers = itertools.count(1)
+        self._session = None
+        with contextlib.ExitStack() as opening:
+            log = opening.enter_context(open(folder / "chromium.log", "wb"))
+            command = [CHROMIUM, *FLAGS.split(), f"--user-data-dir={folder / 'profile'}", "about:blank"]
+            process = subprocess.Popen(command, stdout=log, stderr=log)
+            opening.callback(process.wait, timeout=20)
+            opening.callback(process.terminate)
+            port_file, deadline = folder / "profile" / "DevToolsActivePort", time.monotonic() + 60
+            while not port_file.exists() or "\n" not in port_file.read_text():
+                assert process.poll() is None and time.monotonic() < deadline, (folder / "chromium.log").read_text()
+                time.sleep(0.05)
+            port, path = port_file.read_text().split("\n")
+            connection = connect(f"ws://127.0.0.1:{port}{path}", max_size=2**26, open_timeout=30, proxy=None)
+            self._socket = opening.enter_context(connection)
+            target = self.call("Target.createTarget", url="about:blank")["targetId"]
+            self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+            for domain in ("Page", "Runtime", "Log", "Network"):
+                self.call(f"{domain}.enable")
+            self._open = opening.pop_all()
+
+    def close(self) -> None:
+        self._open.close()
+
+    def call(self, method: str, **parameters) -> dict:
+        number = next(self._numbers)
+        message = {"id": number, "method": method, "params": parameters}
+        self._socket.send(json.dumps(message | ({"sessionId": self._session} if self._session else {})))
+        while True:
+            answer = json.loads(self._socket.recv(timeout=60))
+            if answer.get("id") == number:
+                assert "error" not in answer, answer
+                return answer["result"]
+            self.events.append(answer)
+
+    def run(self, script: str):  # promises are awaited
+        answer = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
+        assert "exceptionDetails" not in answer, answer
+        return answer["result"].get("value")
+
+    def resize(self, width: int, height: int = 900) -> None:
+        phone = width < 800
+        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=phone)
+
+    def open(self, url: str) -> None:
+        self.call("Page.navigate", url=url)
+        while not self.run("document.readyState == 'complete' && document.querySelector('#theme') != null"):
+            time.sleep(0.05)
+
+    def press(self, x: float, y: float, to: float | None = None) -> None:
+        """A click at a place of the window, or a drag to another x."""
+        mouse = {"button": "left", "clickCount": 1}
+        self.call("Input.dispatchMouseEvent", type="mousePressed", x=x, y=y, **mouse)
+        if to is not None:
+            self.call("Input.dispatchMouseEvent", type="mouseMoved", x=to, y=y, button="left", buttons=1)
+        self.call("Input.dispatchMouseEvent", type="mouseReleased", x=x if to is None else to, y=y, **mouse)
+
+    def key(self, key: str, code: int) -> None:
+        for kind in ("keyDown", "keyUp"):
+            self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code)
+
+    def screenshot(self) -> np.ndarray:
+        data = base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"])
+        return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
+
+
+def make_page() -> str:
+    """A report of four pairs in each of five intervals; the sixth is empty, one picture failed, names are long."""
+    rng = np.random.default_rng(0)
+    rows, board = [], {}
+    for pair in range(20):
+        place = {
+            "pair": pair,
+            "bucket": pair % 5,
+            "border": pair // 5 % 2,
+            "mask": pair,
+            "hole_ratio": 0.1 * (pair % 5),
+        }
+        found = []
+        for method in METHODS:
+            row = {**place, "method": method, "image": f"val/n01/{'long_' * 12}{pair}.JPEG"}
+            if (pair, method) == (FAILED, "ns"):
+                row["error"] = "ValueError: <b>not</b> a number"
+            else:
+                row |= {name: float(rng.uniform(0.1, 30)) for name in METRICS}
+            if (pair, method) == (FAILED, METHODS[0]):
+                row["psnr_holes"] = 99.0  # the best of its interval, so that it is shown
+            found.append(row)
+        rows += found
+        scoreboard.merge_into(board, scoreboard.board_of(found, METHODS[0]))
+    cells, differences = scoreboard.summarize(board, METHODS, METHODS[0])
+    report = {
+        "code_version": "0",
+        "parameters": {"seed": 0},
+        "data": {"images": {"address": "gs://bucket/" + "very-long-folder-name/" * 8}},
+        "counts": {"masks": 20, "pairs": 20, "rows": 100, "failed": 1},
+        "masks_found": [],
+        "reference": METHODS[0],
+        "metrics": METRICS,
+        "lpips": None,
+        "methods": [{"name": name, "address": f"gs://bucket/{'long-' * 30}{name}"} for name in METHODS],
+        "cells": cells,
+        "differences": differences,
+    }
+    chosen = gallery.choose_pairs(rows, METHODS[0])
+    pictures = []
+    for pair in chosen:
+        for i, name in enumerate((gallery.HOLES, *METHODS, gallery.TARGET)):
+            if (pair, name) != (FAILED, "ns"):
+                colour = np.full((64, 64, 3), (255 - 30 * i, 40 * i, 10 * pair), np.uint8)
+                pictures.append((pair, name, gallery._encode(colour)))
+    curves = {"network": {"loss/total": [(step, 1 / step) for step in range(1, 150)], "validation/psnr": [(100, 20.0)]}}
+    return report_page.render_page(report, rows, chosen, pictures, curves, published=True)
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("page") / "report.html"
+    path.write_text(make_page(), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    if CHROMIUM is None:
+        pytest.skip("no Chromium here (Debian: apt-get install chromium): the report was not opened in a browser")
+    pytest.importorskip("websockets", reason="no websockets here: the report was not opened in a browser")
+    found = Browser(tmp_path_factory.mktemp("chromium"))
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def opened(browser, page):
+    """A fresh page at desktop width; at the end it must have been silent and have asked the network for nothing."""
+    browser.events.clear()
+    browser.resize(DESKTOP)
+    browser.open(page.as_uri())
+    yield browser
+    browser.run("1")
+    said = ("Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded")
+    assert [event for event in browser.events if event["method"] in said] == []
+    asked = [e["params"]["request"]["url"] for e in browser.events if e["method"] == "Network.requestWillBeSent"]
+    assert asked[0] == page.as_uri()
+    assert [url for url in asked[1:] if not url.startswith("data:")] == []
+
+
+OVERFLOWS = """
+(() => {
+  const wide = [...document.querySelectorAll('body *')].filter(e => {
+    if (!e.checkVisibility() || e.closest('svg') || !e.textContent.trim() || e.matches('option, select')) return false;
+    const box = e.getBoundingClientRect();
+    return box.right > innerWidth + 0.5 || box.left < -0.5 || e.scrollWidth > e.clientWidth + 1 && e.clientWidth > 0;
+  });
+  const page = document.documentElement.scrollWidth > innerWidth ? ['the page'] : [];
+  return page.concat(wide.map(e => e.tagName + '.' + e.className + ': ' + e.textContent.slice(0, 60)));
+})()
+"""
+# Texts of charts outside of the window or on each other.
+SVG_CLASHES = """
+(() => {
+  const wrong = [];
+  for (const svg of [...document.querySelectorAll('.charts svg')].filter(s => s.checkVisibility())) {
+    const boxes = [...svg.querySelectorAll('text')].map(t => [t.textContent, t.getBoundingClientRect()]);
+    boxes.forEach(([text, a], i) => {
+      if (a.right > innerWidth || a.left < 0) wrong.push(text);
+      boxes.slice(i + 1).forEach(([other, b]) => {
+        if (a.left < b.right - 1 && b.left < a.right - 1 && a.top < b.bottom - 2 && b.top < a.bottom - 2)
+          wrong.push(text + ' on ' + other);
+      });
+    });
+  }
+  return wrong;
+})()
+"""
+
+
+@pytest.mark.parametrize("width", [PHONE, DESKTOP])
+def test_no_text_overflows(opened, width):
+    opened.resize(width)
+    assert opened.run("innerWidth") == width
+    opened.run("document.querySelectorAll('details').forEach(d => { d.open = true; })")
+    for region in ("whole image", "holes"):
+        for border in ("all", "touch", "none"):
+            for value in (region, border):
+                opened.run(f"""document.querySelector('.switch [value="{value}"]').click()""")
+            assert opened.run("document.querySelectorAll('.view:not([hidden])').length") == 3
+            assert opened.run(OVERFLOWS) == []
+            assert opened.run(SVG_CLASHES) == []
+
+
+def test_every_image_is_drawn(opened):
+    count, broken = opened.run(
+        "Promise.all([...document.images].map(i => i.decode().then(() => i.naturalWidth == 64, () => false)))"
+        ".then(found => [found.length, found.filter(ok => !ok).length])"
+    )
+    # Three pairs of five intervals in seven versions, but for the picture that failed.
+    assert (count, broken) == (15 * 7 - 1, 0)
+
+
+def shown_colours(browser) -> tuple[list[int], list[int], float]:
+    """Colours of the first picture's left and right edges, and where, in percent, the one gives way to the other."""
+    x, y, width = map(round, middle_of(browser, ".compare"))
+    line = browser.screenshot()[y - width // 4, x - width // 2 : x + width // 2].astype(int)
+    first, last = line[6], line[-6]
+    changed = np.flatnonzero(np.abs(line - first).sum(1) > 30)
+    return first.tolist(), last.tolist(), 100 * changed[0] / width if len(changed) else 100.0
+
+
+def middle_of(browser, selector: str) -> tuple[float, float, float]:
+    """x and y of an element's middle, and its width, scrolled into view."""
+    return browser.run(
+        f"(() => {{ const e = document.querySelector('{selector}'); e.scrollIntoView({{block: 'center'}});"
+        " const b = e.getBoundingClientRect(); return [b.left + b.width / 2, b.top + b.height / 2, b.width]; })()"
+    )
+
+
+@pytest.mark.parametrize("width", [PHONE, DESKTOP])
+def test_a_slider_uncovers_the_other_picture(opened, width):
+    opened.resize(width)
+    x, y, wide = middle_of(opened, ".compare")
+    first, last, at = shown_colours(opened)
+    # The colours that `make_page` gives to what is left and right, up to the pair's blue.
+    assert (
+        first[:2] == pytest.approx([255, 0], abs=8) and last[:2] == pytest.approx([225, 40], abs=8) and abs(at - 50) < 3
+    )
+    opened.press(x, y, to=x - 0.3 * wide)
+    assert abs(shown_colours(opened)[2] - 20) < 4
+    opened.press(x - 0.3 * wide, y, to=x + 0.4 * wide)
+    assert abs(shown_colours(opened)[2] - 90) < 4
+    for _ in range(20):
+        opened.key("ArrowLeft", 37)  # the slider that was dragged has the focus
+    assert abs(shown_colours(opened)[2] - 70) < 4
+    opened.key("Home", 36)
+    assert shown_colours(opened)[0][:2] == pytest.approx([225, 40], abs=8)
+    opened.key("End", 35)
+    assert shown_colours(opened)[1][:2] == pytest.approx([255, 0], abs=8)
+
+
+def test_sliders_compare_what_is_chosen(opened):
+    for side, value in (("left", "target"), ("right", "mean")):
+        select = f"document.querySelector('select[name={side}]')"
+        opened.run(f"{select}.value = '{value}', {select}.dispatchEvent(new Event('change'))")
+    first, last, at = shown_colours(opened)
+    assert (
+        first[:2] == pytest.approx([255 - 30 * 6, 240], abs=8)
+        and last[:2] == pytest.approx([255 - 30 * 5, 200], abs=8)
+        and abs(at - 50) < 3
+    )
+    assert opened.run("document.querySelector('.at-left').textContent") == "target"
+
+
+def test_the_theme_follows_the_system_and_the_button(opened, page):
+    corner = opened.screenshot()[5, 5].mean()
+    assert corner > 240
+    x, y, _ = middle_of(opened, "#theme")
+    opened.press(x, y)
+    assert opened.screenshot()[5, 5].mean() < 40
+    opened.press(x, y)
+    assert opened.screenshot()[5, 5].mean() == corner
+    opened.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark"}])
+    opened.open(page.as_uri() + "#again")
+    assert opened.screenshot()[5, 5].mean() < 40
+    opened.call("Emulation.setEmulatedMedia", features=[])
+    assert opened.screenshot()[5, 5].mean() > 240
