@@ -159,7 +159,7 @@ def test_a_run_is_not_written_twice(imported):
     with pytest.raises(UserError, match="new folder.*holds files"):
         import_weights.main(command)
     assert before == {path: path.read_bytes() for path in _files(run)}
-    assert len(before) == 8  # four files and a pointer of the checkpoint, two of the export, config.json
+    assert len(before) == 9  # five files and a pointer of the checkpoint, two of the export, config.json
 
 
 def _files(folder):
