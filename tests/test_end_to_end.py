@@ -99,7 +99,7 @@ def test_five_commands_on_a_bucket(bucket):
         np.testing.assert_array_equal(output[valid], target[valid])
         assert (output[~valid] != target[~valid]).mean() > 0.5
     outcome = json.loads(storage.read(f"{bucket}/out/manifest.json"))
-    assert outcome["counts"] == {"inputs": 2, "outputs": 2, "rejects": 0}
+    assert outcome["counts"] == {"inputs": 2, "outputs": 2, "rejects": 0, "finished_before": 0}
     assert outcome["model"] == {"address": resumed.pin.address, "crc32c": resumed.pin.crc32c}
 
     data = ["--images", f"{bucket}/records", "--masks", f"{bucket}/val-masks"]
