@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from masks.codec import encode_mask
-from trainer import cluster, datasets, images, records, storage
+from trainer import cluster, datasets, images, presets, records, storage
 from trainer.command import UserError
 
 
@@ -73,6 +73,13 @@ def test_failures_of_ray_are_raised():
     wrapped = RuntimeError("ray::worker\ntrainer.command.UserError: gs://b/x is corrupt\nmore")
     with pytest.raises(UserError, match="^gs://b/x is corrupt$"):
         follow([], Fit(over=True, error=wrapped))
+
+
+def test_each_number_of_workers_that_may_be_left_divides_the_batch():
+    message = "of each number of workers from scaling.min_workers=2 to scaling.workers=4. Received 16"
+    with pytest.raises(ValueError, match=message):
+        presets.override(presets.PRESETS["demo"], ["scaling.workers=4", "scaling.min_workers=2"])
+    presets.override(presets.PRESETS["demo"], ["scaling.workers=2", "scaling.min_workers=1"])
 
 
 def write_dataset(folder, kind, serialized, flaw):

@@ -211,6 +211,8 @@ def test_unknown_key_names_a_near_one():
         "data.crop_scale=nan,1",
         "data.shuffle_buffer=0",
         "scaling.workers=0",
+        "scaling.min_workers=3",
+        "scaling.min_workers=-1",
         "scaling.cpus_per_worker=0",
         "scaling.device=tpu",
         "scaling.max_failures=-1",

@@ -51,6 +51,7 @@ def test_what_went_wrong_is_told():
         {"event": "logs", "step": 3, "why": "not now"},
         {"event": "checkpoint", "address": "gs://b/1", "best": True},
         {"event": "export", "address": "gs://b/e"},
+        {"event": "notice", "step": 7},
     )
     assert lines == [
         "step 3 left out, its loss is not finite (1 of 2 allowed); examples of worker 1: a.jpg with mask 4",
@@ -59,6 +60,7 @@ def test_what_went_wrong_is_told():
         "logs could not be written, they will be with the next ones: not now",
         "checkpoint gs://b/1 (best so far)",
         "export gs://b/e",
+        "a machine will be taken away: saving step 7 now",
     ]
 
 

@@ -29,13 +29,13 @@ from trainer.command import UserError
 root = sys.argv[1]
 held = validation.HeldOut(images=f"{root}/images", masks=f"{root}/masks", pairs=7)
 
-def train(run, *settings, held_out=None):
+def train(run, *settings, **options):
     base = ["scaling.workers=1", "unet.image_size=32", "unet.filters=4,8,8", "unet.kernels=5,3,3", "log_every=1",
             "precision=float32", "global_batch_size=2", "finetune.steps=3", "finetune.learning_rate=0.01"]
     config = presets.override(presets.PRESETS["demo"], [*base, *settings])
     events, folders = [], (f"{root}/images", f"{root}/masks", f"{root}/{run}")
     try:
-        loop.train(config, *folders, worker=0, workers=1, report=events.append, held_out=held_out)
+        loop.train(config, *folders, worker=0, workers=1, report=events.append, **options)
     except UserError as error:
         events.append({"event": "raised", "message": str(error)})
     return events
@@ -60,6 +60,10 @@ with open(last + "/ema.npz", "r+b") as file:
     file.write(b"broken")
 saw["fallback"] = train("full", *settings, held_out=held)
 saw["again"] = train("full", *settings, held_out=held)
+
+notices = iter([None, None, "notice", "notice", "notice"])
+saw["notice"] = train("notice", "initial.steps=5", "finetune.steps=0", "checkpoint.every=9",
+                      get_notice=lambda: next(notices))
 
 # The third batch holds a picture of nothing.
 real = data.training_batches
@@ -278,3 +282,8 @@ def test_a_step_that_is_not_finite_can_be_left_out(runs, events):
                 np.testing.assert_array_equal(before[name], after[name], err_msg=name)
     assert before["adam/iteration"] == 2 and variables(newest(runs / "skips"), "optimizer")["adam/iteration"] == 4
     assert json.loads((newest(runs / "skips") / "state.json").read_text())["skipped"] == 1
+
+
+def test_a_notice_is_saved_for_at_once_and_once(events):
+    assert [event["step"] for event in of(events["notice"], "notice")] == [3]
+    assert [event["step"] for event in of(events["notice"], "checkpoint")] == [3, 5]

@@ -15,6 +15,8 @@ from trainer.events import Describer
 
 # Workers that meet the same error say so within this time of the first.
 _GATHER_S = 2.0
+# How long Ray waits for machines before it counts them again: a lost one is still counted for up to 15 s.
+_ELASTIC_WAIT_S = 20
 
 
 def run_on_ray(config: TrainConfig, job: dict, address: str | None, verbose: bool) -> None:
@@ -85,12 +87,14 @@ class _Fit:
         from trainer.loop import train_loop_per_worker
 
         scaling = self._config.scaling
+        if scaling.min_workers:
+            os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(_ELASTIC_WAIT_S))
         # Ray's own bookkeeping only; checkpoints and exports go to the run's folder by themselves.
         return TensorflowTrainer(
             train_loop_per_worker,
             train_loop_config=self._job,
             scaling_config=ScalingConfig(
-                num_workers=scaling.workers,
+                num_workers=(scaling.min_workers, scaling.workers) if scaling.min_workers else scaling.workers,
                 use_gpu=scaling.device == "gpu",
                 resources_per_worker={"CPU": scaling.cpus_per_worker} | ({"GPU": 1} if scaling.device == "gpu" else {}),
             ),

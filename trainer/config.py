@@ -96,6 +96,8 @@ class ScalingConfig:
 
     Attributes:
         workers: worker processes; each computes ``global_batch_size / workers`` examples of a step.
+        min_workers: go on with as few as this while machines are missing, and with more again when they are back;
+            0: wait for all of them.
         cpus_per_worker: cores reserved for a worker, and TensorFlow's threads in it.
         device: ``cpu``, or ``gpu`` for one GPU per worker.
         max_failures: how often a worker group that died is started again from the newest checkpoint.
@@ -103,6 +105,7 @@ class ScalingConfig:
     """
 
     workers: int = 2
+    min_workers: int = 0
     cpus_per_worker: int = 1
     device: str = "cpu"
     max_failures: int = 3
@@ -110,6 +113,7 @@ class ScalingConfig:
 
     def __post_init__(self):
         _require(self.workers >= 1, "scaling.workers", "1 or more", self.workers)
+        _require(0 <= self.min_workers <= self.workers, "scaling.min_workers", "0 .. workers", self.min_workers)
         _require(self.cpus_per_worker >= 1, "scaling.cpus_per_worker", "1 or more", self.cpus_per_worker)
         _require(self.device in DEVICES, "scaling.device", f"one of {DEVICES}", self.device)
         _require(self.max_failures >= 0, "scaling.max_failures", "0 or more", self.max_failures)
@@ -199,6 +203,14 @@ class TrainConfig:
             f"a positive multiple of scaling.workers={self.scaling.workers}",
             self.global_batch_size,
         )
+        for workers in range(self.scaling.min_workers or self.scaling.workers, self.scaling.workers):
+            _require(
+                self.global_batch_size % workers == 0,
+                "global_batch_size",
+                f"a multiple of each number of workers from scaling.min_workers={self.scaling.min_workers} to "
+                f"scaling.workers={self.scaling.workers}",
+                self.global_batch_size,
+            )
         _require(0 <= self.clip_norm < math.inf, "clip_norm", "0 or more", self.clip_norm)
         _require(0 <= self.ema_decay < 1, "ema_decay", "0 or more, less than 1", self.ema_decay)
         _require(self.skip_nonfinite >= 0, "skip_nonfinite", "0 or more", self.skip_nonfinite)

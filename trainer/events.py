@@ -51,6 +51,9 @@ class Describer:
     def _checkpoint(self, event: dict) -> str:
         return f"checkpoint {event['address']}" + (" (best so far)" if event["best"] else "")
 
+    def _notice(self, event: dict) -> str:
+        return f"a machine will be taken away: saving step {event['step']} now"
+
     def _fallback(self, event: dict) -> str:
         return f"checkpoint {event['skipped']} cannot be read ({event['why']}): continuing from {event['address']}"
 

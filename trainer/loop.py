@@ -43,18 +43,22 @@ def train_loop_per_worker(job: dict[str, Any]) -> None:
     """
     import ray.train
 
-    config = presets.from_json(job["config"])
+    context, config = ray.train.get_context(), presets.from_json(job["config"])
+    # There may be fewer than were asked for: as many as the cluster has room for, scaling.min_workers at least.
+    scaling = dataclasses.replace(config.scaling, workers=context.get_world_size(), min_workers=0)
+    config = dataclasses.replace(config, scaling=scaling)
     # Without this every worker of a host would start a thread for each of the host's cores.
     tf.config.threading.set_intra_op_parallelism_threads(config.scaling.cpus_per_worker)
     tf.config.threading.set_inter_op_parallelism_threads(config.scaling.cpus_per_worker)
     if config.scaling.xla:
         # Parts of the step: compiled as a whole it would have to hold the exchange between workers.
         tf.config.optimizer.set_jit("autoclustering")
-    context, report = ray.train.get_context(), job["events"].put
-    where = {"worker": context.get_world_rank(), "workers": context.get_world_size()}
+    report = job["events"].put
+    where = {"worker": context.get_world_rank(), "workers": scaling.workers}
     addresses = (job["images"], job["masks"], job["run"])
     try:
-        terms = train(config, *addresses, **where, report=report, held_out=job["held_out"])
+        notice = ray.train.get_preemption_info
+        terms = train(config, *addresses, **where, report=report, held_out=job["held_out"], get_notice=notice)
     except Exception as error:
         # What the user has to put right would come again: whoever started the workers need not try it again.
         if found := error if isinstance(error, UserError) else user_error_in(error):
@@ -73,6 +77,7 @@ def train(
     workers: int,
     report: Report,
     held_out: HeldOut | None = None,
+    get_notice: Callable[[], object | None] = lambda: None,
 ) -> dict:
     """Trains from the newest checkpoint of ``run`` to the config's last step; returns the last loss terms.
 
@@ -82,6 +87,8 @@ def train(
         worker, workers: which of how many workers this is. All must call this with the same config.
         report: worker 0 calls it with a dict per event (see `events`); the others for steps left out.
         held_out: what to validate on.
+        get_notice: what it returns is not None once a machine is about to be taken away; that is saved for at
+            once. All workers call it together, every ``log_every`` steps.
 
     Raises:
         UserError: the loss is not finite, the checkpoint does not fit, an example cannot be read.
@@ -90,7 +97,7 @@ def train(
         raise ValueError(f"workers: expected {config.scaling.workers}, as in the config. Received {workers}.")
     if not config.total_steps:
         raise ValueError("config: expected steps. Received epochs (see presets.resolve_epochs).")
-    training = _Training(config, run, worker, report)
+    training = _Training(config, run, worker, report, get_notice)
     with contextlib.ExitStack() as stack:
         training.restore(stack)
         observer = Observer(config, run, training.strategy, worker, report, held_out, training.step)
@@ -101,8 +108,9 @@ def train(
 class _Training:
     """One worker's share of a run."""
 
-    def __init__(self, config: TrainConfig, run: str, worker: int, report: Report):
+    def __init__(self, config: TrainConfig, run: str, worker: int, report: Report, get_notice: Callable):
         self.config, self.run, self.worker, self.report = config, run, worker, report
+        self.get_notice, self.noticed = get_notice, False
         self.strategy = tf.distribute.MultiWorkerMirroredStrategy()
         with self.strategy.scope():
             self.model = unet.build_unet(config.unet, dtype=config.precision, seed=config.seed)
@@ -201,7 +209,7 @@ class _Training:
                     observer.show_step(self.step, phase, terms, meter.read(self.step), self.scalars(rate, result))
             validates = observer.validates(self.step)
             # Every validated step is saved, so that the best of them is there to be kept.
-            if at_end or validates or self.step % config.checkpoint.every == 0:
+            if self.notices() or at_end or validates or self.step % config.checkpoint.every == 0:
                 self.watch.look()
                 paused = time.monotonic()
                 score = observer.validate(self.step, self.best_weights()) if validates else None
@@ -215,6 +223,15 @@ class _Training:
         if self.worker == 0:
             self.finish(begin, meter.seconds, terms, observer.validated)
         return terms
+
+    def notices(self) -> bool:
+        """Whether it is known since this step that a machine will be taken away."""
+        if self.noticed or self.step % self.config.log_every:
+            return False
+        self.noticed = self.get_notice() is not None
+        if self.noticed and self.worker == 0:
+            self.report({"event": "notice", "step": self.step})
+        return self.noticed
 
     def read_batches(self, images: str, masks: str) -> tf.data.Dataset:
         config = self.config

@@ -1,0 +1,177 @@
+"""A Ray cluster of a head and worker nodes on this machine, as separate hosts.
+
+    python infra/local/cluster.py start [--nodes 2] [--cpus 1] [--one-address]
+    python infra/local/cluster.py run -- python -m trainer.train --address HEAD:6379 ...
+    python infra/local/cluster.py kill node1        # a host lost: kill -9 of all that runs there
+    python infra/local/cluster.py join node1        # it is back; a new name is a new host
+    python infra/local/cluster.py cut node1         # its cable pulled out; `mend node1` puts it back
+    python infra/local/cluster.py warn node1        # notice that it will be taken away in 30 s; then kill it
+    python infra/local/cluster.py status
+    python infra/local/cluster.py stop
+
+`run` runs a command on a host, the head unless --host names another. Hosts have the environment of the command that
+starts them. Root gets network namespaces; others, and --one-address, several raylets on 127.0.0.1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import zlib
+from pathlib import Path
+
+from hosts import Failure, Hosts, choose_prefix
+
+HEAD, PORT = "head", 6379
+_MEMORY = 100_000_000  # bytes of a host's object store; training passes arguments and events only
+_PATH = 40  # characters of --folder at most: Ray puts sockets into it, whose paths have 107 at most
+_PATIENCE = 120.0  # seconds for Ray to start
+_NOTICE = 30  # seconds between the notice that a spot machine goes, and its end (Google Cloud's)
+_ACTIONS = ["start", "run", "kill", "join", "cut", "mend", "warn", "status", "stop"]
+_RAY = [sys.executable, "-m", "ray.scripts.scripts"]
+
+
+def environment(hosts: Hosts, host: str) -> dict[str, str]:
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": f"{hosts.folder}/token"}
+    return os.environ | token | {"TMPDIR": f"{hosts.folder}/{host}/tmp", "RAY_USAGE_STATS_ENABLED": "0"}
+
+
+def start_ray(hosts: Hosts, names: list[str], cpus: int) -> None:
+    """Returns when Ray runs on all of the named hosts."""
+    started = {}
+    for host in names:
+        command = [*_RAY, "start", "--block", "--disable-usage-stats"]
+        command += [f"--node-ip-address={hosts.address(host)}", f"--temp-dir={hosts.folder}/{host}"]
+        command += [f"--object-store-memory={_MEMORY}"]
+        if host == HEAD:
+            # No dashboard, so no port of it; no cores, so that training is on the nodes.
+            command += ["--head", f"--port={PORT}", "--include-dashboard=false", "--num-cpus=0"]
+        else:
+            command += [f"--address={hosts.address(HEAD)}:{PORT}", f"--num-cpus={cpus}"]
+        started[host] = hosts.launch(host, command, environment(hosts, host))
+    give_up = time.monotonic() + _PATIENCE
+    for host, process in started.items():
+        log = Path(hosts.folder, f"{host}.log")
+        while "Ray runtime started" not in (said := log.read_text(errors="replace")):
+            if process.poll() is not None or time.monotonic() > give_up:
+                raise Failure(f"{host}: Ray did not start:\n{said[-2000:]}")
+            time.sleep(0.1)
+
+
+def start(folder: str, nodes: int, cpus: int, one_address: bool) -> Hosts:
+    if os.path.exists(folder):
+        raise Failure(f"--folder: expected none that exists. Received {folder}: stop what was started there.")
+    if len(folder) > _PATH:
+        raise Failure(f"--folder: expected a path of up to {_PATH} characters. Received {folder}.")
+    apart = not one_address and os.geteuid() == 0 and shutil.which("ip") is not None
+    # Linux allows names of 15 characters; a number follows.
+    bridge = f"pc{zlib.crc32(folder.encode()):08x}" if apart else None
+    hosts = Hosts(folder, bridge, choose_prefix() if bridge else "")
+    os.makedirs(folder)
+    try:
+        hosts.save()
+        with os.fdopen(os.open(f"{folder}/token", os.O_WRONLY | os.O_CREAT, 0o600), "w") as file:
+            file.write(secrets.token_hex(32))
+        hosts.make_bridge()
+        names = [f"node{number}" for number in range(1, nodes + 1)]
+        for host in (HEAD, *names):
+            hosts.add(host)
+        start_ray(hosts, [HEAD], cpus)
+        start_ray(hosts, names, cpus)
+    except BaseException:
+        stop(hosts)
+        raise
+    return hosts
+
+
+def stop(hosts: Hosts) -> None:
+    hosts.remove()
+    shutil.rmtree(hosts.folder)
+
+
+def join(hosts: Hosts, names: list[str], cpus: int) -> None:
+    for host in names:
+        if host not in hosts.numbers:
+            hosts.add(host)
+        if hosts.processes(host):
+            raise Failure(f"join: expected a host on which nothing runs. Received {host}.")
+    start_ray(hosts, names, cpus)
+
+
+def warn(hosts: Hosts, host: str) -> None:
+    if not hosts.bridge:  # Ray finds the node by its address
+        raise Failure("warn: expected hosts with addresses of their own. Received hosts that share one.")
+    command = [*_RAY, "drain-node", f"--address={hosts.address(HEAD)}:{PORT}", "--reason-message=warn"]
+    command += ["--reason=DRAIN_NODE_REASON_PREEMPTION", f"--deadline-remaining-seconds={_NOTICE}"]
+    done = subprocess.run(hosts.on(host, command), env=environment(hosts, host), capture_output=True, text=True)
+    if done.returncode:
+        raise Failure(f"warn: {done.stdout}{done.stderr}")
+
+
+def describe(hosts: Hosts) -> str:
+    lines = [f"--address {hosts.address(HEAD)}:{PORT}"]
+    if hosts.bridge:
+        lines.append(f"this machine is {hosts.prefix}1 to the hosts")
+    for host in hosts.numbers:
+        count = len(hosts.processes(host))
+        lines.append(f"{host:<12} {hosts.address(host):<15} {f'{count} processes' if count else 'down'}")
+    return "\n".join(lines)
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("action", choices=_ACTIONS)
+    parser.add_argument("hosts", nargs="*", metavar="HOST", help="for kill, join, cut, mend and warn")
+    parser.add_argument("--folder", default="/tmp/pconv-cluster", help="all temporary files (default: %(default)s)")
+    parser.add_argument("--nodes", type=int, default=2, help="hosts besides the head (default: %(default)s)")
+    parser.add_argument("--cpus", type=int, default=1, help="cores that a node offers (default: %(default)s)")
+    parser.add_argument("--one-address", action="store_true", help="no network namespaces")
+    parser.add_argument("--host", default=HEAD, help="where run runs (default: %(default)s)")
+    end = argv.index("--") if "--" in argv else len(argv)
+    arguments, command = parser.parse_args(argv[:end]), argv[end + 1 :]
+    action, names, folder = arguments.action, arguments.hosts, os.path.abspath(arguments.folder)
+    if action == "start":
+        print(describe(start(folder, arguments.nodes, arguments.cpus, arguments.one_address)))
+        return 0
+    hosts = Hosts.load(folder)
+    if action == "status":
+        print(describe(hosts))
+    elif action == "stop":
+        stop(hosts)
+    elif action == "run":
+        if not command or arguments.host not in hosts.numbers:
+            raise Failure(f"run: expected --host, one of {sorted(hosts.numbers)}, and a command after --.")
+        os.execvpe("env", ["env", *hosts.on(arguments.host, command)], environment(hosts, arguments.host))
+    elif not names or not all(re.fullmatch("[a-z0-9]{1,12}", host) for host in names):
+        raise Failure(f"{action}: expected hosts, each 1 to 12 of a-z and 0-9. Received {names}.")
+    elif action == "join":
+        join(hosts, names, arguments.cpus)
+    elif unknown := sorted(set(names) - hosts.numbers.keys()):
+        raise Failure(f"{action}: expected some of {sorted(hosts.numbers)}. Received {unknown[0]}.")
+    else:
+        for host in names:
+            if action == "kill":
+                hosts.kill(host)
+            elif action == "warn":
+                warn(hosts, host)
+            else:
+                hosts.plug(host, "down" if action == "cut" else "up")
+    return 0
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except Failure as failure:
+        print(f"error: {failure}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)

