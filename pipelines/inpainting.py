@@ -1,8 +1,10 @@
 """Image files and mask files in, inpainted files out: the pure functions of the job, and its transforms.
 
-list -> match -> finished before? -> load ---> RunInference ---> encode, write --> records
-          |             |             |  no hole: as it is --------^      |
-          +-------------+-------------+-----------------------------------+-----> rejects
+list -> match -> finished before? -> read -> load ---> RunInference ---> encode, write --> records
+          |             |             |       |  no hole: as it is --------^      |
+          +-------------+-------------+-------+-----------------------------------+-----> rejects
+
+Reading goes ahead of the network and writing comes after it, both in threads of their own.
 """
 
 from __future__ import annotations
@@ -15,8 +17,9 @@ import apache_beam as beam
 from apache_beam.ml.inference.base import KeyedModelHandler, RunInference
 
 from pipelines import pairs, results
-from pipelines.loading import HOLELESS, Settings, Task, load_item
-from pipelines.model_handler import Filled, FillModelHandler
+from pipelines.background import InBackground
+from pipelines.loading import HOLELESS, Settings, Task, load_item, read_item
+from pipelines.model_handler import BATCH_PIXELS, Filled, FillModelHandler
 from pipelines.pairs import Item
 from pipelines.results import FINISHED, REJECTED
 from pipelines.shards import Reject, reject
@@ -140,19 +143,24 @@ class InpaintFiles(beam.PTransform):
             | "Recall" >> beam.FlatMap(results.recall, self._output)
             | "SplitRecalled" >> beam.ParDo(_Split()).with_outputs(REJECTED, main="items")
         )
-        loaded = (
+        read = (
             sorted_out.items
             | beam.Reshuffle()
-            | "Load" >> beam.FlatMap(load_item, self._settings).with_outputs(REJECTED, HOLELESS, main="pairs")
+            | "Read" >> beam.ParDo(InBackground(read_item)).with_outputs(REJECTED, main="files")
+        )
+        loaded = read.files | "Load" >> beam.FlatMap(load_item, self._settings).with_outputs(
+            REJECTED, HOLELESS, main="pairs"
         )
         filled = loaded.pairs | "Inpaint" >> RunInference(KeyedModelHandler(self._handler))
-        arguments = (self._settings, self._output, self._replaces)
+        write = InBackground(
+            write_result, self._settings, self._output, self._replaces, weigh=_pixels, most=BATCH_PIXELS
+        )
         written = [
-            source | f"Write{name}" >> beam.FlatMap(write_result, *arguments).with_outputs(REJECTED, main="records")
+            source | f"Write{name}" >> beam.ParDo(write).with_outputs(REJECTED, main="records")
             for name, source in (("", filled), ("Holeless", loaded[HOLELESS]))
         ]
         records = [*(part.records for part in written), recalled.items]
-        rejects = [part[REJECTED] for part in (matched, sorted_out, recalled, loaded, *written)]
+        rejects = [part[REJECTED] for part in (matched, sorted_out, recalled, read, loaded, *written)]
         # Each reports before they are put together, which waits for all of them.
         return tuple(
             tuple(part | f"Report{kind}{n}" >> beam.ParDo(self._report) for n, part in enumerate(parts))
@@ -163,6 +171,11 @@ class InpaintFiles(beam.PTransform):
 
 def _by_output(item: Item) -> tuple[str, Item]:
     return item.output, item
+
+
+def _pixels(result: tuple[Task, Filled | Exception]) -> int:
+    height, width = result[0].size
+    return height * width
 
 
 class _Split(beam.DoFn):

@@ -57,6 +57,15 @@ class Settings:
     max_pixels: int = images.MAX_PIXELS
 
 
+class Files(NamedTuple):
+    """The bytes of an item's image and of its mask file, if it has one, and the seconds that reading them took."""
+
+    item: Item
+    image: bytes
+    mask: bytes | None
+    seconds: float
+
+
 class Task(NamedTuple):
     """An item that was read: the picture without its pixels, its size, hole ratio, and seconds taken so far.
 
@@ -118,20 +127,37 @@ def fit_mask(mask: np.ndarray, size: tuple[int, int], resize: bool) -> np.ndarra
     return mask[rows][:, columns]
 
 
-def load_item(item: Item, settings: Settings) -> Iterator:
-    """(`Task`, `Pair`) of one item, both upright; tagged (`Task`, pixels) without holes; or tagged `Reject`."""
-    begin = time.perf_counter()
-    source, stage = item.image, "read"
+def _lost(item: Item, source: str, stage: str, error: Exception) -> beam.pvalue.TaggedOutput:
+    """The line is the image's, whichever of the two files is to blame."""
+    lost = reject(item.image, stage, error)
+    if source != item.image:
+        lost = dataclasses.replace(lost, error=f"{lost.error} ({source})")
+    return beam.pvalue.TaggedOutput(REJECTED, lost)
+
+
+def read_item(item: Item) -> Iterator:
+    """`Files` of one item, or tagged `Reject`."""
+    begin, source = time.perf_counter(), item.image
     try:
-        data = storage.read(item.image)
-        stage = "decode"
-        picture = pictures.decode(data, settings.max_pixels)
+        image = storage.read(source)
+        source = item.mask
+        mask = storage.read(source) if source else None
+    except (ValueError, UserError, OSError, MemoryError) as error:
+        yield _lost(item, source, "read", error)
+        return
+    yield Files(item, image, mask, time.perf_counter() - begin)
+
+
+def load_item(files: Files, settings: Settings) -> Iterator:
+    """(`Task`, `Pair`) of one item, both upright; tagged (`Task`, pixels) without holes; or tagged `Reject`."""
+    begin, item = time.perf_counter(), files.item
+    source, stage = item.image, "decode"
+    try:
+        picture = pictures.decode(files.image, settings.max_pixels)
         pictures.check_encodable(picture, settings.format)
-        if item.mask:
-            source, stage = item.mask, "read"
-            mask_data = storage.read(item.mask)
-            stage = "decode"
-            mask = pictures.decode_mask(mask_data, settings.hole, settings.max_pixels)
+        if files.mask is not None:
+            source = item.mask
+            mask = pictures.decode_mask(files.mask, settings.hole, settings.max_pixels)
             source, stage = item.image, "match"
             upright = pictures.turn(picture.pixels, picture.orientation)
             mask = fit_mask(mask, upright.shape[:2], settings.resize_masks)
@@ -144,15 +170,14 @@ def load_item(item: Item, settings: Settings) -> Iterator:
         if not mask.any():
             raise MaskError("expected a valid pixel. Received a mask that is all hole.")
     except (ValueError, UserError, OSError, MemoryError) as error:
-        lost = reject(item.image, stage, error)
-        if source != item.image:  # the line is the image's, whichever of the two files is to blame
-            lost = dataclasses.replace(lost, error=f"{lost.error} ({source})")
-        yield beam.pvalue.TaggedOutput(REJECTED, lost)
+        yield _lost(item, source, stage, error)
         return
     ratio = hole_ratio(mask)
     same_format = {"MPO": "JPEG"}.get(picture.format, picture.format) == settings.format.upper()
-    copy = data if ratio == 0 and same_format else None
-    task = Task(item, picture.replace(picture.pixels[:0]), mask.shape, ratio, time.perf_counter() - begin, copy)
+    copy = files.image if ratio == 0 and same_format else None
+    seconds = files.seconds + time.perf_counter() - begin
+    empty = picture.replace(picture.pixels[:0].copy())  # a view would keep them in memory
+    task = Task(item, empty, mask.shape, ratio, seconds, copy)
     if ratio == 0:
         yield beam.pvalue.TaggedOutput(HOLELESS, (task, Filled(upright, 0, 0.0)))
     else:

@@ -13,6 +13,7 @@ from trainer import predict
 
 _PIXELS = 512 * 512
 _WEIGHT = 16  # of a batch: pixels in memory, in pictures of 512 x 512
+BATCH_PIXELS = _WEIGHT * _PIXELS
 
 
 class Pair(NamedTuple):
