@@ -6,6 +6,8 @@ by the caller and turned here, once.
 
 from __future__ import annotations
 
+import math
+
 import cv2
 import numpy as np
 
@@ -74,11 +76,16 @@ def read_mask_image(data: bytes, hole: str, threshold: float = 0.5) -> np.ndarra
     Raises:
         ValueError: ``data`` is not an image, or an argument is outside its range.
     """
+    return mask_of_grey(_decode_grey(data), hole, threshold)
+
+
+def mask_of_grey(grey: np.ndarray, hole: str, threshold: float = 0.5) -> np.ndarray:
+    """`read_mask_image` of a decoded image, uint8 [height, width] of 0 to 255."""
     if hole not in HOLES:
         raise ValueError(f"hole: expected one of {HOLES}. Received {hole!r}.")
     if not 0 < threshold <= 1:
         raise ValueError(f"threshold: expected more than 0 and at most 1. Received {threshold!r}.")
-    white = _decode_grey(data) >= threshold * 255
+    white = grey >= math.ceil(threshold * 255)  # an integer: with a float, NumPy would compare in float64
     return (white if hole == "black" else ~white).astype(np.uint8)
 
 

@@ -13,6 +13,7 @@ import pytest
 import tifffile
 from PIL import Image, ImageCms, ImageOps
 
+from masks.codec import read_mask_image
 from trainer.images import ImageError
 from trainer.pictures import Picture, decode, decode_mask, encode, turn, turn_back
 
@@ -211,6 +212,24 @@ def test_masks_are_read_upright():
     data = save(mask, "PNG", exif=block)
     np.testing.assert_array_equal(decode_mask(data, "black"), turn(mask[..., 0] // 255, 6))
     np.testing.assert_array_equal(decode_mask(data, "white"), 1 - turn(mask[..., 0] // 255, 6))
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
+@pytest.mark.parametrize("transparent", [False, True])
+def test_grey_masks_of_every_depth_are_as_opencv_reads_them(bits, transparent):
+    """Plain ones are not read by OpenCV. Values on either side of one half, of which each depth has its own."""
+    values = np.linspace(0, 2**bits - 1, 1 << min(bits, 4)).astype(int)
+    packed = "".join(f"{value:0{bits}b}" for value in values)
+    row = bytes(int(packed[n : n + 8].ljust(8, "0"), 2) for n in range(0, len(packed), 8))
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", len(values), 1, bits, 0, 0, 0, 0))]
+    chunks += [(b"tRNS", struct.pack(">H", 1))] if transparent else []
+    chunks += [(b"IDAT", zlib.compress(b"\0" + row)), (b"IEND", b"")]
+    framed = (struct.pack(">I", len(c)) + n + c + struct.pack(">I", zlib.crc32(n + c)) for n, c in chunks)
+    data = b"\x89PNG\r\n\x1a\n" + b"".join(framed)
+    found = decode_mask(data, "black")
+    np.testing.assert_array_equal(found, read_mask_image(data, "black"))
+    np.testing.assert_array_equal(found[0], values * 2 > 2**bits - 1)
+    np.testing.assert_array_equal(decode_mask(data, "white"), 1 - found)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL", "ignore::RuntimeWarning:PIL")
