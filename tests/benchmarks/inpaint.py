@@ -1,19 +1,22 @@
 """What the inpainting job costs beside the network alone, with the paper's network and random weights.
 
-    make bench                                       # or: python tests/benchmarks/inpaint.py float32
-    IMAGES=64 python tests/benchmarks/inpaint.py     # steadier
+    make bench                                                # or: python tests/benchmarks/inpaint.py mixed_bfloat16
+    ROUNDS=7 IMAGES=64 python tests/benchmarks/inpaint.py     # steadier
 
 `end to end`: 512 x 512 JPEGs with holes through the whole job (read, decode, network, encode, write), over a bare
-loop of `model.predict_on_batch` at the same batch size. Of both, starting is left out: the time of few images is
-taken from that of many. `no holes`: the same of images that need no network. `24 megapixels`: 1 % of holes, by the
-job in a process of its own, with its peak of memory.
+loop of `model.predict_on_batch` at the same batch size. `no holes`: the same of images that need no network. Loop and
+jobs take turns, and medians are printed. Starting is left out: of a job counts what lies between its first outputs
+and its last, by the times at which the files were written. `24 megapixels`: 1 % of holes, by the job in a process
+of its own, with its peak of memory.
 """
 
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
 
 from trainer.command import quiet_imports
 
@@ -28,7 +31,8 @@ with quiet_imports():
     from trainer.unet import build_unet
     from trainer.windows import Box, Tiling, make_group, make_sides
 
-IMAGES = int(os.environ.get("IMAGES", "12"))
+IMAGES, ROUNDS = (int(os.environ.get(name, default)) for name, default in (("IMAGES", "32"), ("ROUNDS", "3")))
+FIRST = 16  # outputs that do not count: as many as the job takes at a time
 BATCH = 1
 PRECISIONS = ("float32", "mixed_bfloat16")
 LARGE = """
@@ -72,40 +76,42 @@ def arguments(folder, run, precision):
     return [*files, "--run", run, "--precision", precision, "--batch-size", str(BATCH), "--overwrite"]
 
 
-def seconds_each(job, few, many):
-    """Seconds of one more image: those of many less those of few, by their difference."""
-    taken = []
-    for count in (few, many):
-        begin = time.perf_counter()
-        job(count)
-        taken.append(time.perf_counter() - begin)
-    return (taken[1] - taken[0]) / (many - few)
+def seconds_each(folder):
+    """Seconds of one more image of a job, by its outputs."""
+    written = sorted(path.stat().st_mtime for path in Path(folder, "out").glob("*.png"))
+    return (written[-1] - written[FIRST - 1]) / (len(written) - FIRST)
 
 
 def benchmark(scratch, run, config, precision):
-    few, many = 2, 2 + IMAGES
-    for count, hole in ((few, 160), (many, 160), (-few, 0), (-10 * many, 0)):
-        write_inputs(f"{scratch}/{count}", abs(count), hole=hole)
+    folders = {"holes": f"{scratch}/holes", "holeless": f"{scratch}/holeless"}
+    write_inputs(folders["holes"], FIRST + IMAGES)
+    write_inputs(folders["holeless"], FIRST + 10 * IMAGES, hole=0)
     network = build_unet(config.unet, dtype=precision)
     network.compile(jit_compile=False)  # XLA is slower here
     image, mask = np.full((BATCH, 512, 512, 3), 0.5, np.float32), np.ones((BATCH, 512, 512, 1), np.float32)
     mask[:, 170:330, 170:330] = 0
     network.predict_on_batch([image, mask])
 
-    def bare(count):
-        for _ in range(count):
+    def bare():
+        begin = time.perf_counter()
+        for _ in range(IMAGES // 2):
             network.predict_on_batch([image, mask])
+        return (time.perf_counter() - begin) / (IMAGES // 2)
 
-    def whole(count):
-        assert main(arguments(f"{scratch}/{count}", run, precision)) == 0
-
-    loop = seconds_each(bare, few, many)
-    job = seconds_each(whole, few, many)
-    again = seconds_each(bare, few, many)
-    holeless = seconds_each(lambda count: whole(-count), few, 10 * many)
-    loop = (loop + again) / 2
-    print(f"{precision}: bare loop {1 / loop:.2f} images/s, end to end {1 / job:.2f} images/s, {loop / job:.0%} of it")
-    print(f"{precision}: no holes {1000 * holeless:.1f} ms an image, {holeless / job:.1%} of one with holes")
+    rounds = []
+    for _ in range(ROUNDS):
+        seconds = {"loop": bare()}
+        for name, folder in folders.items():
+            assert main(arguments(folder, run, precision)) == 0
+            seconds[name] = seconds_each(folder)
+            if name == "holes":
+                seconds["loop"] = (seconds["loop"] + bare()) / 2
+        rounds.append(seconds)
+    loop, job, holeless = (statistics.median(found[name] for found in rounds) for name in ("loop", *folders))
+    share = statistics.median(found["loop"] / found["holes"] for found in rounds)
+    cost = statistics.median(found["holeless"] / found["holes"] for found in rounds)
+    print(f"{precision}: bare loop {1 / loop:.2f} images/s, end to end {1 / job:.2f} images/s, {share:.1%} of it")
+    print(f"{precision}: no holes {1000 * holeless:.1f} ms an image, {cost:.1%} of one with holes")
 
 
 def benchmark_large(scratch, run):
