@@ -110,7 +110,9 @@ def warn(hosts: Hosts, host: str) -> None:
         raise Failure("warn: expected hosts with addresses of their own. Received hosts that share one.")
     command = [*_RAY, "drain-node", f"--address={hosts.address(HEAD)}:{PORT}", "--reason-message=warn"]
     command += ["--reason=DRAIN_NODE_REASON_PREEMPTION", f"--deadline-remaining-seconds={_NOTICE}"]
-    done = subprocess.run(hosts.on(host, command), env=environment(hosts, host), capture_output=True, text=True)
+    # --address is where the notice goes; which node it is of is asked at the cluster that was started here last.
+    told = environment(hosts, host) | {"RAY_ADDRESS": f"{hosts.address(HEAD)}:{PORT}"}
+    done = subprocess.run(hosts.on(host, command), env=told, capture_output=True, text=True)
     if done.returncode:
         raise Failure(f"warn: {done.stdout}{done.stderr}")
 
@@ -125,7 +127,8 @@ def describe(hosts: Hosts) -> str:
     return "\n".join(lines)
 
 
-def main(argv: list[str]) -> int:
+def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Options, and the command after ``--``."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("action", choices=_ACTIONS)
     parser.add_argument("hosts", nargs="*", metavar="HOST", help="for kill, join, cut, mend and warn")
@@ -135,7 +138,11 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--one-address", action="store_true", help="no network namespaces")
     parser.add_argument("--host", default=HEAD, help="where run runs (default: %(default)s)")
     end = argv.index("--") if "--" in argv else len(argv)
-    arguments, command = parser.parse_args(argv[:end]), argv[end + 1 :]
+    return parser.parse_args(argv[:end]), argv[end + 1 :]
+
+
+def main(argv: list[str]) -> int:
+    arguments, command = parse(argv)
     action, names, folder = arguments.action, arguments.hosts, os.path.abspath(arguments.folder)
     if action == "start":
         print(describe(start(folder, arguments.nodes, arguments.cpus, arguments.one_address)))
