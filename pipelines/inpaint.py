@@ -30,7 +30,7 @@ def parser() -> ArgumentParser:
     add("--masks", help="mask files, of the images' sizes")
     add("--pairs", help="list of images and masks instead of both: .csv or .jsonl; paths are relative to its folder")
     add("--holes", help="no masks: alpha (transparent pixels are holes) or color=#rrggbb[,tolerance 0 to 255]")
-    add("--hole", metavar="black|white", help="colour of holes in mask files, if no manifest.json there says it")
+    add("--hole", metavar="black|white", help="colour of holes in mask files, if no manifest.json beside them does")
     add(
         "--match",
         default=None,
@@ -130,11 +130,12 @@ def main(argv: Sequence[str]) -> int:
         )
     hole = ours.hole
     if holes is None:
-        said = pairs.hole_of_folder(storage.base_of(patterns["--masks"])) if "--masks" in patterns else None
+        folder = storage.base_of(patterns["--masks"]) if "--masks" in patterns else pairs.shared_folder(masks)
+        said = pairs.hole_of_folder(folder) if folder else None
         if hole is None and said is None:
             raise UserError("--hole: expected black or white, the colour of holes in mask files. Received nothing.")
         if hole and said and hole != said:
-            raise UserError(f"--hole: the manifest.json of {patterns['--masks']} says {said!r}. Received {hole!r}.")
+            raise UserError(f"--hole: the manifest.json of {folder} says {said!r}. Received {hole!r}.")
         hole = hole or said
     settings = Settings(
         hole=hole,

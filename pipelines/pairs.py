@@ -112,6 +112,12 @@ def common_folder(addresses: Iterable[str]) -> str:
     return folder
 
 
+def shared_folder(addresses: Iterable[str]) -> str | None:
+    """The folder that all files are right in; None if there is none."""
+    folders = {posixpath.dirname(address) for address in addresses if address}
+    return folders.pop() if len(folders) == 1 else None
+
+
 def list_pairs(address: str, base: str) -> list[tuple[str, tuple[str, str]]]:
     """(stem, (image, mask)) of each line of a list."""
     return [(stem_of(storage.relative(image, base)), (image, mask)) for image, mask in read_pairs(address)]

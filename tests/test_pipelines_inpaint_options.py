@@ -193,6 +193,9 @@ def test_the_manifest_of_masks_may_name_the_colour(run, tmp_path):
     assert main(arguments) == 0
     (line,) = (json.loads(x) for x in storage.read(f"{folder}/out/items.jsonl").splitlines())
     assert line["hole_ratio"] == 7 * 12 / 1200
+    storage.create(f"{folder}/list.csv", b"image,mask\nin/a.png,holes/a.png\n")
+    assert main(["--pairs", f"{folder}/list.csv", "--run", run, "--output", f"{folder}/listed"]) == 0
+    assert storage.read(f"{folder}/listed/a.png") == storage.read(f"{folder}/out/a.png")
 
 
 # Formats

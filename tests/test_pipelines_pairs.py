@@ -114,6 +114,12 @@ def test_common_folder():
         common_folder(["gs://b/x/a", "/x/a"])
 
 
+def test_shared_folder():
+    assert pairs.shared_folder(["/a/b/c.png", "", "/a/b/d.png"]) == "/a/b"
+    assert pairs.shared_folder(["/a/b/c.png", "/a/b/c/d.png"]) is None
+    assert pairs.shared_folder([""]) is pairs.shared_folder([]) is None
+
+
 def test_the_colour_of_holes_may_stand_in_the_manifest(tmp_path):
     assert pairs.hole_of_folder(str(tmp_path)) is None
     for data, expected in ((b'{"hole": "white"}', "white"), (b'{"hole": "grey"}', None), (b"[", None), (b"[]", None)):
