@@ -23,6 +23,11 @@ PART = 8 << 20
 
 # FFmpeg would tell of broken files on standard error; they become rejects. Read when the first video is opened.
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+# A file that is called a video may be a playlist, which names other files and addresses: FFmpeg opens none of them.
+os.environ.setdefault(
+    "OPENCV_FFMPEG_CAPTURE_OPTIONS",
+    "protocol_whitelist;file|format_whitelist;avi,m4v,matroska,mov,mpeg,mpegts,mpegvideo",
+)
 
 
 class VideoError(ValueError):

@@ -209,6 +209,18 @@ def test_what_is_no_image_is_refused(data, reason):
             function(data)
 
 
+def test_no_file_is_run_as_a_program(monkeypatch):
+    """EPS is a program, which Pillow hands to Ghostscript where that is installed."""
+    ran = []
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *args, **kwargs: ran.append(args))
+    data = save(Image.fromarray(make_pixels()), "EPS")
+    assert data.startswith(b"%!PS")
+    for function in (decode_rgb, read_header):
+        with pytest.raises(ImageError, match="the file is not an image"):
+            function(data)
+    assert not ran
+
+
 def promise(height, width):
     """A PNG of 70 bytes whose header promises height x width pixels."""
 

@@ -17,6 +17,8 @@ from trainer import jpeg
 
 MAX_PIXELS = 100_000_000
 PILLOWS_LIMIT = 2 * Image.MAX_IMAGE_PIXELS  # beyond, Pillow itself refuses to open a file
+# Of Pillow's other kinds, EPS would have Ghostscript run the file as a program.
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 JPEG_SIDE = 65_500  # the longest that libjpeg writes
 _ORIENTATION = 0x0112  # EXIF tag; 1 = upright
 _TURNS = {
@@ -49,7 +51,7 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
     if not data:
         raise ImageError("the file is empty")
     try:
-        image = Image.open(io.BytesIO(data))
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError:
         raise ImageError("the file is not an image") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:  # Pillow has a limit of its own
