@@ -12,6 +12,9 @@ BIN := $(VENV)/bin
 RUNTIME := $(VENV)/.installed-runtime
 DEV := $(VENV)/.installed-dev
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+# Checks infra/terraform. It needs other versions than ours, so it has an environment of its own.
+CHECKOV_VERSION := 3.2.533
+CHECKOV := $(VENV)/checkov/.installed-$(CHECKOV_VERSION)
 
 CANDIDATES := $(or $(PYTHON),python3 python3.13 python3.12 python3.11 python3.10)
 SUITABLE := import sys; v = sys.version_info[:2]; \
@@ -29,10 +32,10 @@ help: ## list these commands
 demo: $(RUNTIME) ## train a small network on bundled photographs and write demo/report/report.html
 	@$(BIN)/python -m pipelines.demo --output demo
 
-test: $(DEV) ## run the tests
-	@$(BIN)/python -m pytest -q tests
+test: $(DEV) $(CHECKOV) ## run the tests
+	@$(BIN)/python -m pytest -q -rs tests
 
-soak: $(DEV) ## run the same tests with far bigger counts (hours)
+soak: $(DEV) $(CHECKOV) ## run the same tests with far bigger counts (hours)
 	@$(BIN)/python -m pytest -q --soak --timeout 7200 tests
 
 bench: $(DEV) ## run the benchmarks of tests/benchmarks, one after another
@@ -61,6 +64,13 @@ $(DEV): pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing into $(VENV) (a few minutes the first time)"
 	@$(PIP) install -c constraints.txt -e ".[dev]"
 	@touch $(RUNTIME) $@
+
+# Without it the test that uses it is skipped, and says so.
+$(CHECKOV): | $(BIN)/python
+	@echo "Installing checkov $(CHECKOV_VERSION) into $(VENV)/checkov"
+	@$(BIN)/python -m venv --clear $(VENV)/checkov && \
+	$(VENV)/checkov/bin/python -m pip --quiet --disable-pip-version-check install checkov==$(CHECKOV_VERSION) && \
+	touch $@ || echo "checkov $(CHECKOV_VERSION) could not be installed: its test will be skipped" >&2
 
 # A candidate counts only if it runs: version managers put names on the PATH that do not.
 # An environment whose interpreter is gone is made anew.

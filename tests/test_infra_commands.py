@@ -15,13 +15,19 @@ from pathlib import Path
 
 import click
 import pytest
-from apache_beam.options.pipeline_options import FlinkRunnerOptions
+import yaml
 
 from pipelines import launch
+from trainer import presets
 from trainer.command import ArgumentParser, UserError
 
 ROOT = Path(__file__).resolve().parents[1]
-READMES = ("README.md", "infra/README.md", "docker/README.md", "masks/README.md", "SECURITY.md")
+READMES = sorted(
+    str(path.relative_to(ROOT))
+    for top in ("", "masks/", "trainer/", "pipelines/", "infra/", "infra/*/", "docker/", "tests/")
+    for path in ROOT.glob(f"{top}*.md")
+    if path.name != "LICENSES.md"
+)
 ENVIRONMENT = {
     **{name: f"gs://some-{name.lower()}" for name in ("PCONV_DATA", "PCONV_RUNS", "PCONV_BATCH", "PCONV_SCRATCH")},
     **{f"PCONV_{name}_ACCOUNT": f"{name.lower()}@x" for name in ("MASKS", "IMAGENET", "INFERENCE", "EVALUATION")},
@@ -44,6 +50,8 @@ ELSEWHERE = {
     "terraform apply": {"-chdir", "-var"},
     "terraform destroy": {"-chdir", "-var"},
     "terraform output": {"-chdir", "-raw"},
+    "terraform fmt": set(),
+    "terraform validate": set(),
     "docker run": {"--rm", "--network", "--entrypoint"},
     "docker compose up": {"--file", "--detach"},
     "docker compose exec": {"--file"},
@@ -51,6 +59,7 @@ ELSEWHERE = {
     "ssh-keygen": {"-t", "-N", "-C", "-f"},
     "git clone": set(),
 }
+PROGRAMS = r"(?:python|make|ray|docker|gcloud|kubectl|terraform|git|pip|infra/[\w/]+\.sh)"
 
 
 class Parsed(Exception):
@@ -59,16 +68,34 @@ class Parsed(Exception):
 
 def commands_of(text: str) -> list[str]:
     """Commands in fenced sh blocks, in indented lines and in the text; continued lines are joined."""
-    found = []
-    for fence in re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
-        found += re.sub(r"\\\n\s*", " ", fence).splitlines()
-    indented = re.sub(r"\\\n\s*", " ", text)
-    found += re.findall(r"^ {4}((?:python -m|make|ray|infra/beam/\w+\.sh|docker|terraform|gcloud) .*)$", indented, re.M)
-    found += re.findall(r"`(python (?:-m [\w.]+ |infra/\w+\.py)[^`]*)`", text)
+    text = re.sub(r"\\\n\s*", " ", text)
+    fence = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+    blocks = fence.findall(text)
+    assert {language for language, _ in blocks} <= {"sh", "python"}, "a block that nobody checks"
+    found = [line for language, block in blocks if language == "sh" for line in block.splitlines()]
+    text = fence.sub("", text)
+    found += re.findall(rf"^ {{4}}({PROGRAMS} .*)$", text, re.MULTILINE)
+    found += re.findall(rf"`({PROGRAMS} [^`]*)`", text)
     return [line for line in (line.strip() for line in found) if line and not line.startswith("#")]
 
 
+def rayjob() -> dict:
+    """The RayJob of infra/kuberay, its variables filled in."""
+    values = {**ENVIRONMENT, "PCONV_TRAINER_ACCOUNT": "trainer@x"}
+    text = load("infra/fill.py").fill((ROOT / "infra/kuberay/rayjob.yaml").read_text("utf-8"), values)
+    return list(yaml.safe_load_all(text))[-1]
+
+
+def load(path: str):
+    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
 ALL = [(page, line) for page in READMES for line in commands_of((ROOT / page).read_text("utf-8"))]
+ALL += [("infra/kuberay/rayjob.yaml", rayjob()["spec"]["entrypoint"])]
 
 
 def check_ours(module: str, argv: list[str], monkeypatch) -> None:
@@ -76,7 +103,9 @@ def check_ours(module: str, argv: list[str], monkeypatch) -> None:
     real_parse, real_split = ArgumentParser.parse_args, launch.parse_options
 
     def parse_args(self, *args, **kwargs):
-        real_parse(self, *args, **kwargs)
+        arguments = real_parse(self, *args, **kwargs)
+        if module == "trainer.train":
+            presets.override(presets.PRESETS[arguments.preset], arguments.set)
         raise Parsed
 
     def parse_options(*args):
@@ -107,7 +136,7 @@ def check(line: str, monkeypatch) -> None:
         return check(nested[1], monkeypatch)
     words = shlex.split(line, comments=True)
     if words[0] == "export":
-        assert all(re.match(r"PCONV_[A-Z_]+=", word) for word in words[1:])
+        assert all(re.match(r"(PCONV_[A-Z_]+|STORAGE_EMULATOR_HOST)=", word) for word in words[1:])
         return
     while re.match(r"[A-Z_]+=", words[0]):
         del words[0]
@@ -119,17 +148,32 @@ def check(line: str, monkeypatch) -> None:
         assert rest and {word for word in rest if "=" not in word} <= set(targets), line
         given = {word.partition("=")[0] for word in rest if "=" in word}
         assert given <= {"PYTHON", "VENV", "REPOSITORY", "TAG", "PUSH"}, line
+    elif program == "pip":
+        (package,) = rest[1:]
+        assert rest[0] == "install" and f"\n{package}==" in (ROOT / "constraints.txt").read_text("utf-8"), line
+    elif program == "python" and rest[0] == "-m" and len(rest) == 2:  # the text speaks of it
+        assert callable(importlib.import_module(rest[1]).main)
     elif program == "python" and rest[0] == "-m":
         check_ours(rest[1], rest[2:], monkeypatch)
     elif program == "python":
         assert (ROOT / rest[0]).is_file()
-        if rest[0] == "infra/fill.py":
+        if rest[0] == "infra/local/cluster.py":
+            monkeypatch.syspath_prepend(ROOT / "infra/local")
+            _, command = load(rest[0]).parse(rest[1:])
+            if command:
+                check(shlex.join(command), monkeypatch)
+        elif rest[0] == "infra/fill.py":
             assert len(rest) == 2 and (ROOT / rest[1]).is_file()
         else:
             done = subprocess.run([sys.executable, *rest], cwd=ROOT, capture_output=True, text=True)
             assert done.returncode == 0, done.stderr
     elif program.startswith("infra/beam/"):
         check(dry_run(program, *[word for word in rest if word != "--dry-run"]), monkeypatch)
+    elif program == "SERVER":
+        server = load("tests/conftest.py")._server_binary()
+        usage = subprocess.run([server, "-help"], capture_output=True, text=True)
+        flags = re.findall(r"^  (-[\w.-]+)", usage.stdout + usage.stderr, re.MULTILINE)
+        assert len(flags) > 10 and {word for word in rest if word.startswith("-")} <= set(flags), line
     elif program == "ray":
         after = rest.index("--") if "--" in rest else len(rest)
         check_ray(rest[:after])
@@ -153,7 +197,10 @@ def check_ray(arguments: list[str]) -> None:
     command, rest = cli, arguments
     while hasattr(command, "commands"):
         name, *rest = rest
+        assert name in command.commands, f"ray has no command {name}"
         command = command.commands[name]
+    if len(arguments) == 1 and not rest:  # the text speaks of it
+        return
     needs_entrypoint = any(p.name == "entrypoint" for p in command.params)
     command.make_context(arguments[0], rest + (["true"] if needs_entrypoint else []))
 
@@ -197,20 +244,3 @@ def test_the_pages_print_many_commands():
 def test_a_stale_command_is_found(line, monkeypatch):
     with pytest.raises((AssertionError, UserError, click.UsageError)):
         check(line, monkeypatch)
-
-
-def test_the_printed_costs_are_what_the_script_prints():
-    done = subprocess.run([sys.executable, ROOT / "infra/costs.py"], capture_output=True, text=True, check=True)
-    assert done.stdout in (ROOT / "infra/README.md").read_text("utf-8")
-
-
-def test_a_hand_computed_cost():
-    """A million images at 2.37/s of a vCPU on 200: 0.586 h + 0.1 h, times 200 vCPU at $0.07."""
-    done = subprocess.run([sys.executable, ROOT / "infra/costs.py"], capture_output=True, text=True, check=True)
-    assert "| fill a million images, CPU | 1 M images of 512 x 512 | 200 vCPU | 0.7 h | $9.60 |" in done.stdout
-
-
-def test_the_flink_versions_are_those_of_the_installed_beam():
-    *first, last = FlinkRunnerOptions.PUBLISHED_FLINK_VERSIONS
-    assert f"Flink {', '.join(first)} and {last};" in (ROOT / "infra/README.md").read_text("utf-8")
-    assert f"{', '.join(first)} or {last};" in (ROOT / "infra/beam/flink.sh").read_text("utf-8")

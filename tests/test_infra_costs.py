@@ -1,0 +1,52 @@
+"""The table of costs, by hand, and the page that shows it."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from trainer import presets
+from trainer.config import UNetConfig
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_the_printed_costs_are_what_the_script_prints():
+    done = subprocess.run([sys.executable, ROOT / "infra/costs.py"], capture_output=True, text=True, check=True)
+    assert done.stdout in (ROOT / "infra/README.md").read_text("utf-8")
+
+
+def test_a_hand_computed_cost():
+    """A million images at 2.37/s of a vCPU on 200: 0.586 h + 0.1 h, times 200 vCPU at $0.07."""
+    done = subprocess.run([sys.executable, ROOT / "infra/costs.py"], capture_output=True, text=True, check=True)
+    assert "| fill a million images, CPU | 1 M images of 512 x 512 | 200 vCPU | 0.7 h | $9.60 |" in done.stdout
+
+
+def test_the_work_of_an_image_is_that_of_the_networks_convolutions():
+    """Two per multiplication and addition; backward is twice forward, once where weights are fixed (VGG-16)."""
+    unet, side = UNetConfig(), 512
+    widths = (3, *unet.filters)
+    forward = 0.0
+    for level, kernel in enumerate(unet.kernels):
+        forward += 2 * kernel**2 * widths[level] * widths[level + 1] * (side / 2 ** (level + 1)) ** 2
+        outputs = 3 if level == 0 else widths[level]  # the decoder sees the level below and the skip
+        forward += 2 * 9 * (widths[level] + widths[level + 1]) * outputs * (side / 2**level) ** 2
+    vgg = ((3, 64, 1), (64, 64, 1), (64, 128, 2), (128, 128, 2), (128, 256, 4), (256, 256, 4), (256, 256, 4))
+    features = sum(2 * 9 * a * b * (side / shrunk) ** 2 for a, b, shrunk in vgg)
+    train, fill = (3 * forward + 5 * features) / 1e12, forward / 1e12
+    assert (f"{train:.3f}", f"{fill:.3f}") == ("0.716", "0.076")
+    assert (f"{40 * train / 121:.0%}", f"{300 * fill / 121:.0%}") == ("24%", "19%")
+    page = (ROOT / "infra/README.md").read_text("utf-8")
+    assert "24 %\n  and 19 % of the 121 Tflop/s" in page and "0.716 and 0.076 Tflop" in page
+
+
+def test_the_printed_command_trains_what_the_table_counts():
+    page = (ROOT / "infra/README.md").read_text("utf-8")
+    (command,) = re.findall("^ray job submit .*", page, re.MULTILINE)
+    config = presets.override(presets.PRESETS["paper"], re.findall(r"--set (\S+)", command))
+    steps, batch = config.initial.steps + config.finetune.steps, config.global_batch_size
+    assert f"| train, preset paper | {steps:,} steps of {batch} images | {config.scaling.workers} L4 |" in page
+    paper = presets.PRESETS["paper"]
+    assert steps * batch == (paper.initial.steps + paper.finetune.steps) * paper.global_batch_size == 3_300_000
