@@ -27,12 +27,14 @@ def test_a_progress_line_has_all_there_is_to_know():
 
 
 def test_validation_is_one_line():
-    cell = {"count": 4, "psnr": 20.0, "psnr_error": 0.25, "ssim": 0.8, "l1": 0.021}
+    cell = {"count": 4, "failed": 0, "psnr": 20.0, "psnr_error": 0.25, "ssim": 0.8, "l1": 0.021}
     (line,) = describe({"event": "validation", "step": 9, "cells": {ALL: cell, 3: cell | {"psnr": 18.5}}})
     assert line == (
         "validation step 9  PSNR 20.00 +- 0.25 dB  SSIM 0.800  l1 2.10 %  of 4 pairs  "
         "(PSNR by hole ratio  0.3-0.4: 18.50)"
     )
+    (line,) = describe({"event": "validation", "step": 9, "cells": {ALL: cell | {"failed": 1}}})
+    assert "of 4 pairs (1 failed: not finite)  (PSNR" in line
 
 
 def test_what_went_wrong_is_told():

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from trainer import scores
-from trainer.scores import ALL, METRICS, Sum, merge, summarize, tally_of
+from trainer.scores import ALL, METRICS, Cell, Sum, merge, summarize, tally_of
 
 
 def draw_rows(count, seed=0):
@@ -48,11 +48,20 @@ def test_any_order_and_any_split_give_the_same_bits():
     assert list(summarize(merged)) == list(expected)
 
 
-def test_values_without_a_sum_show_in_the_mean():
-    infinite = Sum.of(1.0) + Sum.of(math.inf)
-    assert infinite.count == 2 and infinite.mean == math.inf and math.isnan(infinite.error)
-    assert math.isnan((Sum.of(math.inf) + Sum.of(-math.inf)).mean)
-    assert math.isnan((Sum.of(math.nan) + Sum.of(2.0)).mean)
+def test_what_is_not_finite_is_counted_and_enters_no_mean():
+    good = dict.fromkeys(METRICS, 4.0)
+    exact = good | {"psnr": math.inf, "psnr_holes": math.inf, "l1": 0.0, "l1_holes": 0.0}
+    failed = dict.fromkeys(METRICS, math.nan)
+    rows = [{"bucket": 2} | row for row in (good, exact, failed, good | {"ssim_holes": math.nan})] + [
+        {"bucket": 3} | failed
+    ]
+    cells = summarize(tally_of(rows))
+    assert [(c["count"], c["failed"], c["exact"]) for c in cells.values()] == [(5, 2, 1), (4, 1, 1), (1, 1, 0)]
+    assert cells[2] == cells[ALL] | {"count": 4, "failed": 1}
+    assert cells[2]["psnr"] == 4 and cells[2]["psnr_error"] == 0 and cells[2]["ssim_holes"] == 4
+    assert cells[2]["l1"] == pytest.approx(8 / 3) and cells[2]["l1_error"] == pytest.approx(4 / 3)
+    assert all(math.isnan(cells[3][name]) and math.isnan(cells[3][f"{name}_error"]) for name in METRICS)
+    assert Cell.of({"l1": 1.0, "psnr": None}, METRICS).sums == {"l1": Sum.of(1.0)}
 
 
 def test_few_values():

@@ -151,6 +151,20 @@ def test_cells_are_means_of_the_scores_of_each_pair(place):
     assert validator.validate() == cells
 
 
+def test_outputs_that_are_not_finite_fail_and_enter_no_mean(place):
+    pairs = validation.read_pairs(held_out(place, pairs=3), "val", 0, 1)
+    validator = validation.Validator(tf.distribute.get_strategy(), CONFIG, pairs, 3)
+    arrays = checkpoints.read_variables(build_unet(CONFIG.unet, seed=5).variables)
+    validator.load({name: array * np.float32("nan") for name, array in arrays.items()})
+    cells = validator.validate()
+    assert all(cell["count"] == cell["failed"] and np.isnan(cell["psnr"]) for cell in cells.values())
+    assert cells[scores.ALL]["count"] == 3
+    output = pairs[0].target / np.float32(255)
+    assert validation._score(pairs[0], output)[0] == np.inf
+    output[0, 0, 0] = np.nan  # a valid pixel, which the composite does not take from the network
+    assert np.all(np.isnan(validation._score(pairs[0], output)))
+
+
 def test_pictures_show_the_first_pairs(place):
     pairs = validation.read_pairs(held_out(place), "val", 0, 1)
     validator = validation.Validator(tf.distribute.get_strategy(), CONFIG, pairs, MASKS)

@@ -41,10 +41,11 @@ class Describer:
     def _validation(self, event: dict) -> str:
         cells = event["cells"]
         every = cells[ALL]
+        failed = f" ({every['failed']} failed: not finite)" if every["failed"] else ""
         by_interval = [f"{interval_name(b)}: {cell['psnr']:.2f}" for b, cell in cells.items() if b != ALL]
         return (
             f"validation step {event['step']}  PSNR {every['psnr']:.2f} +- {every['psnr_error']:.2f} dB  "
-            f"SSIM {every['ssim']:.3f}  l1 {100 * every['l1']:.2f} %  of {every['count']} pairs  "
+            f"SSIM {every['ssim']:.3f}  l1 {100 * every['l1']:.2f} %  of {every['count']} pairs{failed}  "
             f"(PSNR by hole ratio  {'  '.join(by_interval)})"
         )
 

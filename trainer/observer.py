@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -76,7 +77,9 @@ class Observer:
             if self._config.validation.pictures:
                 self._draw(step, *self._validator.examples())
         metric = self._config.checkpoint.best
-        return Score(metric=metric, value=cells[ALL][metric], higher_is_better=BEST[metric])
+        # Means leave out the pairs that failed; weights that fail on any are never the best.
+        value = math.nan if cells[ALL]["failed"] else cells[ALL][metric]
+        return Score(metric=metric, value=value, higher_is_better=BEST[metric])
 
     def draw_batch(self, step: int, weights: Arrays, targets: tf.Tensor, masks: tf.Tensor) -> None:
         """Logs pictures of a training batch, where there is nothing held out."""

@@ -3,14 +3,15 @@
     tally = merge(tally_of(rows of one part), tally_of(rows of another))
     summarize(tally)                  count, mean and standard error of every metric in every interval
 
-Sums are exact, so they are the same in any order and however the rows were split.
+Sums are exact, so they are the same in any order and however the rows were split. What is no finite number enters
+none of them, and is counted.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 
 import cv2
@@ -47,71 +48,87 @@ def square_target(pixels: np.ndarray, size: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Sum:
-    """Count, sum and sum of squares of floats, without rounding.
-
-    Attributes:
-        unbounded: sum of those values that were infinite or NaN, which have no exact sum.
-    """
+    """Count, sum and sum of squares of finite floats, without rounding."""
 
     count: int = 0
     total: Fraction = Fraction(0)
     squares: Fraction = Fraction(0)
-    unbounded: float = 0.0
 
     @classmethod
     def of(cls, value: float) -> Sum:
-        if not math.isfinite(value):
-            return cls(1, unbounded=value)
         exact = Fraction(value)
         return cls(1, exact, exact * exact)
 
     def __add__(self, other: Sum) -> Sum:
-        return Sum(
-            self.count + other.count,
-            self.total + other.total,
-            self.squares + other.squares,
-            self.unbounded + other.unbounded,
-        )
+        return Sum(self.count + other.count, self.total + other.total, self.squares + other.squares)
 
     @property
     def mean(self) -> float:
         """NaN of nothing."""
-        if self.unbounded or not self.count:
-            return self.unbounded or math.nan
-        return float(self.total / self.count)
+        return float(self.total / self.count) if self.count else math.nan
 
     @property
     def error(self) -> float:
         """Standard error of the mean, by the unbiased variance; NaN for fewer than two values."""
-        if self.unbounded or self.count < 2:
+        if self.count < 2:
             return math.nan
         variance = (self.squares - self.total**2 / self.count) / (self.count - 1)
         return math.sqrt(variance / self.count)
 
 
-Tally = dict[tuple[int, str], Sum]  # by interval and metric
+@dataclass
+class Cell:
+    """Sums of the scores of pairs.
+
+    Attributes:
+        pairs: how many there are; of these
+        failed: have no scores, and
+        exact: have a picture equal to the target, whose PSNR is infinite and enters no mean.
+        sums: of the finite values, by metric.
+    """
+
+    pairs: int = 0
+    failed: int = 0
+    exact: int = 0
+    sums: dict[str, Sum] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, row: Mapping[str, float | None], names: Iterable[str]) -> Cell:
+        """One pair's; values that are missing, None or not finite enter no sum, and without an ``l1`` it failed."""
+        values = ((name, row.get(name)) for name in names)
+        sums = {name: Sum.of(value) for name, value in values if value is not None and math.isfinite(value)}
+        return cls(1, int("l1" not in sums), int(row.get("l1") == 0), sums)
+
+    def __add__(self, other: Cell) -> Cell:
+        sums = dict(self.sums)
+        for name, value in other.sums.items():
+            sums[name] = sums.get(name, Sum()) + value
+        return Cell(self.pairs + other.pairs, self.failed + other.failed, self.exact + other.exact, sums)
+
+
+Tally = dict[int, Cell]  # by interval
 
 
 def tally_of(rows: Iterable[Mapping[str, float]]) -> Tally:
     """Sums of rows that have ``bucket`` (number of the interval) and `METRICS`; under `ALL` those of all rows."""
     tally: Tally = {}
     for row in rows:
-        for name in METRICS:
-            value = Sum.of(row[name])
-            for bucket in (int(row["bucket"]), ALL):
-                tally[bucket, name] = tally.get((bucket, name), Sum()) + value
+        cell = Cell.of(row, METRICS)
+        tally = merge(tally, {int(row["bucket"]): cell, ALL: cell})
     return tally
 
 
 def merge(one: Tally, other: Tally) -> Tally:
-    return {key: one.get(key, Sum()) + other.get(key, Sum()) for key in one.keys() | other.keys()}
+    return {key: one.get(key, Cell()) + other.get(key, Cell()) for key in one.keys() | other.keys()}
 
 
 def summarize(tally: Tally) -> dict[int, dict[str, float]]:
-    """By interval, in order: ``count``, and of each metric the mean under its name and ``{metric}_error``."""
+    """By interval, in order: ``count`` of pairs, and how many of them are ``failed`` or ``exact`` (see `Cell`); of each
+    metric the mean under its name and ``{metric}_error``."""
     cells: dict[int, dict[str, float]] = {}
-    for bucket, name in sorted(tally, key=lambda key: (key[0], METRICS.index(key[1]))):
-        found = tally[bucket, name]
-        cell = cells.setdefault(bucket, {"count": found.count})
-        cell |= {name: found.mean, f"{name}_error": found.error}
+    for bucket, found in sorted(tally.items()):
+        cell = cells[bucket] = {"count": found.pairs, "failed": found.failed, "exact": found.exact}
+        for name in METRICS:
+            values = found.sums.get(name, Sum())
+            cell |= {name: values.mean, f"{name}_error": values.error}
     return cells

@@ -124,6 +124,15 @@ def _stack(pairs: list[Pair]) -> tuple[np.ndarray, np.ndarray]:
     return targets, np.stack([pair.mask for pair in pairs]).astype(np.float32)[..., None]
 
 
+def _score(pair: Pair, output: np.ndarray) -> list[float]:
+    """`scores.METRICS` of a network's output float [S, S, 3]; NaN if not all of it is finite."""
+    if not np.all(np.isfinite(output)):
+        return [np.nan] * len(scores.METRICS)
+    filled = np.rint(np.clip(output, 0, 1) * 255).astype(np.uint8)
+    found = scores.score(np.where(pair.mask[..., None] == 1, pair.target, filled), pair.target, pair.mask)
+    return [found[name] for name in scores.METRICS]
+
+
 class Validator:
     """Scores weights on one worker's pairs, together with the other workers.
 
@@ -157,11 +166,8 @@ class Validator:
         for begin in range(0, len(self._pairs), self._batch):
             batch = self._pairs[begin : begin + self._batch]
             targets, masks = _stack(batch)
-            output = np.rint(np.clip(self._predict(targets * masks, masks).numpy(), 0, 1) * 255).astype(np.uint8)
-            for pair, filled in zip(batch, output, strict=True):
-                composite = np.where(pair.mask[..., None] == 1, pair.target, filled)
-                found = scores.score(composite, pair.target, pair.mask)
-                rows[pair.number] = [pair.bucket, *(found[name] for name in scores.METRICS)]
+            for pair, output in zip(batch, self._predict(targets * masks, masks).numpy(), strict=True):
+                rows[pair.number] = [pair.bucket, *_score(pair, output)]
         columns = ("bucket", *scores.METRICS)
         everyones = (dict(zip(columns, row, strict=True)) for row in self._sum(rows).tolist())
         return scores.summarize(scores.tally_of(everyones))
