@@ -39,6 +39,7 @@ def parser() -> ArgumentParser:
     add("--baseline", default="telea,ns,mean", help="methods to score too (default telea,ns,mean)")
     add("--published", action="store_true", help="show the paper's numbers, of other data, beside")
     add("--lpips", metavar="FILE", help="weights for LPIPS, an .npz (see trainer/lpips.py); left out without")
+    add("--fid", metavar="FILE", help="weights for FID, an .npz (see trainer/fid.py); left out without")
     add("--batch-size", type=int, help="pairs computed together (default: what suits the device)")
     return parser
 
@@ -67,6 +68,7 @@ def main(argv: Sequence[str]) -> int:
         from pipelines.launch import code_version, parse_options, run_pipeline
         from trainer import storage
         from trainer.baselines import BASELINES
+        from trainer.fid import load_inception
         from trainer.lpips import load_lpips
 
     ours, options = parse_options(parser(), argv)
@@ -75,10 +77,12 @@ def main(argv: Sequence[str]) -> int:
     contenders = find_contenders(ours.run)
     if wrong := [c.name for c in contenders if c.name in BASELINES]:
         raise UserError(f"--run: expected another name than a baseline's (NAME=ADDRESS). Received {wrong[0]!r}.")
-    weights = None
-    if ours.lpips:
-        weights = Weights(storage.normalize(ours.lpips), storage.checksum(storage.normalize(ours.lpips)))
-        load_lpips(*weights)  # what is wrong with them is told at launch
+    weights: dict[str, Weights | None] = {"lpips": None, "fid": None}
+    for name, load in (("lpips", load_lpips), ("fid", load_inception)):
+        if getattr(ours, name):
+            address = storage.normalize(getattr(ours, name))
+            weights[name] = Weights(address, storage.checksum(address))
+            load(*weights[name])  # what is wrong with them is told at launch
     output = storage.normalize(ours.output)
     storage.require_writable(output)
     parameters = {"seed": ours.seed, "per_cell": ours.per_cell, "batch_size": ours.batch_size}
@@ -91,7 +95,7 @@ def main(argv: Sequence[str]) -> int:
         batch_size=ours.batch_size,
         output=output,
         published=ours.published,
-        lpips=weights,
+        **weights,
         fields={"code_version": code_version(), "data": data.describe(), "parameters": parameters},
     )
     run_pipeline(options, lambda pipeline: build(pipeline, job))

@@ -130,7 +130,7 @@ def fill_with(item: tuple[list[Case], list[Pair]], baseline: str) -> tuple[list[
 
 
 class Weights(NamedTuple):
-    """Address and crc32c of LPIPS's weights."""
+    """Address and crc32c of a metric's weights."""
 
     address: str
     crc32c: str
@@ -153,9 +153,15 @@ def _scores(
     return [{name: value if math.isfinite(value) else None for name, value in row.items()} for row in rows]
 
 
-def score_round(
-    item: tuple[list[Case], list[Filled]], method: str, weights: Weights | None = None
-) -> list[dict]:
+def pictures_of(item: tuple[list[Case], list[Filled]]) -> Iterator[tuple[Case, np.ndarray]]:
+    """The cases that a method gave a picture for, and the pictures."""
+    cases, filled = item
+    for case, picture in zip((case for case in cases if not case.error), filled, strict=True):
+        if isinstance(picture, np.ndarray):
+            yield case, picture
+
+
+def score_round(item: tuple[list[Case], list[Filled]], method: str, weights: Weights | None = None) -> list[dict]:
     """One row per case, as `scoreboard` takes them; with LPIPS if its weights are given."""
     cases, filled = item
     pictures = iter(filled)

@@ -11,6 +11,7 @@ import apache_beam as beam
 
 from pipelines import gallery, pairing, scoreboard, training_curves
 from pipelines.contenders import Contender
+from pipelines.distances import MeasureDistances
 from pipelines.evaluation import FillRounds, MakeRounds, Weights, key_by_pair, score_round
 from pipelines.progress import ReportProgress
 from pipelines.report_page import render_page
@@ -107,6 +108,7 @@ class Job:
     output: str
     published: bool
     lpips: Weights | None
+    fid: Weights | None
     fields: dict
 
     @property
@@ -135,6 +137,7 @@ def build(pipeline: beam.Pipeline, job: Job) -> None:
     scored = [item | f"Score_{name}" >> beam.FlatMap(score_round, name, job.lpips) for name, item in filled.items()]
     rows = scored | beam.Flatten() | "Progress" >> beam.ParDo(ReportProgress("scores"))
     pairs = rows | "ByPair" >> beam.Map(key_by_pair) | beam.GroupByKey() | beam.Values()
+    distances = filled | MeasureDistances(job.fid) if job.fid else None
     board = pairs | "Tally" >> beam.CombineGlobally(scoreboard.TallyRows(job.reference))
     all_rows = rows | "AllRows" >> beam.combiners.ToList()
     chosen = all_rows | "Choose" >> beam.Map(gallery.choose_pairs, job.reference)
@@ -155,15 +158,16 @@ def build(pipeline: beam.Pipeline, job: Job) -> None:
             job,
             *(beam.pvalue.AsSingleton(one) for one in (plan, board, chosen)),
             beam.pvalue.AsIter(pictures | "AllPictures" >> beam.Flatten()),
+            beam.pvalue.AsDict(distances) if distances else None,
         )
     )
 
 
-def write_report(rows, job: Job, plan, board, chosen, pictures) -> None:
+def write_report(rows, job: Job, plan, board, chosen, pictures, distances) -> None:
     """Writes ``pairs.jsonl``, ``metrics.json``, ``table.md`` and ``report.html`` into the output folder."""
     order = {name: number for number, name in enumerate(job.methods)}
     rows = sorted(rows, key=lambda row: (row["pair"], order[row["method"]]))
-    cells, differences = scoreboard.summarize(board, job.methods, job.reference)
+    cells, differences = scoreboard.summarize(board, job.methods, job.reference, distances)
     found = [
         {"interval": scoreboard.interval_name(bucket), "border": pairing.BORDERS[border], "masks": count}
         for (bucket, border), count in plan.found.items()
@@ -181,6 +185,7 @@ def write_report(rows, job: Job, plan, board, chosen, pictures) -> None:
         "methods": [_describe(contender) for contender in job.contenders] + [{"name": name} for name in job.baselines],
         "metrics": list(cells[0]["metrics"]),
         "lpips": job.lpips and job.lpips._asdict(),
+        "fid": job.fid and job.fid._asdict(),
         "cells": cells,
         "differences": differences,
     }

@@ -18,14 +18,14 @@ from pipelines.training_curves import Curve
 TEMPLATE = Path(__file__).parent / "report.html"
 # What a metric is of: name for the page's switch, and its end in metric names.
 REGIONS = {"whole image": "", "holes": "_holes"}
-TITLES = {"psnr": "PSNR, dB", "ssim": "SSIM", "l1": "l1, %", "lpips": "LPIPS"}
+TITLES = {"psnr": "PSNR, dB", "ssim": "SSIM", "l1": "l1, %", "lpips": "LPIPS", "fid": "FID"}
 X_TICKS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
 DODGE = 0.006  # of hole ratio, between the error bars of two methods
 _PUBLISHED = "paper"
 
 
 def _names(report: dict, region: str) -> dict[str, str]:
-    """Titles by name of the region's metrics."""
+    """Titles by name of the region's metrics that a report or a cell has."""
     return {title + REGIONS[region]: TITLES[title] for title in TITLES if title + REGIONS[region] in report["metrics"]}
 
 
@@ -64,7 +64,7 @@ def render_page(
         "table": _each_view(lambda region, border: _table(report["cells"], _names(report, region), border)),
         "differences": _differences(report),
         "published": _published() if published else "",
-        "notes": text(report_text.NOTES),
+        "notes": text(report_text.notes(report)),
         "choices": _choice("left", (gallery.HOLES, gallery.TARGET, *methods))
         + _choice("right", (*methods, gallery.TARGET)),
         "gallery": _gallery(report, rows, chosen, pictures, methods),
@@ -168,7 +168,9 @@ def _table(cells: Sequence[dict], names: dict[str, str], border: str, sign: bool
     for cell in cells:
         if cell["border"] == border:
             bodies.setdefault(cell["interval"], []).append(cell)
-    parts = [f"<table><thead><tr><th>method</th><th>pairs</th>{heads}</tr></thead>"]
+    # With more columns than fit on a phone, method names get lines of their own there.
+    style = f' class="wide" style="--columns:{1 + len(names)}"' if len(names) > 3 else ""
+    parts = [f"<table{style}><thead><tr><th>method</th><th>pairs</th>{heads}</tr></thead>"]
     for interval, members in bodies.items():
         label = "all hole ratios" if interval == ANY else f"hole ratio {interval}"
         parts.append(
@@ -185,7 +187,7 @@ def _table(cells: Sequence[dict], names: dict[str, str], border: str, sign: bool
                 _value(n, f, sign, not sign and f["mean"] is not None and f["mean"] == best[n]) for n, f in found
             )
             method = f"{cell['method']} − {cell['minus']}" if sign else cell["method"]
-            parts.append(f"<tr><th scope=row>{text(method)}</th><td>{text(pairs_note(cell))}</td>{values}</tr>")
+            parts.append(f'<tr><th scope="row">{text(method)}</th><td>{text(pairs_note(cell))}</td>{values}</tr>')
         parts.append("</tbody>")
     return "".join([*parts, "</table>"])
 
@@ -195,7 +197,8 @@ def _differences(report: dict) -> str:
         return ""
     heading = f"Differences to {report['reference']}"
     said = "Of the same pairs: mean and standard error of each method's value minus that of the first."
-    tables = _each_view(lambda region, border: _table(report["differences"], _names(report, region), border, True))
+    cells = report["differences"]
+    tables = _each_view(lambda region, border: _table(cells, _names(cells[0], region), border, True))
     return f"<details><summary>{text(heading)}</summary><p>{said}</p>{tables}</details>"
 
 
@@ -269,13 +272,11 @@ def _training(name: str, curves: dict[str, Curve]) -> str:
 
 
 def _details(report: dict) -> str:
-    kept = {
-        key: report[key] for key in ("code_version", "parameters", "counts", "masks_found", "data", "methods", "lpips")
-    }
+    names = ("code_version", "parameters", "counts", "masks_found", "data", "methods", "lpips", "fid")
     blocks = (
         f"<details><summary>{text(key.replace('_', ' '))}</summary>"
         f"<pre>{text(json.dumps(value, indent=1, sort_keys=True))}</pre></details>"
-        for key, value in kept.items()
+        for key, value in ((name, report[name]) for name in names)
         if value is not None
     )
     return "".join(blocks)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pipelines.pairing import BORDERS
-from pipelines.scoreboard import ANY, SHOWN, format_table, interval_name
+from pipelines.scoreboard import ANY, FID, SHOWN, format_table, interval_name
 
 # Liu et al. 2018, PConv on Places2, holes that touch the border: by interval, (PSNR, SSIM, l1 %).
 PUBLISHED = {1: (28.32, 0.870, 1.09), 2: (25.25, 0.779, 1.88), 3: (22.89, 0.689, 2.84)}
@@ -19,6 +19,16 @@ NOTES = (
     "enter no mean of it. “Holes” metrics look at hole pixels alone. PSNR in dB; l1 % is 100 times the mean absolute "
     "difference of values in [0, 1]."
 )
+FID_NOTE = (
+    "FID is of all pairs of a cell together, not a mean over them. With fewer than 2,048 pairs it is too large, so it "
+    "compares methods within a cell, not cells; and only values of the same weights, which are named under “fid” in "
+    "metrics.json, can be compared at all."
+)
+
+
+def notes(report: dict) -> str:
+    """What has to be said below the scores."""
+    return f"{NOTES} {FID_NOTE}" if FID in report["metrics"] else NOTES
 
 
 def published_rows() -> list[list[str]]:
@@ -33,7 +43,8 @@ def published_rows() -> list[list[str]]:
 def format_report(report: dict, published: bool) -> str:
     """Markdown: the scores of all border classes, then by border class, then differences."""
     every, classes = ([cell for cell in report["cells"] if (cell["border"] == ANY) == all_] for all_ in (True, False))
-    parts = ["# Scores by hole ratio\n", format_table(every), f"{NOTES}\n", "## By border\n", format_table(classes)]
+    parts = ["# Scores by hole ratio\n", format_table(every), f"{notes(report)}\n"]
+    parts += ["## By border\n", format_table(classes)]
     if report["differences"]:
         parts += [f"## Differences to {report['reference']} on the same pairs\n"]
         parts += [format_table(report["differences"], differences=True)]

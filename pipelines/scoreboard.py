@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 
 import apache_beam as beam
 
 from masks.coverage import RATIO_BUCKETS
 from pipelines.pairing import BORDERS, OTHER
-from trainer.scores import METRICS, Sum
+from trainer.scores import METRICS, Cell, Sum
 
 ANY = "all"  # in place of an interval or of a border class
 BUCKETS = tuple(range(len(RATIO_BUCKETS)))
-LPIPS = "lpips"  # where its weights are given
+LPIPS, FID = "lpips", "fid"  # where their weights are given; rows hold no FID, which is of many pictures
 # Every metric, and how it is shown: heading, factor, decimals, whether more is better.
 SHOWN = {
     "psnr": ("PSNR", 1, 2, True),
@@ -29,6 +28,7 @@ SHOWN = {
     "l1": ("l1 %", 100, 2, False),
     "l1_holes": ("l1 % holes", 100, 2, False),
     LPIPS: ("LPIPS", 1, 3, False),
+    FID: ("FID", 1, 2, False),
 }
 
 
@@ -37,32 +37,6 @@ def interval_name(bucket: int | str) -> str:
     if bucket in (ANY, OTHER):
         return ANY if bucket == ANY else "other"
     return "({:g}, {:g}]".format(*RATIO_BUCKETS[bucket])
-
-
-@dataclass
-class Cell:
-    """Sums of one cell.
-
-    Attributes:
-        pairs: how many there are; of these
-        failed: have no scores, and
-        exact: have a picture equal to the target, whose PSNR is infinite and enters no mean.
-        sums: of the finite values, by metric.
-    """
-
-    pairs: int = 0
-    failed: int = 0
-    exact: int = 0
-    sums: dict[str, Sum] = field(default_factory=dict)
-
-    def add(self, name: str, value: Sum) -> None:
-        self.sums[name] = self.sums.get(name, Sum()) + value
-
-    def __add__(self, other: Cell) -> Cell:
-        total = Cell(self.pairs + other.pairs, self.failed + other.failed, self.exact + other.exact, dict(self.sums))
-        for name, value in other.sums.items():
-            total.add(name, value)
-        return total
 
 
 # By method, the method that is subtracted from it ("": none), interval, border class.
@@ -75,19 +49,12 @@ def board_of(rows: Iterable[Mapping], reference: str) -> Board:
     by_method = {row["method"]: row for row in rows}
     against = by_method.get(reference)
     for row in rows:
-        cell = Cell(pairs=1, failed=int("error" in row))
-        if "error" not in row:
-            cell.exact = int(row["l1"] == 0)
-            for name in SHOWN:
-                if row.get(name) is not None:
-                    cell.add(name, Sum.of(row[name]))
-        board[row["method"], "", row["bucket"], row["border"]] = cell
+        board[row["method"], "", row["bucket"], row["border"]] = Cell.of(row, SHOWN)
         if against is not None and row is not against:
-            cell = Cell(pairs=1, failed=int("error" in row or "error" in against))
-            for name in SHOWN:
-                if row.get(name) is not None and against.get(name) is not None:
-                    cell.add(name, Sum.of(row[name] - against[name]))
-            board[row["method"], reference, row["bucket"], row["border"]] = cell
+            both = [name for name in SHOWN if row.get(name) is not None and against.get(name) is not None]
+            # No pair of differences is exact: a difference of 0 is one like any other.
+            sums = {name: Sum.of(row[name] - against[name]) for name in both}
+            board[row["method"], reference, row["bucket"], row["border"]] = Cell(1, int("l1" not in sums), 0, sums)
     return board
 
 
@@ -130,10 +97,16 @@ def _describe(cell: Cell, names: Sequence[str]) -> dict:
     return {"pairs": cell.pairs, "failed": cell.failed, "exact": cell.exact, "metrics": metrics}
 
 
-def summarize(board: Board, methods: Sequence[str], reference: str) -> tuple[list[dict], list[dict]]:
+def summarize(
+    board: Board, methods: Sequence[str], reference: str, distances: Mapping[str, Mapping] | None = None
+) -> tuple[list[dict], list[dict]]:
     """Cells of every method, and those of the differences to ``reference``: JSON values, every interval x border class.
 
     Cells without pairs are there too; their means are None. Masks outside of all intervals have cells if there are any.
+
+    Args:
+        distances: FID by method, and there by interval and border class: (pairs, distance). It stands as ``mean``
+            although it is none; it has no error, and no differences.
     """
     outside = any(bucket == OTHER for _, _, bucket, _ in board)
     names = [name for name in SHOWN if name in METRICS or any(name in cell.sums for cell in board.values())]
@@ -152,7 +125,11 @@ def summarize(board: Board, methods: Sequence[str], reference: str) -> tuple[lis
                 border_name = ANY if border == ANY else BORDERS[border]
                 place = {"bucket": bucket, "interval": interval_name(bucket), "border": border_name}
                 against_name = {"minus": against} if against else {}
-                cells.append({**place, "method": method, **against_name, **_describe(total, names)})
+                described = _describe(total, names)
+                if distances is not None and not against:
+                    count, distance = distances.get(method, {}).get((bucket, border), (0, None))
+                    described["metrics"][FID] = {"count": count, "mean": distance, "error": None}
+                cells.append({**place, "method": method, **against_name, **described})
     return parts
 
 
