@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import cv2
 import keras
 import numpy as np
 import tensorflow as tf
@@ -50,6 +51,7 @@ def train_loop_per_worker(job: dict[str, Any]) -> None:
     # Without this every worker of a host would start a thread for each of the host's cores.
     tf.config.threading.set_intra_op_parallelism_threads(config.scaling.cpus_per_worker)
     tf.config.threading.set_inter_op_parallelism_threads(config.scaling.cpus_per_worker)
+    cv2.setNumThreads(1)  # the reader makes as many batches at a time as there are threads
     if config.scaling.xla:
         # Parts of the step: compiled as a whole it would have to hold the exchange between workers.
         tf.config.optimizer.set_jit("autoclustering")

@@ -177,12 +177,13 @@ class RecordReader:
             if segment.shard not in self._open:
                 self._cache.prepare(self._folder, self._shards[segment.shard])
 
-    def where(self, number: int) -> str:
-        """Which record an example is, for people."""
-        ((_, shard, record),) = self._order.locate(np.array([number]))
-        return f"record {record} of {storage.join(self._folder, self._shards[shard].name)}"
-
     def close(self) -> None:
         for shard in self._open.values():
             shard.close()
         self._open.clear()
+
+
+def describe_record(folder: str, shards: Sequence[Shard], order: Order, number: int) -> str:
+    """Which record an example is, for people."""
+    ((_, shard, record),) = order.locate(np.array([number]))
+    return f"record {record} of {storage.join(folder, shards[shard].name)}"

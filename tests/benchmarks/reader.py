@@ -35,7 +35,7 @@ with quiet_imports():
 
     from masks.codec import encode_mask
     from masks.sampling import MaskSpec, sample_mask
-    from trainer import data, datasets, mask_augment, records, storage
+    from trainer import data, datasets, examples, records, storage
     from trainer.config import DataConfig
 
 PHOTOS = Path(data.__file__).parents[1] / "pipelines" / "photos"
@@ -147,43 +147,35 @@ def reader_ms(batches):
 
 def parts_ms(images, masks):
     """Milliseconds of an example's target, of its mask, and of the decoder alone on squares as large."""
-    both = []
+    found = []
     for folder, kind in ((images, "image"), (masks, "mask")):
         shards = datasets.load_manifest(folder, kind).shards
-        found = [r for shard in shards for r in records.unframe_records(storage.read(f"{folder}/{shard.name}"))]
-        both.append(tf.data.Dataset.from_tensor_slices(found[:MASKS]).repeat())
+        serialized = [r for shard in shards for r in records.unframe_records(storage.read(f"{folder}/{shard.name}"))]
+        parsed = [(records.parse_image if kind == "image" else records.parse_mask)(r) for r in serialized[:MASKS]]
+        found.append([{key: value.numpy() for key, value in record.items()} for record in parsed])
+    pictures = [tuple(record[f"image/{name}"] for name in ("encoded", "height", "width")) for record in found[0]]
+    draws = [examples.draw_numbers(0, number).tolist() for number in range(MASKS)]
 
-    def decoder(record, draws):
-        height, width = (tf.cast(record[f"image/{name}"], tf.float32) for name in ("height", "width"))
-        side = tf.minimum(height, width) * (CONFIG.crop_scale[0] * (1 - draws[0]) + CONFIG.crop_scale[1] * draws[0])
-        window = tf.cast([draws[1] * (height - side), draws[2] * (width - side), side, side], tf.int32)
-        return tf.image.decode_and_crop_jpeg(record["image/encoded"], window, channels=3)
+    def decode(i):
+        encoded, height, width = pictures[i]
+        top, left, side, _ = examples.choose_crop(height, width, draws[i][:3], SIZE, CONFIG.crop_scale)
+        tf.image.decode_and_crop_jpeg(encoded, [top, left, side, side], channels=3)
 
-    def draws(number, count):
-        return tf.random.stateless_uniform([count], [0, number], alg="philox")
-
-    def mask_of(number, serialized):
-        mask = data.decode_mask(records.parse_mask(serialized), SIZE)
-        return tf.cast(mask_augment.augment_mask(mask, draws(number, mask_augment.DRAWS), CONFIG) > 127, tf.float32)
-
-    image, mask = (dataset.enumerate() for dataset in both)
     parts = {
-        "target": image.map(lambda n, r: data.decode_target(records.parse_image(r), draws(n, 4), SIZE, CONFIG)),
-        "decoder alone, at full size": image.map(lambda n, r: decoder(records.parse_image(r), draws(n, 4))),
-        "mask": mask.map(mask_of),
+        "target": lambda i: examples.make_target(*pictures[i], draws[i][:4], SIZE, CONFIG),
+        "decoder alone, at full size": decode,
+        "mask": lambda i: examples.make_mask(found[1][i]["mask/encoded"], draws[i][4:], SIZE, CONFIG),
     }
-    found = {}
-    for name, dataset in parts.items():
-        ends = iter(dataset.map(lambda x: tf.reshape(x, [-1])[0]).batch(BATCH))
-        next(ends)
-        times = []
+    times = {}
+    for name, part in parts.items():
+        taken = []
         for _ in range(ROUNDS):
             begin = time.process_time()
-            for _ in range(BATCHES):
-                next(ends)
-            times.append((time.process_time() - begin) * 1000 / (BATCHES * BATCH))
-        found[name] = statistics.median(times)
-    return found
+            for i in range(MASKS):
+                part(i)
+            taken.append((time.process_time() - begin) * 1000 / MASKS)
+        times[name] = statistics.median(taken)
+    return times
 
 
 def bench(name, images, masks, files):
