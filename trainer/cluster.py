@@ -17,6 +17,9 @@ from trainer.events import Describer
 _GATHER_S = 2.0
 # How long Ray waits for machines before it counts them again: a lost one is still counted for up to 15 s.
 _ELASTIC_WAIT_S = 20
+# By default glibc hands a large tensor's memory back to the kernel when it is freed, which clears and maps it anew for
+# the next one. Workers keep it: two of one core made 11.7 images/s so, and 11.1 otherwise (one alone: 6.7 either way).
+_ALLOCATION = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 36), "MALLOC_TOP_PAD_": str(1 << 26)}
 
 
 def run_on_ray(config: TrainConfig, job: dict, address: str | None, verbose: bool) -> None:
@@ -39,7 +42,7 @@ def run_on_ray(config: TrainConfig, job: dict, address: str | None, verbose: boo
     scaling = config.scaling
     local = {} if address else {"num_cpus": scaling.workers * scaling.cpus_per_worker, "include_dashboard": False}
     level = "info" if verbose else "error"
-    environment = {"TF_CPP_MIN_LOG_LEVEL": "0" if verbose else "3"}
+    environment = {"TF_CPP_MIN_LOG_LEVEL": "0" if verbose else "3"} | _ALLOCATION
     ray.init(
         address=address,
         log_to_driver=verbose,

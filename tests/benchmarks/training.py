@@ -2,9 +2,12 @@
 
     python tests/benchmarks/training.py
 
-Each run is `python -m trainer.train` on this machine, of the demo's network at 256 x 256 and 8 examples per worker;
-images/s are medians over its progress lines, of which the first, that of compiling, gives none. Then a table of what
-to expect on clusters, from the seconds of a step and the bytes of its gradients, with the bandwidths it names.
+Each run is `python -m trainer.train` on this machine, at 256 x 256 and 8 examples per worker, of a network twice as
+wide as the demo's: what scales is the arithmetic, not the memory that all cores share. Its progress lines tell
+images/s, but for the first, that of compiling. What checkpoints cost is told within one run, which a machine that is
+slower at one time than at another does not upset: the mean time of all steps over that of the steps before a
+checkpoint, when the last one has long been written. Then a table of what to expect on clusters, from the seconds of a
+step and the bytes of its gradients, with the bandwidths it names.
 
     STEP_SECONDS=0.35 python tests/benchmarks/training.py    # of the paper's network on your accelerator
 """
@@ -21,8 +24,15 @@ from pathlib import Path
 from trainer import presets, unet
 
 PHOTOS = Path(__file__).parents[2] / "pipelines" / "photos"
-STEPS, EVERY = 150, 50
-ALWAYS = ("unet.image_size=256", "finetune.steps=0", "validation.every=1000000", "log_every=10", "precision=float32")
+STEPS, EVERY, LINE = 100, 50, 5
+NEVER = 10_000
+ALWAYS = (
+    "unet.image_size=256",
+    "finetune.steps=0",
+    "validation.every=1000000",
+    f"log_every={LINE}",
+    "precision=float32",
+)
 # Bytes per second between two neighbours of a ring: 100 Gbit/s Ethernet, and NVLink of one host, as vendors state them.
 BANDWIDTHS = {"100 Gbit/s": 12.5e9, "NVLink 450 GB/s": 450e9}
 GPUS = (8, 64, 256)
@@ -40,14 +50,15 @@ def make_data(folder: Path) -> None:
     call("pipelines.build_masks", "--output", str(folder / "masks"), "--count", "600", "--size", "256")
 
 
-def train(folder: Path, name: str, workers: int, checkpoint_every: int) -> dict[str, float]:
-    """Images/s and share of waiting for data, medians over the run's progress lines."""
+def train(folder: Path, name: str, workers: int, steps: int, checkpoint_every: int) -> tuple[list[float], list[float]]:
+    """Images/s and percents of waiting for data, by progress line."""
     settings = [
         *ALWAYS,
-        f"initial.steps={STEPS}",
+        f"initial.steps={steps}",
         f"scaling.workers={workers}",
         f"global_batch_size={8 * workers}",
         f"checkpoint.every={checkpoint_every}",
+        "validation.every=0",
     ]
     said = call(
         "trainer.train",
@@ -55,9 +66,16 @@ def train(folder: Path, name: str, workers: int, checkpoint_every: int) -> dict[
         *("--run", str(folder / name)),
         *(part for setting in settings for part in ("--set", setting)),
     )
-    rates = [float(rate) for rate in re.findall(r"([\d.]+) images/s", said)]
-    waits = [float(share) for share in re.findall(r"data (\d+(?:\.\d+)?)%", said)]
-    return {"rate": statistics.median(rates), "wait": statistics.median(waits)}
+    return tuple([float(x) for x in re.findall(form, said)] for form in (r"([\d.]+) images/s", r"data ([\d.]+)%"))
+
+
+def checkpoint_cost(rates: list[float]) -> float:
+    """Share of the time that checkpoints take, of the rates of lines 1, 2, ... (line 0 has none) of one run."""
+    each = EVERY // LINE
+    quiet = [1 / rate for line, rate in enumerate(rates, start=1) if line % each >= each // 2]
+    # Whole periods, each of which begins with the line after a checkpoint, in which the last one is being written.
+    whole = [1 / rate for rate in rates[each - 1 :][: len(rates) // each * each]]
+    return 1 - statistics.mean(quiet) / statistics.mean(whole)
 
 
 def predict_scaling() -> None:
@@ -77,17 +95,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_data(folder)
-        plan = {
-            "one worker, one core (baseline)": (1, 10_000),
-            "two workers, one core each": (2, 10_000),
-            f"two workers, checkpoint every {EVERY} steps": (2, EVERY),
-        }
-        found = {title: train(folder, f"run-{i}", *given) for i, (title, given) in enumerate(plan.items())}
-    base = next(iter(found.values()))["rate"]
-    for title, result in found.items():
-        print(f"{title:42} {result['rate']:7.2f} images/s   {result['rate'] / base:.2f}   waits {result['wait']:.0f} %")
-    one, two, saving = (result["rate"] for result in found.values())
-    print(f"checkpoints every {EVERY} steps cost {1 - saving / two:.1%} of throughput")
+        one, two = (train(folder, f"run-{workers}", workers, STEPS, NEVER) for workers in (1, 2))
+        saving, _ = train(folder, "run-saving", 2, 4 * EVERY, EVERY)
+    rates = [statistics.median(rates) for rates, _ in (one, two)]
+    titles = ("one worker, one core (baseline)", "two workers")
+    for title, rate, (_, waits) in zip(titles, rates, (one, two), strict=True):
+        wait = statistics.mean(waits[1:])
+        print(f"{title:34}{rate:7.2f} images/s   {rate / rates[0]:.2f}   waits for data {wait:.1f} % of the time")
+    print(f"checkpoints every {EVERY} steps cost {checkpoint_cost(saving):.1%} of throughput")
     predict_scaling()
 
 
