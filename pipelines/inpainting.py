@@ -146,7 +146,7 @@ class InpaintFiles(beam.PTransform):
         read = (
             sorted_out.items
             | beam.Reshuffle()
-            | "Read" >> beam.ParDo(InBackground(read_item)).with_outputs(REJECTED, main="files")
+            | "Read" >> beam.ParDo(InBackground(read_item, threads=4, most=4)).with_outputs(REJECTED, main="files")
         )
         loaded = read.files | "Load" >> beam.FlatMap(load_item, self._settings).with_outputs(
             REJECTED, HOLELESS, main="pairs"
