@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -26,6 +27,12 @@ def run(module: str, *arguments: str) -> str:
     return done.stdout
 
 
+def run_together(*commands: tuple[str, ...]) -> list[str]:
+    """Standard output of each, two running at a time: what takes their time is to load their libraries."""
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(lambda command: run(*command), commands))
+
+
 def upload(bucket: str, name: str, data: bytes) -> None:
     storage.create(f"{bucket}/{name}", data)
 
@@ -47,10 +54,12 @@ def test_five_commands_on_a_bucket(bucket):
         upload(bucket, f"photos/{path.relative_to(PHOTOS)}", path.read_bytes())
     upload(bucket, "photos/train/object/broken.jpg", train[0].read_bytes()[:1000])
 
-    run("pipelines.build_masks", "--output", f"{bucket}/masks", "--count", "30", "--size", "64", "--num-shards", "2")
     val_masks = ["--count", "12", "--size", "64", "--split", "val", "--seed", "1", "--stratify"]
-    run("pipelines.build_masks", "--output", f"{bucket}/val-masks", *val_masks)
-    run("pipelines.build_imagenet", "--input", f"{bucket}/photos", "--output", f"{bucket}/records")
+    run_together(
+        ("pipelines.build_masks", "--output", f"{bucket}/masks", "--count", "30", "--size", "64", "--num-shards", "2"),
+        ("pipelines.build_imagenet", "--input", f"{bucket}/photos", "--output", f"{bucket}/records"),
+        ("pipelines.build_masks", "--output", f"{bucket}/val-masks", *val_masks),
+    )
     masks = datasets.load_manifest(f"{bucket}/masks", "mask")
     assert masks.counts == {"inputs": 30, "records": 30, "rejects": 0}
     assert [shard.name for shard in masks.shards] == [f"train-0000{i}-of-00002.tfrecord" for i in (0, 1)]
@@ -60,20 +69,22 @@ def test_five_commands_on_a_bucket(bucket):
     (rejected,) = map(json.loads, storage.read(f"{bucket}/records/rejects/train.jsonl").splitlines())
     assert rejected["source"] == f"{bucket}/photos/train/object/broken.jpg" and rejected["stage"] == "decode"
 
-    # Two workers, six steps; the second call goes on from there.
+    # Two workers, six steps; the second call goes on from there. One worker that was never interrupted sees the same
+    # examples and computes the same.
     data = ["--images", f"{bucket}/records", "--masks", f"{bucket}/masks"]
-    first = run("trainer.train", *TRAIN, "--set", "initial.steps=6", *data, "--run", f"{bucket}/run")
+    longer = [*TRAIN, "--set", "initial.steps=9"]
+    first, single = run_together(
+        ("trainer.train", *TRAIN, "--set", "initial.steps=6", *data, "--run", f"{bucket}/run"),
+        ("trainer.train", *longer, "--set", "scaling.workers=1", *data, "--run", f"{bucket}/single"),
+    )
     assert "training starts of 6 steps" in first
     assert last_checkpoint(f"{bucket}/run").state == {"step": 6, "phase": "initial", "examples": 24}
-    longer = [*TRAIN, "--set", "initial.steps=9"]
     allow = ["--allow-config-change", "initial.steps"]
     second = run("trainer.train", *longer, *data, "--run", f"{bucket}/run", *allow)
     assert "training continues after step 6 of 9 steps" in second
     resumed = last_checkpoint(f"{bucket}/run")
     assert resumed.state == {"step": 9, "phase": "initial", "examples": 36}
 
-    # One worker that was never interrupted sees the same examples and computes the same.
-    single = run("trainer.train", *longer, "--set", "scaling.workers=1", *data, "--run", f"{bucket}/single")
     curve = loss_curve(first) + loss_curve(second)
     assert len(curve) == 9
     np.testing.assert_allclose(curve, loss_curve(single), rtol=1e-3)
@@ -93,7 +104,11 @@ def test_five_commands_on_a_bucket(bucket):
         upload(bucket, f"pictures/{name}.png", images.encode_png(photo))
         upload(bucket, f"holes/{name}.png", encode_mask(holes[name]))
     files = ["--images", f"{bucket}/pictures/**", "--masks", f"{bucket}/holes/**", "--hole", "black"]
-    run("pipelines.inpaint", *files, "--run", f"{bucket}/run", "--output", f"{bucket}/out")
+    data = ["--images", f"{bucket}/records", "--masks", f"{bucket}/val-masks"]
+    _, table = run_together(
+        ("pipelines.inpaint", *files, "--run", f"{bucket}/run", "--output", f"{bucket}/out"),
+        ("pipelines.evaluate", *data, "--run", f"{bucket}/run", "--output", f"{bucket}/report"),
+    )
     for name, target in targets.items():
         output, valid = images.decode_rgb(storage.read(f"{bucket}/out/{name}.png")), holes[name] == 1
         np.testing.assert_array_equal(output[valid], target[valid])
@@ -102,8 +117,6 @@ def test_five_commands_on_a_bucket(bucket):
     assert outcome["counts"] == {"inputs": 2, "outputs": 2, "rejects": 0, "finished_before": 0}
     assert outcome["model"] == {"address": resumed.pin.address, "crc32c": resumed.pin.crc32c}
 
-    data = ["--images", f"{bucket}/records", "--masks", f"{bucket}/val-masks"]
-    table = run("pipelines.evaluate", *data, "--run", f"{bucket}/run", "--output", f"{bucket}/report")
     rows = [json.loads(line) for line in storage.read(f"{bucket}/report/pairs.jsonl").splitlines()]
     assert len(rows) == 12 * 4 and {row["method"] for row in rows} == {"network", "telea", "ns", "mean"}
     assert table.count("| network |") == 7  # one line per hole-ratio interval, and one of all

@@ -65,7 +65,7 @@ def worker_processes(job: int) -> list[int]:
 
 @pytest.mark.slow
 def test_a_worker_killed_halfway_leaves_no_dataset_and_the_next_run_makes_it(tmp_path, soak):
-    options = ["--count", "24000", "--size", "256"]
+    options = ["--count", "16000", "--size", "256"]
     assert main(["--output", str(tmp_path / "undisturbed"), *options]) == 0
     for seed in range(10 if soak else 1):
         folder = tmp_path / f"killed-{seed}"
@@ -76,7 +76,7 @@ def test_a_worker_killed_halfway_leaves_no_dataset_and_the_next_run_makes_it(tmp
         for line in job.stdout:  # they are drawing
             if " masks, " in line:
                 break
-        time.sleep(random.Random(seed).uniform(0, 1))
+        time.sleep(random.Random(seed).uniform(0, 0.5))
         os.kill(workers[seed % 2], signal.SIGKILL)
         said, _ = job.communicate(timeout=120)
         assert job.returncode == 1, said

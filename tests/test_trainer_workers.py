@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -125,7 +126,9 @@ def place(tmp_path_factory):
 def curves(place):
     settings = [f"initial.steps={STEPS}", f"finetune.steps={FINETUNE}", "finetune.learning_rate=0.002"]
     settings += ["checkpoint.every=50", "checkpoint.keep=9"]
-    return {workers: train(place, f"of{workers}", workers, *settings)[0] for workers in (1, 2)}
+    with ThreadPoolExecutor() as pool:
+        runs = {workers: pool.submit(train, place, f"of{workers}", workers, *settings) for workers in (1, 2)}
+        return {workers: run.result()[0] for workers, run in runs.items()}
 
 
 def test_the_loss_curve_is_the_same_on_two_workers(curves):
@@ -146,8 +149,10 @@ def test_validation_is_the_same_on_two_workers(curves):
         assert event["cells"].keys() == other["cells"].keys()
         for bucket, cell in event["cells"].items():
             for name, value in cell.items():
-                # Pictures are rounded to bytes; the weights differ by rounding after the first steps.
-                assert other["cells"][bucket][name] == pytest.approx(value, rel=1e-3, nan_ok=True), (bucket, name)
+                # Pictures are rounded to bytes; the weights differ by rounding after the first steps. What a standard
+                # error is of cancels out for the most part, and so do the digits that it has in common.
+                close = pytest.approx(value, rel=1e-2 if name.endswith("_error") else 1e-3, nan_ok=True)
+                assert other["cells"][bucket][name] == close, (bucket, name)
 
 
 def load(place, workers, step, parts=None):
