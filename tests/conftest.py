@@ -1,8 +1,13 @@
-"""A real Google Cloud Storage server on loopback, for tests that use gs:// addresses."""
+"""A real Google Cloud Storage server on loopback, for tests that use gs:// addresses, and a headless Chromium."""
 
+import base64
+import contextlib
 import importlib.util
+import itertools
+import json
 import os
 import platform
+import shutil
 import socket
 import subprocess
 import time
@@ -10,6 +15,8 @@ import urllib.request
 import uuid
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 
 # For the processes that tests start; TensorFlow's log is not what they look at.
@@ -69,3 +76,91 @@ def bucket(gcs_server, monkeypatch):
     storage._client().create_bucket(name)
     yield f"gs://{name}"
     storage._client.cache_clear()
+
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+FLAGS = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+FLAGS += " --disable-component-update --disable-sync --hide-scrollbars --remote-debugging-port=0"
+
+
+class Browser:
+    """One page of a headless Chromium, driven through its DevTools protocol; all events are kept."""
+
+    def __init__(self, folder: Path):
+        from websockets.sync.client import connect
+
+        self.events: list[dict] = []
+        self._numbers = itertools.count(1)
+        self._session = None
+        with contextlib.ExitStack() as opening:
+            log = opening.enter_context(open(folder / "chromium.log", "wb"))
+            command = [CHROMIUM, *FLAGS.split(), f"--user-data-dir={folder / 'profile'}", "about:blank"]
+            process = subprocess.Popen(command, stdout=log, stderr=log)
+            opening.callback(process.wait, timeout=20)
+            opening.callback(process.terminate)
+            port_file, deadline = folder / "profile" / "DevToolsActivePort", time.monotonic() + 60
+            while not port_file.exists() or "\n" not in port_file.read_text():
+                assert process.poll() is None and time.monotonic() < deadline, (folder / "chromium.log").read_text()
+                time.sleep(0.05)
+            port, path = port_file.read_text().split("\n")
+            connection = connect(f"ws://127.0.0.1:{port}{path}", max_size=2**26, open_timeout=30, proxy=None)
+            self._socket = opening.enter_context(connection)
+            target = self.call("Target.createTarget", url="about:blank")["targetId"]
+            self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+            for domain in ("Page", "Runtime", "Log", "Network"):
+                self.call(f"{domain}.enable")
+            self._open = opening.pop_all()
+
+    def close(self) -> None:
+        self._open.close()
+
+    def call(self, method: str, **parameters) -> dict:
+        number = next(self._numbers)
+        message = {"id": number, "method": method, "params": parameters}
+        self._socket.send(json.dumps(message | ({"sessionId": self._session} if self._session else {})))
+        while True:
+            answer = json.loads(self._socket.recv(timeout=60))
+            if answer.get("id") == number:
+                assert "error" not in answer, answer
+                return answer["result"]
+            self.events.append(answer)
+
+    def run(self, script: str):  # promises are awaited
+        answer = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
+        assert "exceptionDetails" not in answer, answer
+        return answer["result"].get("value")
+
+    def resize(self, width: int, height: int = 900) -> None:
+        phone = width < 800
+        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=phone)
+
+    def open(self, url: str) -> None:
+        self.call("Page.navigate", url=url)
+        while not self.run("document.readyState == 'complete' && document.querySelector('#theme') != null"):
+            time.sleep(0.05)
+
+    def press(self, x: float, y: float, to: float | None = None) -> None:
+        """A click at a place of the window, or a drag to another x."""
+        mouse = {"button": "left", "clickCount": 1}
+        self.call("Input.dispatchMouseEvent", type="mousePressed", x=x, y=y, **mouse)
+        if to is not None:
+            self.call("Input.dispatchMouseEvent", type="mouseMoved", x=to, y=y, button="left", buttons=1)
+        self.call("Input.dispatchMouseEvent", type="mouseReleased", x=x if to is None else to, y=y, **mouse)
+
+    def key(self, key: str, code: int) -> None:
+        for kind in ("keyDown", "keyUp"):
+            self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code)
+
+    def screenshot(self) -> np.ndarray:
+        data = base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"])
+        return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    if CHROMIUM is None:
+        pytest.skip("no Chromium here (Debian: apt-get install chromium): the report was not opened in a browser")
+    pytest.importorskip("websockets", reason="no websockets here: the report was not opened in a browser")
+    found = Browser(tmp_path_factory.mktemp("chromium"))
+    yield found
+    found.close()

@@ -229,15 +229,6 @@ def test_table_shows_the_cells(report):
             assert text == f"{factor * found[name]['mean']:.{digits}f} ± {factor * found[name]['error']:.{digits}f}"
 
 
-def test_a_second_run_gives_identical_files_over_those_of_another(made, report, tmp_path):
-    names = ["metrics.json", "pairs.jsonl", "report.html", "table.md"]
-    assert sorted(path.name for path in report.iterdir()) == names
-    for name in names:
-        (tmp_path / name).write_text("of another run\n" * 9999)
-    assert evaluate(made, tmp_path, *two_runs(made), "--seed", "5") == 0
-    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {n: (report / n).read_bytes() for n in names}
-
-
 def test_the_page_has_three_pictures_of_each_interval_and_every_cell(report):
     page = (report / "report.html").read_text()
     assert page.count("data:image/jpeg;base64,") == 6 * 3 * 7 and page.count('class="card"') == 18

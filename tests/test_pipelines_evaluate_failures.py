@@ -185,7 +185,12 @@ def test_contenders_know_where_they_come_from(made):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("runner", [TWO_PROCESSES, PORTABLE], ids=["two-processes", "portable"])
-def test_every_runner_writes_the_same_bytes(made, in_process, runner, tmp_path):
+def test_every_runner_writes_the_same_bytes_over_those_of_another_run(made, in_process, runner, tmp_path):
+    names = ["metrics.json", "pairs.jsonl", "report.html", "table.md"]
+    assert sorted(path.name for path in in_process.iterdir()) == names
+    (tmp_path / "out").mkdir()
+    for name in names:
+        (tmp_path / "out" / name).write_text("of another run\n" * 9999)
     options = arguments(made, tmp_path / "out", "--run", f"{made}/broken", *runner)
     done = subprocess.run(
         [sys.executable, "-m", "pipelines.evaluate", *options],
@@ -195,5 +200,5 @@ def test_every_runner_writes_the_same_bytes(made, in_process, runner, tmp_path):
         cwd=tmp_path,
     )
     assert done.returncode == 3, done.stdout + done.stderr
-    for name in ("metrics.json", "pairs.jsonl", "table.md", "report.html"):
+    for name in names:
         assert (tmp_path / "out" / name).read_bytes() == (in_process / name).read_bytes(), name
