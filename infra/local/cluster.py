@@ -105,14 +105,27 @@ def join(hosts: Hosts, names: list[str], cpus: int) -> None:
     start_ray(hosts, names, cpus)
 
 
+def node_id(hosts: Hosts, host: str) -> str:
+    """Ray's name of the node that runs on a host. A program on the host itself may be taken for one of another node."""
+    code = (
+        "import sys, ray; ray.init(address=sys.argv[1], log_to_driver=False, logging_level='ERROR'); "
+        "print(*(n['NodeID'] for n in ray.nodes() if n['Alive'] and n['NodeManagerAddress'] == sys.argv[2]))"
+    )
+    command = [sys.executable, "-c", code, f"{hosts.address(HEAD)}:{PORT}", hosts.address(host)]
+    done = subprocess.run(hosts.on(HEAD, command), env=environment(hosts, HEAD), capture_output=True, text=True)
+    found = done.stdout.split()
+    if done.returncode or len(found) != 1:
+        raise Failure(f"{host}: expected one node of Ray. Received {found}. {done.stderr}")
+    return found[0]
+
+
 def warn(hosts: Hosts, host: str) -> None:
-    if not hosts.bridge:  # Ray finds the node by its address
+    if not hosts.bridge:  # its node is found by the address
         raise Failure("warn: expected hosts with addresses of their own. Received hosts that share one.")
-    command = [*_RAY, "drain-node", f"--address={hosts.address(HEAD)}:{PORT}", "--reason-message=warn"]
-    command += ["--reason=DRAIN_NODE_REASON_PREEMPTION", f"--deadline-remaining-seconds={_NOTICE}"]
-    # --address is where the notice goes; which node it is of is asked at the cluster that was started here last.
-    told = environment(hosts, host) | {"RAY_ADDRESS": f"{hosts.address(HEAD)}:{PORT}"}
-    done = subprocess.run(hosts.on(host, command), env=told, capture_output=True, text=True)
+    command = [*_RAY, "drain-node", f"--address={hosts.address(HEAD)}:{PORT}", f"--node-id={node_id(hosts, host)}"]
+    command += ["--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=warn"]
+    command += [f"--deadline-remaining-seconds={_NOTICE}"]
+    done = subprocess.run(hosts.on(HEAD, command), env=environment(hosts, HEAD), capture_output=True, text=True)
     if done.returncode:
         raise Failure(f"warn: {done.stdout}{done.stderr}")
 
