@@ -148,8 +148,9 @@ class Browser:
         self.call("Input.dispatchMouseEvent", type="mouseReleased", x=x if to is None else to, y=y, **mouse)
 
     def key(self, key: str, code: int) -> None:
+        text = {"text": "\r"} if key == "Enter" else {}  # without it Chromium presses no button
         for kind in ("keyDown", "keyUp"):
-            self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code)
+            self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code, **text)
 
     def screenshot(self) -> np.ndarray:
         data = base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"])
