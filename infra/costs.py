@@ -16,7 +16,7 @@ OPTIONS = {
     # Measured on two cores of an AMD EPYC with AVX-512 bfloat16, as processor time, start of the job left out.
     "mask_ms": (0.66, "ms of a vCPU per mask of 512 x 512, drawn, encoded and written (measured)"),
     "photo_ms": (0.35, "ms of a vCPU per photograph of 63 kB kept as it is (measured); scaled by size"),
-    "infer_images": (2.37, "512 x 512 images/s of a vCPU, float32 (measured: 4.74 on two)"),
+    "infer_images": (1.19, "512 x 512 images/s of a vCPU, float32, end to end (measured: 2.37 on two)"),
     # Assumed. Convolutions of a 512 x 512 image: 0.716 Tflop to train (network forward and backward, VGG-16 three times
     # forward, twice backward), 0.076 to fill; 24 % and 19 % of an L4's 121 Tflop/s in bfloat16 (its data sheet).
     "gpu_images": (40.0, "512 x 512 training images/s of an L4 in bfloat16, all losses (ASSUMED, not measured)"),
