@@ -1,4 +1,4 @@
-"""The demo as a newcomer meets it, with fewer steps: all six stages, the report, the picture, and no noise."""
+"""The demo as a newcomer meets it, with fewer, smaller steps: all six stages, the report, the picture, and no noise."""
 
 import json
 import re
@@ -19,6 +19,7 @@ NOISE = re.compile(r"^[WIEF]\d{4} |WARNING|INFO|Warning|Traceback|pid=|absl|cuda
 @pytest.mark.timeout(500)
 def test_the_demo_ends_with_a_report(tmp_path):
     settings = ["--set", "unet.filters=16,32,64", "--set", "unet.kernels=5,3,3", "--set", "initial.steps=200"]
+    settings += ["--set", "global_batch_size=8"]
     command = [sys.executable, "-m", "pipelines.demo", "--output", str(tmp_path), *settings]
     done = subprocess.run(command, capture_output=True, text=True, timeout=480)
     assert done.returncode == 0, done.stdout + done.stderr
