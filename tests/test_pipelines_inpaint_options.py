@@ -2,77 +2,23 @@
 
 from __future__ import annotations
 
-import io
 import json
 
 import numpy as np
 import pytest
-from PIL import Image
 
+from networks import small_config, write_run
+from picture_files import block, counts, errors, load, model_of, noise, save, save_mask
 from pipelines import loading
 from pipelines.inpaint import main
-from trainer import checkpoints, exports, pointers, predict, presets, storage
+from trainer import predict, storage
 from trainer.command import UserError
-from trainer.config import PhaseConfig, TrainConfig, UNetConfig
 from trainer.pictures import Picture, encode
-from trainer.unet import build_unet
-
-CONFIG = TrainConfig(unet=UNetConfig(image_size=32, filters=(4, 6, 8), kernels=(5, 3, 3)), initial=PhaseConfig(steps=1))
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """Address of a run's folder with checkpoints of steps 1 and 2, of which the first is the best, and its export."""
-    folder = str(tmp_path_factory.mktemp("run"))
-    storage.create(f"{folder}/config.json", presets.to_json(CONFIG))
-    for step in (1, 2):
-        network, rng = build_unet(CONFIG.unet, seed=step), np.random.default_rng(step)
-        arrays = checkpoints.read_variables(network.variables)
-        for name, array in arrays.items():
-            if not name.endswith("kernel"):
-                arrays[name] = rng.uniform(0.2, 1.2, array.shape).astype(array.dtype)
-        state = {"step": step, "phase": "initial", "examples": 6}
-        pin = checkpoints.save_checkpoint(folder, {"model": arrays, "optimizer": {}}, state, keep=3)
-        if step == 1:
-            score = checkpoints.Score(metric="psnr", value=20.0, higher_is_better=True)
-            pointers.move_best(folder, pin, 1, score, None)
-            exports.export_model(folder, CONFIG, checkpoints.load_checkpoint(pin), {})
-    return folder
-
-
-def noise(height, width, channels, seed=0, dtype=np.uint8):
-    return np.random.default_rng(seed).integers(0, np.iinfo(dtype).max + 1, (height, width, channels)).astype(dtype)
-
-
-def block(height, width):
-    mask = np.ones((height, width), np.uint8)
-    mask[5:12, 7:19] = 0
-    return mask
-
-
-def save(address: str, pixels: np.ndarray, kind: str = "png") -> None:
-    storage.create(address, encode(Picture(pixels), kind))
-
-
-def save_mask(address: str, mask: np.ndarray) -> None:
-    save(address, mask[..., None] * np.uint8(255))
-
-
-def load(address: str) -> np.ndarray:
-    found = np.asarray(Image.open(io.BytesIO(storage.read(address))))
-    return found[..., None] if found.ndim == 2 else found
-
-
-def counts(folder: str) -> dict[str, int]:
-    return json.loads(storage.read(f"{folder}/manifest.json"))["counts"]
-
-
-def errors(folder: str) -> list[str]:
-    return [json.loads(line)["error"] for line in storage.read(f"{folder}/rejects.jsonl").splitlines()]
-
-
-def model_of(run: str, which) -> predict.Model:
-    return predict.load_model(predict.find_model(run, which))
+    return write_run(str(tmp_path_factory.mktemp("run")), small_config(32))
 
 
 # Where holes come from

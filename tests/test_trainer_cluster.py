@@ -12,8 +12,8 @@ import cv2
 import numpy as np
 import pytest
 
-from masks.codec import encode_mask
-from trainer import cluster, datasets, images, presets, records, storage
+from samples import image_record, mask_record, write_dataset
+from trainer import cluster, presets
 from trainer.command import UserError
 
 
@@ -82,35 +82,12 @@ def test_each_number_of_workers_that_may_be_left_divides_the_batch():
     presets.override(presets.PRESETS["demo"], ["scaling.workers=2", "scaling.min_workers=1"])
 
 
-def write_dataset(folder, kind, serialized, flaw):
-    data = records.frame_records(serialized)
-    shard = datasets.Shard(
-        name="train-00000-of-00001.tfrecord",
-        split="train",
-        records=len(serialized),
-        bytes=len(data),
-        crc32c=storage.crc32c(data),
-    )
-    changed = bytearray(data)
-    changed[len(data) // 2] ^= flaw
-    storage.create(f"{folder}/{shard.name}", bytes(changed))
-    fields = {"kind": kind, "seed": 0, "code_version": "0", "parameters": {"height": 32, "width": 32}}
-    counts = {"inputs": len(serialized), "records": len(serialized), "rejects": 0}
-    manifest = datasets.Manifest(**fields, counts=counts, shards=(shard,))
-    storage.create(f"{folder}/{datasets.MANIFEST}", datasets.dump_manifest(manifest))
-
-
 def test_a_corrupt_shard_ends_the_command_with_one_line_and_no_second_try(tmp_path):
     pixels = cv2.resize(np.random.default_rng(0).integers(0, 256, (5, 5, 3), np.uint8), (40, 40))
-    values = {"image/encoded": images.encode_jpeg(pixels), "image/format": "JPEG", "image/colorspace": "RGB"}
-    values |= {"image/height": 40, "image/width": 40, "image/channels": 3, "image/filename": "a.jpg"}
-    values |= {"image/class/label": -1, "image/class/synset": ""}
-    write_dataset(f"{tmp_path}/images", "image", [records.encode_record(values, records.IMAGE_FEATURES)] * 4, flaw=255)
+    write_dataset(f"{tmp_path}/images", "image", {"train": [[image_record(pixels)] * 4]}, flaw=255)
     mask = np.ones((32, 32), np.uint8)
     mask[8:20] = 0
-    values = {"mask/encoded": encode_mask(mask), "mask/height": 32, "mask/width": 32, "mask/hole_ratio": 0.375}
-    values |= {"mask/bucket": 3, "mask/touches_border": 1, "mask/generator": "shapes", "mask/index": 0}
-    write_dataset(f"{tmp_path}/masks", "mask", [records.encode_record(values, records.MASK_FEATURES)] * 4, flaw=0)
+    write_dataset(f"{tmp_path}/masks", "mask", {"train": [[mask_record(mask)] * 4]}, size=32)
     command = [sys.executable, "-m", "trainer.train", "--preset", "demo", "--run", f"{tmp_path}/run"]
     command += ["--images", f"{tmp_path}/images", "--masks", f"{tmp_path}/masks"]
     for setting in ("unet.image_size=32", "unet.filters=4,8", "unet.kernels=3,3", "global_batch_size=4"):

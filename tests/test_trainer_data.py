@@ -11,12 +11,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from masks.codec import encode_mask
 from masks.sampling import MaskSpec, sample_mask
-from trainer import data, datasets, records, shard_cache, storage
+from samples import image_record, mask_record, write_dataset
+from trainer import data, datasets, shard_cache, storage
 from trainer.command import UserError
 from trainer.config import DataConfig
-from trainer.images import encode_jpeg
 
 SIZE, IMAGES, MASKS = 16, 11, 7
 # A window smaller than shards, fewer streams than shards, and masks as they are stored.
@@ -24,46 +23,21 @@ CONFIG = DataConfig(shuffle_buffer=4, streams=2, mask_flip=False, mask_turn=Fals
 SPEC = MaskSpec(generator="shapes", height=SIZE, width=SIZE, hole_ratio=(0.2, 0.5), seed=3)
 
 
-def image_record(pixels, name="a", quality=100):
-    values = {"image/encoded": encode_jpeg(pixels, quality), "image/format": "JPEG", "image/colorspace": "RGB"}
-    values |= {"image/height": pixels.shape[0], "image/width": pixels.shape[1], "image/channels": 3}
-    values |= {"image/filename": name, "image/class/label": -1, "image/class/synset": ""}
-    return records.encode_record(values, records.IMAGE_FEATURES)
+def hole_record(index):
+    return mask_record(sample_mask(SPEC, index), index)
 
 
-def mask_record(index):
-    values = {"mask/encoded": encode_mask(sample_mask(SPEC, index)), "mask/height": SIZE, "mask/width": SIZE}
-    values |= {"mask/hole_ratio": 0.3, "mask/bucket": 2, "mask/touches_border": 0}
-    values |= {"mask/generator": "shapes", "mask/index": index}
-    return records.encode_record(values, records.MASK_FEATURES)
-
-
-def write_dataset(folder, kind, serialized, shards, split="train"):
-    written = []
-    for i in range(shards):
-        # The last shard is empty, as a shard of few records can be.
-        mine = serialized[i :: shards - 1] if i < shards - 1 else []
-        framed, name = records.frame_records(mine), datasets.shard_name(split, i, shards)
-        storage.create(storage.join(folder, name), framed)
-        crc = storage.crc32c(framed)
-        written.append(datasets.Shard(name=name, split=split, records=len(mine), bytes=len(framed), crc32c=crc))
-    count = len(serialized)
-    manifest = datasets.Manifest(
-        kind=kind,
-        parameters={"height": SIZE, "width": SIZE},
-        seed=0,
-        code_version="test",
-        counts={"inputs": count, "records": count, "rejects": 0},
-        shards=tuple(written),
-    )
-    storage.create(storage.join(folder, datasets.MANIFEST), datasets.dump_manifest(manifest))
+def write_shards(folder, kind, made, shards, split="train"):
+    """The last shard is empty, as a shard of few records can be."""
+    parts = [made[i :: shards - 1] for i in range(shards - 1)]
+    write_dataset(folder, kind, {split: [*parts, []]}, SIZE)
 
 
 def write_both(root):
     """Images of one grey each, 10, 30, 50 ..., by which a crop can be told, and masks 0, 1, 2 ..."""
     greys = [np.full((20 + i, 30, 3), 10 + 20 * i, np.uint8) for i in range(IMAGES)]
-    write_dataset(f"{root}/images", "image", [image_record(grey, f"{i}.jpg") for i, grey in enumerate(greys)], shards=4)
-    write_dataset(f"{root}/masks", "mask", [mask_record(i) for i in range(MASKS)], shards=3)
+    write_shards(f"{root}/images", "image", [image_record(grey, f"{i}.jpg") for i, grey in enumerate(greys)], shards=4)
+    write_shards(f"{root}/masks", "mask", [hole_record(i) for i in range(MASKS)], shards=3)
     return str(root)
 
 
@@ -132,7 +106,7 @@ def test_nothing_else_has_a_say_in_the_order(root, plain):
 
 def test_images_and_masks_have_orders_of_their_own(root, tmp_path):
     pathlib.Path(tmp_path, "images").symlink_to(f"{root}/images")
-    write_dataset(f"{tmp_path}/masks", "mask", [mask_record(i) for i in range(IMAGES)], shards=4)
+    write_shards(f"{tmp_path}/masks", "mask", [hole_record(i) for i in range(IMAGES)], shards=4)
     images, masks = which(batches(tmp_path, IMAGES, batch_size=1))
     assert sorted(images) == sorted(masks) and images != masks
 
@@ -185,8 +159,8 @@ def test_nothing_is_skipped_or_seen_twice_through_interruptions_and_other_number
 def test_crops_and_turned_masks_are_new_each_time_and_independent(tmp_path):
     y, x = np.mgrid[:60, :60]
     ramps = np.stack([4 * x, 4 * y, 0 * x], axis=-1).astype(np.uint8)
-    write_dataset(f"{tmp_path}/images", "image", [image_record(ramps)], shards=2)
-    write_dataset(f"{tmp_path}/masks", "mask", [mask_record(1)], shards=2)
+    write_shards(f"{tmp_path}/images", "image", [image_record(ramps)], shards=2)
+    write_shards(f"{tmp_path}/masks", "mask", [hole_record(1)], shards=2)
     variants = [np.rot90(sample_mask(SPEC, 1), k)[:, ::step] for k in range(4) for step in (1, -1)]
     crops, turns = [], []
     for target, mask in batches(tmp_path, 300, batch_size=1, config=DataConfig()):
@@ -201,11 +175,11 @@ def test_crops_and_turned_masks_are_new_each_time_and_independent(tmp_path):
 @pytest.mark.parametrize("kind", ["images", "masks"])
 def test_a_record_that_cannot_be_decoded_stops_training_with_its_name(tmp_path, kind):
     greys = [image_record(np.full((20, 30, 3), 9, np.uint8), f"{i}.jpg") for i in range(3)]
-    holes = [mask_record(i) for i in range(3)]
+    holes = [hole_record(i) for i in range(3)]
     damaged = (greys if kind == "images" else holes)[1]
     (greys if kind == "images" else holes)[1] = damaged.replace(b"\xff\xc4", b"\xff\xdd").replace(b"IDAT", b"IDAX")
-    write_dataset(f"{tmp_path}/images", "image", greys, shards=2)
-    write_dataset(f"{tmp_path}/masks", "mask", holes, shards=2)
+    write_shards(f"{tmp_path}/images", "image", greys, shards=2)
+    write_shards(f"{tmp_path}/masks", "mask", holes, shards=2)
     name = r"\(1\.jpg\)" if kind == "images" else rf"with record 1 of {tmp_path}/masks/train-00000-of-00002.tfrecord"
     with pytest.raises(tf.errors.UnknownError, match=rf"UserError: example \d+ cannot be decoded: .*{name}"):
         batches(tmp_path, 3, batch_size=1)
@@ -215,8 +189,8 @@ def test_only_the_configs_split_is_read(tmp_path):
     for split, grey in (("train", 30), ("val", 90)):
         folder = f"{tmp_path}/{split}"
         flat = np.full((20, 20, 3), grey, np.uint8)
-        write_dataset(f"{folder}/images", "image", [image_record(flat)], 2, split)
-        write_dataset(f"{folder}/masks", "mask", [mask_record(0)], 2, split)
+        write_shards(f"{folder}/images", "image", [image_record(flat)], 2, split)
+        write_shards(f"{folder}/masks", "mask", [hole_record(0)], 2, split)
         ((target, _),) = batches(folder, 1, batch_size=2, config=DataConfig(split=split))
         np.testing.assert_allclose(target * 255, grey, atol=1)
         with pytest.raises(UserError, match=f"split: expected one of \\['{split}'\\]. Received 'test'"):
@@ -259,7 +233,7 @@ def test_a_bucket_gives_the_same_batches_through_a_verified_cache(bucket, tmp_pa
 def test_check_datasets_counts(root, bucket, tmp_path):
     images, masks = f"{root}/images", f"{root}/masks"
     assert data.check_datasets(images, masks, CONFIG, SIZE) == (IMAGES, MASKS)
-    write_dataset(f"{tmp_path}/empty", "mask", [], shards=2)
+    write_shards(f"{tmp_path}/empty", "mask", [], shards=2)
     for arguments, message in [
         ((images, masks, CONFIG, 32), f"{masks}: expected masks of 32 x 32 .*Received 16 x 16"),
         ((masks, masks, CONFIG, SIZE), f"{masks}: expected a dataset of image records"),
@@ -291,7 +265,7 @@ def test_a_cache_too_small_for_what_is_open_at_once_is_refused(bucket, root):
 
 
 def test_masks_that_are_not_square_are_refused(root, tmp_path):
-    write_dataset(f"{tmp_path}/masks", "mask", [mask_record(0)], shards=2)
+    write_shards(f"{tmp_path}/masks", "mask", [hole_record(0)], shards=2)
     manifest = tmp_path / "masks" / datasets.MANIFEST
     fields = json.loads(manifest.read_bytes())
     fields["parameters"]["width"] = 32

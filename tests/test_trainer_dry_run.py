@@ -9,8 +9,8 @@ import sys
 import numpy as np
 import pytest
 
-from masks.codec import encode_mask
-from trainer import datasets, dry_run, images, records, storage
+from samples import image_record, mask_record, write_dataset
+from trainer import dry_run, storage
 from trainer.command import UserError
 from trainer.config import LossConfig, PhaseConfig, ScalingConfig, TrainConfig, UNetConfig
 from trainer.unet import build_unet
@@ -60,41 +60,14 @@ def test_the_perceptual_network_takes_its_share():
     assert needs["perceptual"] == 3 * 2 * 4 * per_picture
 
 
-def write_dataset(folder, kind, made):
-    shards = []
-    for split, items in made.items():
-        data, name = records.frame_records(items), datasets.shard_name(split, 0, 1)
-        storage.create(f"{folder}/{name}", data)
-        crc = storage.crc32c(data)
-        shards.append(datasets.Shard(name=name, split=split, records=len(items), bytes=len(data), crc32c=crc))
-    count = sum(map(len, made.values()))
-    fields = {"kind": kind, "seed": 0, "code_version": "0", "parameters": {"height": 8, "width": 8}}
-    counts = {"inputs": count, "records": count, "rejects": 0}
-    manifest = datasets.Manifest(**fields, counts=counts, shards=tuple(shards))
-    storage.create(f"{folder}/{datasets.MANIFEST}", datasets.dump_manifest(manifest))
-
-
-def image_record(name):
-    import numpy as np
-
-    values = {"image/encoded": images.encode_jpeg(np.zeros((9, 9, 3), np.uint8)), "image/format": "JPEG"}
-    values |= {"image/height": 9, "image/width": 9, "image/channels": 3, "image/colorspace": "RGB"}
-    values |= {"image/filename": name, "image/class/label": -1, "image/class/synset": ""}
-    return records.encode_record(values, records.IMAGE_FEATURES)
-
-
-def mask_record(index):
-    mask = np.ones((8, 8), np.uint8)
-    mask[:3, index:] = 0
-    values = {"mask/encoded": encode_mask(mask), "mask/height": 8, "mask/width": 8, "mask/hole_ratio": 0.3}
-    values |= {"mask/bucket": 2, "mask/touches_border": 0, "mask/generator": "shapes", "mask/index": index}
-    return records.encode_record(values, records.MASK_FEATURES)
-
-
 def write_datasets(folder):
-    write_dataset(f"{folder}/images", "image", {"train": [image_record(str(i)) for i in range(10)]})
-    masks = [mask_record(i) for i in range(7)]
-    write_dataset(f"{folder}/masks", "mask", {"train": masks[:5], "val": masks[5:]})
+    black = np.zeros((9, 9, 3), np.uint8)
+    write_dataset(f"{folder}/images", "image", {"train": [[image_record(black, str(i)) for i in range(10)]]})
+    masks = np.ones((7, 8, 8), np.uint8)
+    for i, mask in enumerate(masks):
+        mask[:3, i:] = 0
+    made = [mask_record(mask, i) for i, mask in enumerate(masks)]
+    write_dataset(f"{folder}/masks", "mask", {"train": [made[:5]], "val": [made[5:]]}, size=8)
 
 
 def test_the_command_says_it_all_and_starts_no_ray(bucket, tmp_path):

@@ -12,10 +12,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from masks.codec import encode_mask
-from masks.coverage import bucket_of, hole_ratio
-from masks.sampling import MaskSpec, sample_mask
-from trainer import datasets, images, records, storage
+from samples import write_noise
+from trainer import storage
 from trainer.scores import ALL
 from trainer.unet import build_unet  # noqa: F401 - exports are made of its layers
 
@@ -80,47 +78,10 @@ open(f"{root}/events.json", "w").write(json.dumps(saw))
 """
 
 
-def write_dataset(folder, kind, serialized, parameters):
-    framed, name = records.frame_records(serialized), datasets.shard_name("train", 0, 1)
-    storage.create(storage.join(folder, name), framed)
-    shard = datasets.Shard(
-        name=name, split="train", records=len(serialized), bytes=len(framed), crc32c=storage.crc32c(framed)
-    )
-    counts = {"inputs": len(serialized), "records": len(serialized), "rejects": 0}
-    manifest = datasets.Manifest(
-        kind=kind, parameters=parameters, seed=0, code_version="0", counts=counts, shards=(shard,)
-    )
-    storage.create(storage.join(folder, datasets.MANIFEST), datasets.dump_manifest(manifest))
-
-
-def image_record(pixels, name):
-    values = {"image/encoded": images.encode_jpeg(pixels), "image/format": "JPEG", "image/colorspace": "RGB"}
-    values |= {"image/height": pixels.shape[0], "image/width": pixels.shape[1], "image/channels": 3}
-    values |= {"image/filename": name, "image/class/label": -1, "image/class/synset": ""}
-    return records.encode_record(values, records.IMAGE_FEATURES)
-
-
-def mask_record(spec, index):
-    mask = sample_mask(spec, index)
-    values = {"mask/encoded": encode_mask(mask), "mask/height": spec.height, "mask/width": spec.width}
-    values |= {"mask/hole_ratio": hole_ratio(mask), "mask/bucket": bucket_of(hole_ratio(mask))}
-    values |= {"mask/touches_border": 0, "mask/generator": "shapes", "mask/index": index}
-    return records.encode_record(values, records.MASK_FEATURES)
-
-
-def write_datasets(root, size, num_images=5, num_masks=7):
-    rng = np.random.default_rng(0)
-    pictures = [rng.integers(0, 256, (size + 8, size + 18, 3), np.uint8) for _ in range(num_images)]
-    write_dataset(f"{root}/images", "image", [image_record(p, f"{i}.jpg") for i, p in enumerate(pictures)], {})
-    spec = MaskSpec(generator="shapes", height=size, width=size, hole_ratio=(0.1, 0.4))
-    parameters = {"height": size, "width": size}
-    write_dataset(f"{root}/masks", "mask", [mask_record(spec, i) for i in range(num_masks)], parameters)
-
-
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     root = tmp_path_factory.mktemp("loop")
-    write_datasets(root, 32)
+    write_noise(root, 32, num_images=5, num_masks=7)
     done = subprocess.run([sys.executable, "-c", PROGRAM, str(root)], capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr[-4000:]
     return root

@@ -5,33 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from networks import make_network, save_network, small_config
 from trainer import checkpoints, pointers, predict, presets, storage
 from trainer.command import UserError
-from trainer.config import PhaseConfig, TrainConfig, UNetConfig
-from trainer.unet import build_unet
 
-CONFIG = TrainConfig(unet=UNetConfig(image_size=16, filters=(4, 6, 8), kernels=(5, 3, 3)), initial=PhaseConfig(steps=1))
+CONFIG = small_config(16)
 STRIDE = 8
-
-
-def make_network(seed):
-    """A network whose BatchNorm statistics are far from those of any batch, and whose output is not clipped much."""
-    network = build_unet(CONFIG.unet, seed=seed)
-    rng = np.random.default_rng(seed)
-    for variable in network.variables:
-        if "/gamma" in variable.path or "/moving_variance" in variable.path:
-            variable.assign(rng.uniform(0.5, 2, variable.shape))
-        elif "/beta" in variable.path or "/moving_mean" in variable.path or "/bias" in variable.path:
-            variable.assign(rng.normal(0, 0.3, variable.shape))
-    last = network.get_layer("decoder_1_conv")
-    last.kernel.assign(last.kernel * 0.05)
-    last.bias.assign([0.5, 0.4, 0.6])
-    return network
-
-
-def save(run, network, step=1):
-    variables = {"model": checkpoints.read_variables(network.variables), "optimizer": {}}
-    return checkpoints.save_checkpoint(run, variables, {"step": step, "phase": "initial", "examples": step}, keep=3)
 
 
 @pytest.fixture(params=["folder", "bucket"])
@@ -41,14 +20,14 @@ def run(request, tmp_path):
 
 @pytest.fixture(scope="module")
 def network():
-    return make_network(1)
+    return make_network(CONFIG, 1)
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory, network):
     run = str(tmp_path_factory.mktemp("run"))
     storage.create(run + "/config.json", presets.to_json(CONFIG))
-    save(run, network)
+    save_network(run, network)
     return predict.load_model(predict.find_model(run), window=64)
 
 
@@ -174,7 +153,7 @@ def test_depths_and_channels(model):
 
 def test_large_images_keep_valid_pixels_and_leave_nothing_empty(run):
     storage.create(run + "/config.json", presets.to_json(CONFIG))
-    save(run, make_network(1))
+    save_network(run, make_network(CONFIG, 1))
     model = predict.load_model(predict.find_model(run))
     assert model.tiling.size == 32  # twice the training crops
     image, mask = draw(150, 170, hole_ratio=0.1)
@@ -190,7 +169,7 @@ def test_large_images_keep_valid_pixels_and_leave_nothing_empty(run):
 def test_best_latest_and_steps(tmp_path):
     run = str(tmp_path)
     storage.create(run + "/config.json", presets.to_json(CONFIG))
-    first, second = save(run, make_network(1), 1), save(run, make_network(2), 2)
+    first, second = save_network(run, make_network(CONFIG, 1), 1), save_network(run, make_network(CONFIG, 2), 2)
     assert predict.find_model(run, None).checkpoint == predict.find_model(run, "latest").checkpoint == second
     assert predict.find_model(run, 1).checkpoint == predict.find_model(run, "1").checkpoint == first
     pointers.move_best(run, first, 1, checkpoints.Score(metric="psnr", value=20.0, higher_is_better=True), None)
@@ -199,11 +178,11 @@ def test_best_latest_and_steps(tmp_path):
 
 def test_a_model_is_the_newest_checkpoint_of_its_run(run):
     storage.create(run + "/config.json", presets.to_json(CONFIG))
-    old, new = make_network(1), make_network(2)
-    save(run, old, step=1)
+    old, new = make_network(CONFIG, 1), make_network(CONFIG, 2)
+    save_network(run, old, step=1)
     pin = predict.find_model(run)
     assert pin.config == CONFIG
-    save(run, new, step=2)  # does not change what was found before
+    save_network(run, new, step=2)  # does not change what was found before
     image, mask = draw(16, 16)
     for found, network in ((pin, old), (predict.find_model(run), new)):
         filled = predict.inpaint(image, mask, predict.load_model(found))
@@ -214,7 +193,7 @@ def test_precision_is_that_of_training_or_as_asked(tmp_path, model):
     image, mask = draw(16, 16)
     config = presets.override(CONFIG, ["precision=mixed_bfloat16"])
     storage.create(f"{tmp_path}/config.json", presets.to_json(config))
-    save(str(tmp_path), make_network(1))
+    save_network(str(tmp_path), make_network(CONFIG, 1))
     pin = predict.find_model(str(tmp_path))
     exact = predict.inpaint(image, mask, model)
     np.testing.assert_array_equal(predict.inpaint(image, mask, predict.load_model(pin, "float32")), exact)
@@ -250,7 +229,7 @@ def test_checkpoints_that_do_not_fit_are_refused(tmp_path):
     run = str(tmp_path)
     wider = presets.override(CONFIG, ["unet.filters=4,6,9"])
     storage.create(run + "/config.json", presets.to_json(wider))
-    pin = save(run, make_network(1))
+    pin = save_network(run, make_network(CONFIG, 1))
     with pytest.raises(UserError, match="does not fit the config: .*expected shape .*9"):
         predict.load_model(predict.find_model(run))
     storage.overwrite(pin.address + "/model.npz", b"other")

@@ -8,45 +8,24 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from networks import make_network, save_network, small_config
 from trainer import checkpoints, exports, predict, presets, storage
 from trainer.command import UserError
-from trainer.config import PhaseConfig, TrainConfig, UNetConfig
-from trainer.unet import build_unet
 
-CONFIG = TrainConfig(unet=UNetConfig(image_size=16, filters=(4, 6, 8), kernels=(5, 3, 3)), initial=PhaseConfig(steps=1))
+CONFIG = small_config(16)
 STRIDE = 8
-
-
-def make_network(seed):
-    """A network whose BatchNorm statistics are far from those of any batch, and whose output is not clipped much."""
-    network = build_unet(CONFIG.unet, seed=seed)
-    rng = np.random.default_rng(seed)
-    for variable in network.variables:
-        if "/gamma" in variable.path or "/moving_variance" in variable.path:
-            variable.assign(rng.uniform(0.5, 2, variable.shape))
-        elif "/beta" in variable.path or "/moving_mean" in variable.path or "/bias" in variable.path:
-            variable.assign(rng.normal(0, 0.3, variable.shape))
-    last = network.get_layer("decoder_1_conv")
-    last.kernel.assign(last.kernel * 0.05)
-    last.bias.assign([0.5, 0.4, 0.6])
-    return network
-
-
-def save(run, network, step=1):
-    variables = {"model": checkpoints.read_variables(network.variables), "optimizer": {}}
-    return checkpoints.save_checkpoint(run, variables, {"step": step, "phase": "initial", "examples": step}, keep=3)
 
 
 @pytest.fixture(scope="module")
 def network():
-    return make_network(1)
+    return make_network(CONFIG, 1)
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory, network):
     run = str(tmp_path_factory.mktemp("run"))
     storage.create(run + "/config.json", presets.to_json(CONFIG))
-    save(run, network)
+    save_network(run, network)
     return predict.load_model(predict.find_model(run), window=64)
 
 
@@ -60,7 +39,7 @@ def draw(height, width, seed=0, hole_ratio=0.4):
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory, network):
     folder = str(tmp_path_factory.mktemp("exported"))
-    save(folder, network)
+    save_network(folder, network)
     checkpoint = checkpoints.load_checkpoint(checkpoints.find(folder))
     return exports.export_model(folder, CONFIG, checkpoint, {}, folder=f"{folder}/export")
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from masks.codec import encode_mask
 from masks.coverage import RATIO_BUCKETS, bucket_of, hole_ratio
 from masks.sampling import MaskSpec, sample_mask
-from trainer import checkpoints, datasets, images, records, scores, storage, validation
+from samples import image_record, mask_record, write_dataset
+from trainer import checkpoints, images, scores, storage, validation
 from trainer.command import UserError
 from trainer.config import PhaseConfig, ScalingConfig, TrainConfig, UNetConfig, ValidationConfig
 from trainer.unet import build_unet
@@ -35,47 +35,18 @@ def mask(index):
     return sample_mask(spec, index)
 
 
-def image_record(index):
-    height, width, _ = picture(index).shape
-    values = {"image/encoded": images.encode_jpeg(picture(index)), "image/format": "JPEG", "image/colorspace": "RGB"}
-    values |= {"image/height": height, "image/width": width, "image/channels": 3, "image/class/label": -1}
-    values |= {"image/filename": f"{index}.jpg", "image/class/synset": ""}
-    return records.encode_record(values, records.IMAGE_FEATURES)
-
-
-def mask_record(index):
-    ratio = hole_ratio(mask(index))
-    values = {"mask/encoded": encode_mask(mask(index)), "mask/height": SIZE, "mask/width": SIZE}
-    values |= {"mask/hole_ratio": ratio, "mask/bucket": bucket_of(ratio), "mask/touches_border": 0}
-    values |= {"mask/generator": "shapes", "mask/index": index}
-    return records.encode_record(values, records.MASK_FEATURES)
-
-
-def write_dataset(folder, kind, made, splits):
-    """Shards of the records in ``made``, so many of each split as ``splits`` say, two shards each."""
-    shards, first = [], 0
-    for split, count in splits.items():
-        for number, part in enumerate((made[first : first + count // 2], made[first + count // 2 : first + count])):
-            data, name = records.frame_records(part), datasets.shard_name(split, number, 2)
-            storage.create(f"{folder}/{name}", data)
-            crc = storage.crc32c(data)
-            shards.append(datasets.Shard(name=name, split=split, records=len(part), bytes=len(data), crc32c=crc))
-        first += count
-    fields = {"kind": kind, "seed": 0, "code_version": "0", "parameters": {"height": SIZE, "width": SIZE}}
-    counts = {"inputs": first, "records": first, "rejects": 0}
-    manifest = datasets.Manifest(**fields, counts=counts, shards=tuple(shards))
-    storage.create(f"{folder}/{datasets.MANIFEST}", datasets.dump_manifest(manifest))
-    return folder
+def halves(made):
+    return [made[: len(made) // 2], made[len(made) // 2 :]]
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     root = tmp_path_factory.mktemp("validation")
-    made = {"images": [image_record(i) for i in range(IMAGES)], "masks": [mask_record(i) for i in range(MASKS)]}
-    write_dataset(f"{root}/images", "image", made["images"], {"val": IMAGES})
-    write_dataset(f"{root}/masks", "mask", made["masks"], {"val": MASKS})
-    write_dataset(f"{root}/train-images", "image", made["images"], {"train": IMAGES})
-    write_dataset(f"{root}/train-masks", "mask", made["masks"], {"train": MASKS})
+    pictures = [image_record(picture(i), f"{i}.jpg", quality=95) for i in range(IMAGES)]
+    holes = [mask_record(mask(i), i) for i in range(MASKS)]
+    for prefix, split in (("", "val"), ("train-", "train")):
+        write_dataset(f"{root}/{prefix}images", "image", {split: halves(pictures)})
+        write_dataset(f"{root}/{prefix}masks", "mask", {split: halves(holes)}, SIZE)
     return root
 
 
@@ -115,7 +86,7 @@ def test_only_the_shards_that_are_needed_are_read(place, monkeypatch):
 
 
 def test_a_corrupt_shard_is_named(place, tmp_path):
-    folder = write_dataset(str(tmp_path / "masks"), "mask", [mask_record(0), mask_record(1)], {"val": 2})
+    folder = write_dataset(tmp_path / "masks", "mask", {"val": [[mask_record(mask(i), i)] for i in (0, 1)]}, SIZE)
     with open(f"{folder}/val-00001-of-00002.tfrecord", "ab") as file:
         file.write(b"more")
     broken = validation.HeldOut(images=f"{place}/images", masks=folder, pairs=2)
