@@ -27,6 +27,12 @@ def pytest_addoption(parser):
     parser.addoption("--soak", action="store_true", help="the same tests with far bigger counts (make soak)")
 
 
+def pytest_collection_modifyitems(items):
+    """Files with slow tests come first: of two processes one would wait long for the other at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(scope="session")
 def soak(request) -> bool:
     """Whether tests shall use their big counts."""

@@ -16,6 +16,7 @@ from trainer import images
 NOISE = re.compile(r"^[WIEF]\d{4} |WARNING|INFO|Warning|Traceback|pid=|absl|cuda", re.MULTILINE)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(500)
 def test_the_demo_ends_with_a_report(tmp_path):
     settings = ["--set", "unet.filters=16,32,64", "--set", "unet.kernels=5,3,3", "--set", "initial.steps=200"]

@@ -45,6 +45,7 @@ def last_checkpoint(run_folder: str) -> checkpoints.Checkpoint:
     return checkpoints.load_checkpoint(checkpoints.find_latest(run_folder))
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_five_commands_on_a_bucket(bucket):
     # A tree as of ImageNet: six photographs, one file that is none.

@@ -53,12 +53,12 @@ def test_one_percent_of_holes_takes_a_tenth_of_the_whole_frame(model, soak):
     taken, filled = {}, {}
     for name in ("frame", "holes"):
         pixels = image.copy()
-        begin = time.perf_counter()
+        begin = time.process_time()  # whatever else runs on the machine
         if name == "frame":
             windows = filling.fill_groups(pixels, mask, frame, model, skip_holeless=False)
         else:
             windows = filling.fill_groups(pixels, mask, plan_groups(mask, model.tiling, model.sides, 16), model)
-        taken[name], filled[name] = (time.perf_counter() - begin, windows), pixels
+        taken[name], filled[name] = (time.process_time() - begin, windows), pixels
     assert taken["holes"][0] < taken["frame"][0] / 10
     assert taken["holes"][1] < taken["frame"][1] / 10
     same = image.copy()
