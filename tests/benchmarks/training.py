@@ -3,8 +3,10 @@
     python tests/benchmarks/training.py
 
 Each run is `python -m trainer.train` on this machine, of the demo's network at 256 x 256 and 8 examples per worker; its
-progress lines tell images/s, but for the first, that of compiling. Two workers share memory and caches, whatever they
-say to each other: two runs at one time that know nothing of each other show how far two cores can come. What
+progress lines tell images/s, but for the first, that of compiling. A run of one worker has one core for all it does,
+Ray's processes and the reading of data included (left alone, those would use a second one), and one of two workers has
+two. Two workers share memory and caches, whatever they say to each other: two runs at one time that know nothing of
+each other, each with a core, show how far two cores can come. What
 checkpoints cost is told within one run, which a machine that is slower at one time than at another does not upset: the
 mean time of all steps over that of the steps before a checkpoint, when the last one has long been written. Then a table
 of what to expect on clusters, from the seconds of a step and the bytes of its gradients, with the bandwidths it names.
@@ -19,6 +21,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -39,7 +42,10 @@ BANDWIDTHS = {"100 Gbit/s": 12.5e9, "NVLink 450 GB/s": 450e9}
 GPUS = (8, 64, 256)
 
 
-def call(module: str, *options: str) -> str:
+def call(module: str, *options: str, cores: Sequence[int] = ()) -> str:
+    """Standard output of a command that has no other cores than these."""
+    if cores:
+        os.sched_setaffinity(0, cores)  # of this thread, whose children inherit it
     done = subprocess.run([sys.executable, "-m", module, *options], capture_output=True, text=True)
     if done.returncode:
         sys.exit(done.stdout + done.stderr)
@@ -51,8 +57,11 @@ def make_data(folder: Path) -> None:
     call("pipelines.build_masks", "--output", str(folder / "masks"), "--count", "600", "--size", "256")
 
 
-def train(folder: Path, name: str, workers: int, steps: int, checkpoint_every: int) -> tuple[list[float], list[float]]:
-    """Images/s and percents of waiting for data, by progress line."""
+def train(
+    folder: Path, name: str, cores: Sequence[int], steps: int, checkpoint_every: int
+) -> tuple[list[float], list[float]]:
+    """Images/s and percents of waiting for data, by progress line, of as many workers as cores."""
+    workers = len(cores)
     settings = [
         *ALWAYS,
         f"initial.steps={steps}",
@@ -65,6 +74,7 @@ def train(folder: Path, name: str, workers: int, steps: int, checkpoint_every: i
         *("--preset", "demo", "--images", str(folder / "images"), "--masks", str(folder / "masks")),
         *("--run", str(folder / name)),
         *(part for setting in settings for part in ("--set", setting)),
+        cores=cores,
     )
     return tuple([float(x) for x in re.findall(form, said)] for form in (r"([\d.]+) images/s", r"data ([\d.]+)%"))
 
@@ -93,11 +103,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_data(folder)
-        one = train(folder, "run-one", 1, STEPS, NEVER)
+        cores = sorted(os.sched_getaffinity(0))[:2]
+        one = train(folder, "run-one", cores[:1], STEPS, NEVER)
         with ThreadPoolExecutor() as pool:
-            apart = pool.map(lambda number: train(folder, f"run-apart-{number}", 1, STEPS, NEVER), range(2))
-        two = train(folder, "run-two", 2, STEPS, NEVER)
-        saving, _ = train(folder, "run-saving", 2, 3 * EVERY, EVERY)
+            apart = pool.map(lambda core: train(folder, f"run-apart-{core}", [core], STEPS, NEVER), cores)
+        two = train(folder, "run-two", cores, STEPS, NEVER)
+        saving, _ = train(folder, "run-saving", cores, 3 * EVERY, EVERY)
     rows = {"one worker, one core (baseline)": [one], "two runs apart": list(apart), "two workers": [two]}
     base = statistics.median(one[0])
     for title, runs in rows.items():
