@@ -30,7 +30,7 @@ class UNetConfig:
         kernels: kernel size of each encoder level; odd.
         bn_epsilon: added to the variance by BatchNorm; the default is PyTorch's, the paper's framework.
         mean, std: of each channel of RGB in [0, 1]. The network computes with (image - mean) / std, and its
-            output is turned back. The paper's has the image as it is.
+            output is turned back. The paper's has the image as it is; 0.45 and 0.25 learned more in few steps.
         head: what follows the last partial convolution. ``none`` is the paper's; ``sigmoid`` is LeakyReLU 0.2, a
             1x1 convolution to 3 channels and a sigmoid, as some implementations have it.
     """
