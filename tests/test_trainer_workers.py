@@ -47,9 +47,8 @@ open(f"{root}/{run}-{worker}.json", "w").write(json.dumps(events))
 SMALL = ["unet.image_size=32", "unet.filters=4,8,8", "unet.kernels=5,3,3", "log_every=1", "precision=float32"]
 SMALL += ["global_batch_size=8", "initial.schedule=constant", "initial.learning_rate=0.0005", "checkpoint.every=1000"]
 SMALL += ["validation.split=train", "validation.every=25", "clip_norm=0.3", "ema_decay=0.9"]
-# The paper's weights and images as they are, whatever the preset has: three terms, and all of the rate within the steps.
+# Three terms, whatever the preset has, and the whole rate within the steps.
 SMALL += ["loss.valid=1", "loss.total_variation=0.1", "initial.warmup_steps=10"]
-SMALL += ["unet.mean=0,0,0", "unet.std=1,1,1"]
 
 
 def train(root, run, workers, *settings):
