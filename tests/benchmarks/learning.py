@@ -7,6 +7,11 @@ Every fourth photograph in the order of their names, ten at most, is held out an
 hole-ratio intervals and border classes are made of those; the report of pipelines.evaluate, which this ends with,
 is in OUT/report. Run again with the same OUT, training continues where it was. The demo's config is the default:
 128 x 128, batches of 16, bfloat16, pixel losses only.
+
+An hour on two cores, of 2.8 million parameters, from 28 photographs (each --set of its own):
+
+    initial.steps=12000 initial.learning_rate=8e-3 initial.warmup_steps=200 ema_decay=0.999 data.crop_scale=0.3,1.0
+    unet.filters=32,64,128,256,256 scaling.workers=1 scaling.cpus_per_worker=2
 """
 
 import argparse
