@@ -1,6 +1,6 @@
 """Prints what a pyproject.toml depends on, with the given extras, one requirement a line.
 
-    python3 docker/requirements.py pyproject.toml gpu,cluster
+python3 docker/requirements.py pyproject.toml gpu,cluster
 """
 
 from __future__ import annotations

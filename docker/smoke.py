@@ -1,6 +1,6 @@
 """Imports every module of the project inside an image and prints the versions that count; exit code 1 if one fails.
 
-    docker run --rm --network none --entrypoint python IMAGE /opt/pconv/smoke.py
+docker run --rm --network none --entrypoint python IMAGE /opt/pconv/smoke.py
 """
 
 from __future__ import annotations

@@ -17,14 +17,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from masks import coverage, exactness
-from masks.blobs import draw_blobs
-from masks.boxes import draw_boxes
-from masks.files import draw_files
-from masks.occlusion import draw_occlusion
-from masks.shapes import draw_shapes
+from masks.families.blobs import draw_blobs
+from masks.families.boxes import draw_boxes
+from masks.families.files import draw_files
+from masks.families.occlusion import draw_occlusion
+from masks.families.shapes import draw_shapes
+from masks.families.strokes import draw_strokes
+from masks.families.walks import draw_walks
 from masks.sources import Source
-from masks.strokes import draw_strokes
-from masks.walks import draw_walks
 
 # Families of masks: draw(rng, spec) -> uint8 [height, width] of {0, 1}. What a family leaves short of the
 # specification, sample_mask settles.

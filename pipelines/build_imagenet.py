@@ -39,19 +39,21 @@ def main(argv: Sequence[str]) -> int:
     with quiet_imports():
         import apache_beam as beam
 
-        from pipelines import image_sources
-        from pipelines.image_records import choose_num_shards, measure_split
-        from pipelines.image_shards import ListImages, WriteImages
+        from pipelines.image_dataset import sources
+        from pipelines.image_dataset.convert import choose_num_shards, measure_split
+        from pipelines.image_dataset.image_shards import ListImages, WriteImages
         from pipelines.launch import claim_dataset, code_version, parse_options, run_pipeline
-        from pipelines.shards import WriteRest
-        from trainer import datasets, images, storage
+        from pipelines.transforms.dataset_writer import WriteRest
+        from trainer import storage
+        from trainer.data import manifest
+        from trainer.images import rgb
 
     ours, options = parse_options(parser(), argv)
     for name in ("num_shards", "limit"):
         if getattr(ours, name) is not None and getattr(ours, name) < 1:
             raise UserError(f"--{name.replace('_', '-')}: expected 1 or more. Received {getattr(ours, name)}.")
     try:
-        spec = images.ImageSpec(
+        spec = rgb.ImageSpec(
             short_side=ours.short_side, quality=ours.quality, max_pixels=ours.max_pixels, min_side=ours.min_side
         )
     except ValueError as error:
@@ -59,7 +61,7 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"--{name.replace('_', '-')}:{expected}") from None
     splits = tuple(ours.split.split(",")) if ours.split is not None else ()
     output = storage.normalize(ours.output)
-    source = image_sources.find_source(ours.input, splits, ours.devkit or "")
+    source = sources.find_source(ours.input, splits, ours.devkit or "")
     if not claim_dataset(output, ours.overwrite):
         return 0
 
@@ -89,7 +91,7 @@ def main(argv: Sequence[str]) -> int:
         (shards, rejects, inputs) | WriteRest(output, num_shards, fields)
 
     run_pipeline(options, build)
-    counts = datasets.load_manifest(output, "image").counts
+    counts = manifest.load_manifest(output, "image").counts
     print(f"{counts['records']} images in {output}, {counts['rejects']} of {counts['inputs']} rejected")
     return 0
 

@@ -47,11 +47,11 @@ def main(argv: Sequence[str]) -> int:
         import apache_beam as beam
 
         from pipelines.launch import claim_dataset, code_version, parse_options, run_pipeline
-        from pipelines.mask_plan import find_files, make_plan, parameters_of
-        from pipelines.mask_records import SampleMasks, SampleMasksFromSources
-        from pipelines.mask_summary import SHEET, write_summary
-        from pipelines.progress import ReportProgress
-        from pipelines.shards import WriteDataset
+        from pipelines.mask_dataset.mask_summary import SHEET, write_summary
+        from pipelines.mask_dataset.plan import find_files, make_plan, parameters_of
+        from pipelines.mask_dataset.sampling import SampleMasks, SampleMasksFromSources
+        from pipelines.transforms.dataset_writer import WriteDataset
+        from pipelines.transforms.progress import ReportProgress
         from trainer import storage
 
     ours, options = parse_options(parser(), argv)

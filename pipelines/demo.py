@@ -65,17 +65,17 @@ def write_pictures(output: Path) -> list[str]:
 
     from masks.codec import encode_mask
     from masks.sampling import MaskSpec, sample_mask
-    from trainer import images
+    from trainer.images import rgb
 
     names = []
     for index, path in enumerate(sorted(glob.glob(str(PHOTOS / "val" / "*" / "*.jpg")))):
-        photo = images.decode_rgb(Path(path).read_bytes())
+        photo = rgb.decode_rgb(Path(path).read_bytes())
         scale = PICTURE_SIDE / min(photo.shape[:2])
         photo = cv2.resize(photo, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
         height, width = photo.shape[:2]
         spec = MaskSpec(generator="shapes", height=height, width=width, hole_ratio=HOLE_RATIO, seed=2)
         name = f"{Path(path).stem}.png"
-        (output / "pictures" / name).write_bytes(images.encode_png(photo))
+        (output / "pictures" / name).write_bytes(rgb.encode_png(photo))
         (output / "holes" / name).write_bytes(encode_mask(sample_mask(spec, index)))
         names.append(name)
     return names
@@ -87,15 +87,15 @@ def compare(output: Path, names: Sequence[str]) -> list[Score]:
     from masks.codec import decode_mask
     from masks.coverage import hole_ratio
     from pipelines.report import draw_report, show_holes
-    from trainer import images
-    from trainer.baselines import fill_mean, fill_telea
-    from trainer.scores import score
+    from trainer.images import rgb
+    from trainer.inference.baselines import fill_mean, fill_telea
+    from trainer.metrics.intervals import score
 
     rows, scores = [], []
     for name in names:
-        target = images.decode_rgb((output / "pictures" / name).read_bytes())
+        target = rgb.decode_rgb((output / "pictures" / name).read_bytes())
         mask = decode_mask((output / "holes" / name).read_bytes())
-        network = images.decode_rgb((output / "inpainted" / name).read_bytes())
+        network = rgb.decode_rgb((output / "inpainted" / name).read_bytes())
         filled = [network, fill_telea(target, mask), fill_mean(target, mask)]
         scores.append(Score(name, hole_ratio(mask), *(score(p, target, mask)["psnr_holes"] for p in filled)))
         last = scores[-1]

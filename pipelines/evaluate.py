@@ -38,15 +38,15 @@ def parser() -> ArgumentParser:
     add("--seed", type=int, default=0, help="decides which masks and images are paired (default 0)")
     add("--baseline", default="telea,ns,mean", help="methods to score too (default telea,ns,mean)")
     add("--published", action="store_true", help="show the paper's numbers, of other data, beside")
-    add("--lpips", metavar="FILE", help="weights for LPIPS, an .npz (see trainer/lpips.py); left out without")
-    add("--fid", metavar="FILE", help="weights for FID, an .npz (see trainer/fid.py); left out without")
+    add("--lpips", metavar="FILE", help="weights for LPIPS, an .npz (see trainer/metrics/lpips.py); left out without")
+    add("--fid", metavar="FILE", help="weights for FID, an .npz (see trainer/metrics/fid.py); left out without")
     add("--batch-size", type=int, help="pairs computed together (default: what suits the device)")
     return parser
 
 
 def _check(ours: argparse.Namespace, known: Sequence[str]) -> tuple[tuple[str, ...], int | None]:
     """Names of the baselines, and pairs per cell; raises `UserError` for wrong values."""
-    from pipelines.pairing import ALL_MASKS
+    from pipelines.evaluation.pairing import ALL_MASKS
 
     baselines = tuple(dict.fromkeys(name for name in ours.baseline.split(",") if name))
     if wrong := [name for name in baselines if name not in known]:
@@ -62,14 +62,14 @@ def _check(ours: argparse.Namespace, known: Sequence[str]) -> tuple[tuple[str, .
 
 def main(argv: Sequence[str]) -> int:
     with quiet_imports():
-        from pipelines.contenders import find_contenders
-        from pipelines.evaluation import Weights
-        from pipelines.evaluation_job import Data, Job, build
+        from pipelines.evaluation.job import Data, Job, build
+        from pipelines.evaluation.methods import find_contenders
+        from pipelines.evaluation.rounds import Weights
         from pipelines.launch import code_version, parse_options, run_pipeline
         from trainer import storage
-        from trainer.baselines import BASELINES
-        from trainer.fid import load_inception
-        from trainer.lpips import load_lpips
+        from trainer.inference.baselines import BASELINES
+        from trainer.metrics.fid import load_inception
+        from trainer.metrics.lpips import load_lpips
 
     ours, options = parse_options(parser(), argv)
     baselines, per_cell = _check(ours, list(BASELINES))

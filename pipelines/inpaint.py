@@ -72,11 +72,11 @@ def _check(ours: argparse.Namespace) -> None:
 
 
 def _check_values(ours: argparse.Namespace) -> None:
-    from pipelines.pairs import HOLES, MATCHES
+    from pipelines.inpainting.inputs import HOLES, MATCHES
     from trainer.config import PRECISIONS
-    from trainer.images import PILLOWS_LIMIT
-    from trainer.pictures import FORMATS
-    from trainer.predict import DEVICES
+    from trainer.images.pictures import FORMATS
+    from trainer.images.rgb import PILLOWS_LIMIT
+    from trainer.inference.predict import DEVICES
 
     choices = {"hole": HOLES, "match": MATCHES, "format": FORMATS, "device": DEVICES, "precision": PRECISIONS}
     for name, allowed in choices.items():
@@ -95,12 +95,15 @@ def main(argv: Sequence[str]) -> int:
     with quiet_imports():
         import apache_beam as beam
 
-        from pipelines import pairs, results
-        from pipelines.inpainting import InpaintFiles, Inputs, model_of
+        from pipelines.inpainting import inputs as pairs
+        from pipelines.inpainting import outputs
+        from pipelines.inpainting.job import InpaintFiles, Inputs, model_of
+        from pipelines.inpainting.loading import Settings, parse_holes
         from pipelines.launch import code_version, parse_options, run_pipeline
-        from pipelines.loading import Settings, parse_holes
-        from pipelines.model_handler import FillModelHandler
-        from trainer import pictures, predict, storage
+        from pipelines.transforms.model_handler import FillModelHandler
+        from trainer import storage
+        from trainer.images import pictures
+        from trainer.inference import predict
 
     ours, options = parse_options(parser(), argv)
     _check(ours)
@@ -154,7 +157,7 @@ def main(argv: Sequence[str]) -> int:
     handler = FillModelHandler(pin, ours.batch_size, **computing)
     parameters = {**dataclasses.asdict(settings), "precision": ours.precision or pin.config.precision}
     parameters["window"] = ours.window
-    replaces = results.claim_output(output, {"model": model_of(pin), **parameters}, ours.overwrite)
+    replaces = outputs.claim_output(output, {"model": model_of(pin), **parameters}, ours.overwrite)
     where = dataclasses.asdict(inputs)
     fields = {"code_version": code_version(), "model": model_of(pin), "parameters": {**where, **parameters}}
 
@@ -162,7 +165,7 @@ def main(argv: Sequence[str]) -> int:
         records, rejects = pipeline | InpaintFiles(inputs, settings, output, handler, replaces, len(images))
         counted = records | beam.combiners.Count.Globally()
         before = (beam.pvalue.AsList(part) for part in (records, rejects))
-        counted | "WriteOutcome" >> beam.Map(results.write_outcome, output, fields, *before)
+        counted | "WriteOutcome" >> beam.Map(outputs.write_outcome, output, fields, *before)
 
     run_pipeline(options, build)
     counts = json.loads(storage.read(storage.join(output, pairs.MANIFEST)))["counts"]

@@ -14,8 +14,9 @@ import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions, PortableOptions, StandardOptions
 from apache_beam.runners.portability.fn_api_runner import worker_handlers
 
-from trainer import datasets, storage
+from trainer import storage
 from trainer.command import ArgumentParser, UserError, user_error_in
+from trainer.data import manifest
 
 # DirectRunner tries to download another runner first, and so behaves differently with a network
 # and without; this one runs in the process (docs: beam.apache.org/documentation/runners/direct).
@@ -109,13 +110,13 @@ def claim_dataset(output: str, overwrite: bool) -> bool:
     storage.require_writable(output)
     if overwrite:
         # The manifest goes first: a half-emptied folder is not a dataset.
-        storage.delete(storage.join(output, datasets.MANIFEST))
+        storage.delete(storage.join(output, manifest.MANIFEST))
         for address in storage.find(output):
             folder, _, name = storage.relative(address, output).rpartition("/")
             # Folders below it may be datasets of their own.
             if (folder, name.rpartition(".")[2]) in (("", "tfrecord"), ("rejects", "jsonl")):
                 storage.delete(address)
-    elif datasets.has_manifest(output):
+    elif manifest.has_manifest(output):
         print(f"{output} is finished already; nothing to do (--overwrite writes it again)", file=sys.stderr)
         return False
     return True

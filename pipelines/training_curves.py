@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from trainer import records, storage
-from trainer.logs import FOLDER
+from trainer import storage
+from trainer.data import records
+from trainer.tensorboard import FOLDER
 
 POINTS = 200  # of a curve, at most
 _PARTS = re.compile(r"events\.out\.tfevents\.")

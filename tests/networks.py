@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from trainer import checkpoints, exports, pointers, presets, storage
+from trainer import checkpoints, presets, storage
+from trainer.checkpoints import pointers
 from trainer.config import PhaseConfig, TrainConfig, UNetConfig
-from trainer.unet import build_unet
+from trainer.inference import export_formats
+from trainer.model.unet import build_unet
 
 
 def small_config(image_size: int) -> TrainConfig:
@@ -48,5 +50,5 @@ def write_run(folder: str, config: TrainConfig) -> str:
         if step == 1:
             score = checkpoints.Score(metric="psnr", value=20.0, higher_is_better=True)
             pointers.move_best(folder, pin, 1, score, None)
-            exports.export_model(folder, config, checkpoints.load_checkpoint(pin), {})
+            export_formats.export_model(folder, config, checkpoints.load_checkpoint(pin), {})
     return folder

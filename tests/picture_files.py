@@ -8,8 +8,9 @@ import json
 import numpy as np
 from PIL import Image
 
-from trainer import predict, storage
-from trainer.pictures import Picture, encode
+from trainer import storage
+from trainer.images.pictures import Picture, encode
+from trainer.inference import predict
 
 
 def noise(height: int, width: int, channels: int, seed: int = 0, dtype=np.uint8) -> np.ndarray:

@@ -7,12 +7,15 @@ import numpy as np
 from masks.codec import encode_mask
 from masks.coverage import bucket_of, hole_ratio
 from masks.sampling import MaskSpec, sample_mask
-from trainer import datasets, images, records, storage
+from trainer import storage
+from trainer.data import manifest as datasets
+from trainer.data import records
+from trainer.images import rgb
 
 
 def image_record(pixels: np.ndarray, name: str = "a.jpg", quality: int = 100) -> bytes:
     """Serialized record of uint8 [H, W, 3]."""
-    values = {"image/encoded": images.encode_jpeg(pixels, quality), "image/format": "JPEG", "image/colorspace": "RGB"}
+    values = {"image/encoded": rgb.encode_jpeg(pixels, quality), "image/format": "JPEG", "image/colorspace": "RGB"}
     values |= {"image/height": pixels.shape[0], "image/width": pixels.shape[1], "image/channels": 3}
     values |= {"image/filename": name, "image/class/label": -1, "image/class/synset": ""}
     return records.encode_record(values, records.IMAGE_FEATURES)

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from masks.codec import decode_mask
-from trainer import images
+from trainer.images import rgb
 
 # Lines that TensorFlow, Ray and Beam log of themselves, and Python's own warnings.
 NOISE = re.compile(r"^[WIEF]\d{4} |WARNING|INFO|Warning|Traceback|pid=|absl|cuda", re.MULTILINE)
@@ -41,7 +41,7 @@ def test_the_demo_ends_with_a_report(tmp_path):
     assert len(lines) == 4
     for name, percent, network, _, mean in lines:
         target, output = (
-            images.decode_rgb((tmp_path / folder / name).read_bytes()) / 255 for folder in ("pictures", "inpainted")
+            rgb.decode_rgb((tmp_path / folder / name).read_bytes()) / 255 for folder in ("pictures", "inpainted")
         )
         mask = decode_mask((tmp_path / "holes" / name).read_bytes())
         assert float(percent) == round(100 * (mask == 0).mean())

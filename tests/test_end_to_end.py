@@ -12,7 +12,9 @@ import pytest
 
 from masks.codec import encode_mask
 from masks.sampling import MaskSpec, sample_mask
-from trainer import checkpoints, datasets, images, storage
+from trainer import checkpoints, storage
+from trainer.data import manifest
+from trainer.images import rgb
 
 PHOTOS = Path(__file__).parent.parent / "pipelines" / "photos"
 TRAIN = ["--preset", "demo", "--set", "unet.image_size=64", "--set", "unet.filters=8,16,16"]
@@ -61,10 +63,10 @@ def test_five_commands_on_a_bucket(bucket):
         ("pipelines.build_imagenet", "--input", f"{bucket}/photos", "--output", f"{bucket}/records"),
         ("pipelines.build_masks", "--output", f"{bucket}/val-masks", *val_masks),
     )
-    masks = datasets.load_manifest(f"{bucket}/masks", "mask")
+    masks = manifest.load_manifest(f"{bucket}/masks", "mask")
     assert masks.counts == {"inputs": 30, "records": 30, "rejects": 0}
     assert [shard.name for shard in masks.shards] == [f"train-0000{i}-of-00002.tfrecord" for i in (0, 1)]
-    records = datasets.load_manifest(f"{bucket}/records", "image")
+    records = manifest.load_manifest(f"{bucket}/records", "image")
     assert records.counts == {"inputs": 7, "records": 6, "rejects": 1}
     assert {s.split: s.records for s in records.shards} == {"train": 4, "val": 2}
     (rejected,) = map(json.loads, storage.read(f"{bucket}/records/rejects/train.jsonl").splitlines())
@@ -99,10 +101,10 @@ def test_five_commands_on_a_bucket(bucket):
     targets, holes = {}, {}
     for index, path in enumerate(val):
         name = f"{path.parent.name}/{path.stem}"
-        photo = cv2.resize(images.decode_rgb(path.read_bytes()), (150 + index, 101))
+        photo = cv2.resize(rgb.decode_rgb(path.read_bytes()), (150 + index, 101))
         spec = MaskSpec(generator="shapes", height=101, width=150 + index, hole_ratio=(0.2, 0.3))
         targets[name], holes[name] = photo, sample_mask(spec, index)
-        upload(bucket, f"pictures/{name}.png", images.encode_png(photo))
+        upload(bucket, f"pictures/{name}.png", rgb.encode_png(photo))
         upload(bucket, f"holes/{name}.png", encode_mask(holes[name]))
     files = ["--images", f"{bucket}/pictures/**", "--masks", f"{bucket}/holes/**", "--hole", "black"]
     data = ["--images", f"{bucket}/records", "--masks", f"{bucket}/val-masks"]
@@ -111,7 +113,7 @@ def test_five_commands_on_a_bucket(bucket):
         ("pipelines.evaluate", *data, "--run", f"{bucket}/run", "--output", f"{bucket}/report"),
     )
     for name, target in targets.items():
-        output, valid = images.decode_rgb(storage.read(f"{bucket}/out/{name}.png")), holes[name] == 1
+        output, valid = rgb.decode_rgb(storage.read(f"{bucket}/out/{name}.png")), holes[name] == 1
         np.testing.assert_array_equal(output[valid], target[valid])
         assert (output[~valid] != target[~valid]).mean() > 0.5
     outcome = json.loads(storage.read(f"{bucket}/out/manifest.json"))

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import pytest
 
-from trainer import datasets
+from trainer.data import manifest
 
 ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = {
@@ -87,7 +87,7 @@ def make_run(folder: str) -> str:
     """A run with one checkpoint of a new, small network."""
     from trainer import checkpoints, presets, storage
     from trainer.config import PhaseConfig, TrainConfig, UNetConfig
-    from trainer.unet import build_unet
+    from trainer.model.unet import build_unet
 
     unet = UNetConfig(image_size=32, filters=(4, 6, 8), kernels=(5, 3, 3))
     arrays = {"model": checkpoints.read_variables(build_unet(unet).variables), "optimizer": {}}
@@ -113,7 +113,7 @@ def test_the_local_script_runs_the_jobs(how, tmp_path):
     ]
     with ThreadPoolExecutor(2) as pool:  # to load their libraries takes most of their time
         list(pool.map(lambda job: local(*how, *job), jobs))
-    assert datasets.load_manifest(str(tmp_path / "masks"), "mask").counts["records"] == 6
-    assert datasets.load_manifest(str(tmp_path / "images"), "image").counts["records"] == 4
+    assert manifest.load_manifest(str(tmp_path / "masks"), "mask").counts["records"] == 6
+    assert manifest.load_manifest(str(tmp_path / "images"), "image").counts["records"] == 4
     before, after = (cv2.imread(str(tmp_path / name / "a.png")) for name in ("in", "out"))
     assert (after[9:] == before[9:]).all() and (after[4:9, 4:9] != 0).any()

@@ -14,8 +14,10 @@ import tensorflow as tf
 from PIL import Image
 
 from pipelines.build_imagenet import main
-from trainer import datasets, records, storage
+from trainer import storage
 from trainer.command import UserError
+from trainer.data import manifest as datasets
+from trainer.data import records
 
 PHOTOS = Path(__file__).resolve().parents[1] / "pipelines" / "photos"
 CAT = (PHOTOS / "train" / "living" / "cat.jpg").read_bytes()

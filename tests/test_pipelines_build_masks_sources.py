@@ -17,8 +17,9 @@ from PIL import Image
 
 import pipelines
 from pipelines.build_masks import main
-from trainer import records, storage
+from trainer import storage
 from trainer.command import UserError
+from trainer.data import records
 
 PHOTOS = Path(pipelines.__file__).parent / "photos"
 STILLS = sorted(PHOTOS.rglob("*.jpg"))[:3]
@@ -130,13 +131,14 @@ def test_a_mixture_of_families_with_and_without_sources(files, tmp_path):
 
 
 def test_sources_take_turns_with_every_specification():
-    from pipelines import mask_plan, mask_records
     from pipelines.build_masks import parser
+    from pipelines.mask_dataset import plan as mask_plan
+    from pipelines.mask_dataset import sampling
 
     arguments = ["--output", "x", "--count", "60", "--stratify", "--generator", "files"]
     plan = mask_plan.make_plan(parser().parse_args(arguments))
     found = [f"mask:{name}" for name in "cab"] + ["still:z"]
-    assigned = list(mask_records.assign_sources(0, plan.specs, 60, found, []))
+    assigned = list(sampling.assign_sources(0, plan.specs, 60, found, []))
     assert [index for _, index in assigned] == list(range(60))
     met = {(name, index % 12) for name, index in assigned}
     assert len(met) == 36 and {name for name, _ in met} == {"mask:a", "mask:b", "mask:c"}

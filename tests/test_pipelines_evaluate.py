@@ -16,10 +16,11 @@ from skimage.metrics import structural_similarity
 
 from pipelines import build_imagenet, build_masks
 from pipelines.evaluate import main
-from trainer import checkpoints, exports, predict, presets, storage
+from trainer import checkpoints, presets, storage
 from trainer.command import UserError
 from trainer.config import PhaseConfig, TrainConfig, UNetConfig
-from trainer.unet import build_unet
+from trainer.inference import export_formats, predict
+from trainer.model.unet import build_unet
 
 SIZE, MASKS = 24, 204  # twelve cells of 17
 METHODS = ["first", "second", "telea", "ns", "mean"]
@@ -244,7 +245,7 @@ def test_the_page_has_three_pictures_of_each_interval_and_every_cell(report):
 
 def test_an_export_scores_as_its_checkpoint(made, tmp_path, capsys):
     checkpoint = checkpoints.load_checkpoint(checkpoints.find(f"{made}/run", 2), ("model",))
-    exports.export_model(f"{made}/run", CONFIG, checkpoint, {}, folder=f"{tmp_path}/export")
+    export_formats.export_model(f"{made}/run", CONFIG, checkpoint, {}, folder=f"{tmp_path}/export")
     both = ["--run", f"{made}/run", "--run", f"{tmp_path}/export/model.keras"]
     assert evaluate(made, tmp_path / "out", *both, "--per-cell", "2", "--baseline", "") == 0
     metrics = read_metrics(tmp_path / "out")

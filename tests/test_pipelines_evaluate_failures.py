@@ -13,13 +13,18 @@ from PIL import Image
 from masks.codec import encode_mask
 from masks.coverage import hole_ratio
 from masks.sampling import MaskSpec, sample_mask
-from pipelines import build_masks, contenders, evaluation
-from pipelines.contenders import Contender, NotFinite, fill_round
+from pipelines import build_masks
 from pipelines.evaluate import main
-from pipelines.model_handler import Pair
-from trainer import checkpoints, images, lpips, predict, presets, records, storage
+from pipelines.evaluation import methods, rounds
+from pipelines.evaluation.methods import Contender, NotFinite, fill_round
+from pipelines.transforms.model_handler import Pair
+from trainer import checkpoints, presets, storage
 from trainer.config import PhaseConfig, TrainConfig, UNetConfig
-from trainer.unet import build_unet
+from trainer.data import records
+from trainer.images import rgb
+from trainer.inference import predict
+from trainer.metrics import lpips
+from trainer.model.unet import build_unet
 
 SIZE = 32
 CONFIG = TrainConfig(unet=UNetConfig(image_size=32, filters=(4,), kernels=(3,)), initial=PhaseConfig(steps=1))
@@ -145,7 +150,7 @@ def test_one_bad_picture_of_a_round_fails_alone():
     def network(image, mask):
         return np.where(image.max((1, 2, 3), keepdims=True) > 0.5, np.float32("nan"), np.float32(0.2)) + 0 * image
 
-    model = contenders._checked(predict.Model(predict=network, stride=2))
+    model = methods._checked(predict.Model(predict=network, stride=2))
     filled = fill_round([Pair(*pair) for pair in zip(pictures, masks, strict=True)], model)
     assert isinstance(filled[1], NotFinite)
     for number in (0, 2):
@@ -163,11 +168,11 @@ def test_a_mask_that_cannot_be_read_fails_its_pair_alone():
         values |= {"mask/touches_border": pair % 2, "mask/generator": "shapes", "mask/index": 70 + pair}
         masks.append((pair, records.encode_record(values, records.MASK_FEATURES)))
     picture = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
-    cases = evaluation.decode_round((0, {"images": [("a", images.encode_png(picture), "")], "masks": masks[::-1]}))
-    _, pairs = evaluation.to_pairs(cases)
+    cases = rounds.decode_round((0, {"images": [("a", rgb.encode_png(picture), "")], "masks": masks[::-1]}))
+    _, pairs = rounds.to_pairs(cases)
     filled = [picture, picture // 2]
     assert len(pairs) == 2
-    rows = evaluation.score_round((cases, filled), "method")
+    rows = rounds.score_round((cases, filled), "method")
     assert [(row["pair"], row["mask"], row["border"], "error" in row) for row in rows] == [
         (0, 70, 0, False),
         (1, 71, 1, True),
@@ -177,10 +182,10 @@ def test_a_mask_that_cannot_be_read_fails_its_pair_alone():
 
 
 def test_contenders_know_where_they_come_from(made):
-    one, two = contenders.find_contenders([f"{made}/run@1", f"b={made}/broken"])
+    one, two = methods.find_contenders([f"{made}/run@1", f"b={made}/broken"])
     assert isinstance(one, Contender) and (one.name, one.run) == ("run@1", f"{made}/run")
     assert (two.name, two.run) == ("b", f"{made}/broken") and two.pin == predict.find_model(f"{made}/broken")
-    assert [c.name for c in contenders.find_contenders([f"{made}/run"])] == ["network"]
+    assert [c.name for c in methods.find_contenders([f"{made}/run"])] == ["network"]
 
 
 @pytest.mark.slow

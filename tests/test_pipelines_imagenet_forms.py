@@ -18,7 +18,9 @@ import tensorflow as tf
 from PIL import Image
 
 from pipelines.build_imagenet import main
-from trainer import datasets, records, storage
+from trainer import storage
+from trainer.data import manifest as datasets
+from trainer.data import records
 
 PHOTOS = sorted((Path(__file__).resolve().parents[1] / "pipelines" / "photos").rglob("*.jpg"))
 CLASSES = sorted(f"n{number:08d}" for number in random.Random(1).sample(range(10**7, 10**8), 50))

@@ -11,10 +11,11 @@ import pytest
 from PIL import Image
 
 from pipelines.inpaint import main
-from trainer import checkpoints, predict, presets, storage
+from trainer import checkpoints, presets, storage
 from trainer.command import SOME_REJECTED, UserError
 from trainer.config import PhaseConfig, TrainConfig, UNetConfig
-from trainer.unet import build_unet
+from trainer.inference import predict
+from trainer.model.unet import build_unet
 
 CONFIG = TrainConfig(unet=UNetConfig(image_size=32, filters=(4, 6, 8), kernels=(5, 3, 3)), initial=PhaseConfig(steps=1))
 

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from trainer import filling, predict
 from trainer.config import UNetConfig
-from trainer.unet import build_unet
-from trainer.windows import Box, Tiling, make_group, make_sides, plan_groups
+from trainer.inference import filling, predict
+from trainer.inference.windows import Box, Tiling, make_group, make_sides, plan_groups
+from trainer.model.unet import build_unet
 
 
 @pytest.fixture(scope="module")
@@ -90,8 +90,8 @@ import json
 import numpy as np
 from trainer import predict
 from trainer.config import UNetConfig
-from trainer.unet import build_unet
-from trainer.windows import Tiling, make_sides
+from trainer.model.unet import build_unet
+from trainer.inference.windows import Tiling, make_sides
 import tensorflow as tf
 
 network = build_unet(UNetConfig())

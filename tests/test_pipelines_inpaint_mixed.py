@@ -22,7 +22,7 @@ from PIL import Image, ImageCms, ImageOps
 from pipelines.inpaint import main
 from trainer import checkpoints, presets, storage
 from trainer.config import PhaseConfig, TrainConfig, UNetConfig
-from trainer.unet import build_unet
+from trainer.model.unet import build_unet
 
 CONFIG = TrainConfig(unet=UNetConfig(image_size=32, filters=(4, 6, 8), kernels=(5, 3, 3)), initial=PhaseConfig(steps=1))
 TWO_PROCESSES = ["--direct_running_mode", "multi_processing", "--direct_num_workers", "2"]

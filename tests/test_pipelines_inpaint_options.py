@@ -9,11 +9,12 @@ import pytest
 
 from networks import small_config, write_run
 from picture_files import block, counts, errors, load, model_of, noise, save, save_mask
-from pipelines import loading
 from pipelines.inpaint import main
-from trainer import predict, storage
+from pipelines.inpainting import loading
+from trainer import storage
 from trainer.command import UserError
-from trainer.pictures import Picture, encode
+from trainer.images.pictures import Picture, encode
+from trainer.inference import predict
 
 
 @pytest.fixture(scope="module")

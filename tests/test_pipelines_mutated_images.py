@@ -13,7 +13,8 @@ import tensorflow as tf
 from PIL import Image
 
 from pipelines.build_imagenet import main
-from trainer import datasets, records
+from trainer.data import manifest as datasets
+from trainer.data import records
 
 PHOTOS = sorted((Path(__file__).resolve().parents[1] / "pipelines" / "photos").rglob("*.jpg"))
 FORMATS = [  # as many JPEGs as all others

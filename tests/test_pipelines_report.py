@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from pipelines import demo, report
-from trainer import images
 from trainer.command import UserError
+from trainer.images import rgb
 
 COLOURS = [[(200, 10, 10), (10, 200, 10), (10, 10, 200)], [(200, 200, 10), (10, 200, 200), (200, 10, 200)]]
 SHAPES = [(30, 60), (80, 40)]  # wide, tall
@@ -115,7 +115,7 @@ def test_scores_are_psnr_inside_the_holes(pictures):
         targets[name] = np.asarray(Image.open(folder / "pictures" / name)).astype(int)
         holes[name] = np.asarray(Image.open(folder / "holes" / name).convert("L")) == 0
         network = np.where(holes[name][..., None], np.abs(targets[name] - 10), targets[name])
-        (folder / "inpainted" / name).write_bytes(images.encode_png(network.astype(np.uint8)))
+        (folder / "inpainted" / name).write_bytes(rgb.encode_png(network.astype(np.uint8)))
     scores = demo.compare(folder, names)
     assert [score.name for score in scores] == names
     for score in scores:

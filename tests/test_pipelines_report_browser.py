@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines import gallery, report_page, scoreboard
-from trainer.scores import METRICS
+from pipelines.evaluation import gallery, report_page, scoreboard
+from trainer.metrics.intervals import METRICS
 
 METHODS = ["network", "another-network-with-a-long-name", "telea", "ns", "mean"]
 PHONE, DESKTOP = 390, 1440

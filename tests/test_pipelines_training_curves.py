@@ -7,9 +7,9 @@ import re
 import pytest
 
 from pipelines import training_curves
-from pipelines.report_charts import Point, Series, line_chart, ticks
+from pipelines.evaluation.charts import Point, Series, line_chart, ticks
 from pipelines.training_curves import read_curves, thin
-from trainer.logs import EventLog
+from trainer.tensorboard import EventLog
 
 
 def log(run: str, first: int, values: dict[int, float], tag="loss/total") -> None:
@@ -24,12 +24,12 @@ def test_a_run_that_went_on_replaces_what_was_logged_beyond(tmp_path, monkeypatc
     times = iter((1000.0, 2000.0, 3000.0))
     for first, values in ((0, {10: 1.0, 20: 2.0, 30: 3.0}), (20, {30: 3.5, 40: 4.0})):
         began = next(times)
-        monkeypatch.setattr("trainer.logs.time.time", lambda began=began: began)
+        monkeypatch.setattr("trainer.tensorboard.time.time", lambda began=began: began)
         log(run, first, values)
     assert read_curves(run, ["loss/total", "validation/psnr"]) == {
         "loss/total": [(10, 1.0), (20, 2.0), (30, 3.5), (40, 4.0)]
     }
-    monkeypatch.setattr("trainer.logs.time.time", lambda: 3000.0)
+    monkeypatch.setattr("trainer.tensorboard.time.time", lambda: 3000.0)
     log(run, 10, {15: 9.0})
     assert read_curves(run, ["loss/total"])["loss/total"] == [(10, 1.0), (15, 9.0)]
     assert read_curves(run, ["nothing"]) == {} and read_curves(str(tmp_path / "none"), ["loss/total"]) == {}

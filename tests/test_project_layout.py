@@ -26,8 +26,9 @@ PHOTOS = ROOT / "pipelines" / "photos"
 # Libraries that some modules keep clear of: training runs without Beam, the network on any Keras backend.
 BACKENDS = {"tensorflow", "jax", "torch"}
 FORBIDDEN = {
-    "trainer/*.py": {"apache_beam"},
-    **{f"trainer/{name}.py": BACKENDS for name in ("layers", "unet", "features", "losses", "lpips", "metrics")},
+    "trainer/**/*.py": {"apache_beam"},
+    "trainer/model/*.py": BACKENDS,
+    "trainer/metrics/*.py": BACKENDS,
 }
 
 
@@ -80,7 +81,7 @@ def test_no_file_is_long():
     checked = [p for p in files if p.suffix in kinds or p.name in ("Makefile", "run") or "Dockerfile" in p.name]
     assert {"Makefile", "run", "pyproject.toml", Path(__file__).name} <= {path.name for path in checked}
     lengths = {str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines()) for path in checked}
-    assert {name: length for name, length in lengths.items() if length > 300} == {}
+    assert {name: length for name, length in lengths.items() if length > 400} == {}
 
 
 @pytest.mark.parametrize("package", PACKAGES)
@@ -127,7 +128,7 @@ def test_importing_masks_loads_no_framework():
         print(len(names), sorted({name.split(".")[0] for name in sys.modules} &
                                  {"tensorflow", "keras", "jax", "torch", "apache_beam", "ray"}))
     """
-    modules = [path for path in sources("masks") if path.name != "__init__.py"]
+    modules = [path for path in sources("masks") if path != ROOT / "masks" / "__init__.py"]
     assert run_python("if True:" + code, ROOT) == f"{len(modules)} []"
 
 

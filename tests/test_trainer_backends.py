@@ -19,9 +19,9 @@ import numpy as np
 from keras import ops
 from trainer import losses, metrics
 from trainer.config import LossConfig, UNetConfig
-from trainer.features import build_features
-from trainer.layers import PartialConv2D
-from trainer.unet import build_unet
+from trainer.model.vgg import build_features
+from trainer.model.layers import PartialConv2D
+from trainer.model.unet import build_unet
 
 assert keras.backend.backend() == sys.argv[1], keras.backend.backend()
 rng = np.random.default_rng(0)

@@ -1,117 +1,197 @@
-"""Variables of Keras models and optimizers, out of a checkpoint and into one, and what is said when they do not fit."""
+"""Checkpoints on both storages: whole, verified, found through the pointer, never half there."""
 
 from __future__ import annotations
 
-import dataclasses
+import io
+import json
+import re
 
-import keras
+import ml_dtypes
 import numpy as np
 import pytest
 
-from trainer import checkpoints, presets
+from trainer import checkpoints, presets, storage
 from trainer.command import UserError
 
-
-def make_model(seed, units=3):
-    keras.utils.set_random_seed(seed)
-    return keras.Sequential([keras.Input((2,)), keras.layers.Dense(units, name="dense")], name="net")
+FILES = ("manifest.json", "model.npz", "optimizer.npz", "state.json")
 
 
-def test_variables_pass_from_one_model_to_another():
-    source, target = make_model(1), make_model(2)
-    arrays = checkpoints.read_variables(source.variables)
-    assert arrays.keys() == {"net/dense/kernel", "net/dense/bias"}
-    checkpoints.assign_variables(target.variables, arrays)
-    np.testing.assert_array_equal(target.layers[0].kernel, source.layers[0].kernel)
-    source.layers[0].kernel.assign(source.layers[0].kernel * 2)
-    np.testing.assert_array_equal(arrays["net/dense/kernel"], target.layers[0].kernel)  # a copy, not a view
+@pytest.fixture(params=["folder", "bucket"])
+def run(request, tmp_path):
+    return str(tmp_path / "run") if request.param == "folder" else request.getfixturevalue("bucket") + "/run"
 
 
-def test_differences_are_named_and_nothing_is_assigned():
-    model = make_model(1)
-    before = [x.numpy() for x in model.variables]
-    good = checkpoints.read_variables(make_model(2).variables)
-    kernel, bias = "net/dense/kernel", "net/dense/bias"
-    wider = checkpoints.read_variables(make_model(2, units=4).variables)
-    for arrays, message in [
-        ({**good, "other/kernel": np.zeros(1)}, "other/kernel is in the checkpoint only"),
-        ({kernel: good[kernel]}, f"{bias} is in the config's network but not in the checkpoint"),
-        ({**wider, bias: good[bias]}, rf"{kernel}: expected shape \(2, 3\). Received \(2, 4\)"),
-        ({**good, bias: good[bias][:1]}, rf"{bias}: expected shape \(3,\). Received \(1,\)"),
-    ]:
-        with pytest.raises(UserError, match=f"does not fit the config: {message}"):
-            checkpoints.assign_variables(model.variables, arrays)
-        for x, y in zip(model.variables, before, strict=True):
-            np.testing.assert_array_equal(x, y)
+def make_variables(step):
+    rng = np.random.default_rng(step)
+    model = {"encoder_1_conv/kernel": rng.normal(size=(3, 3, 2, 4)).astype("float32"), "a/empty": np.zeros((0, 2))}
+    return {"model": model, "optimizer": {"adam/iteration": np.int64(step), "adam/m": rng.normal(size=5)}}
 
 
-def make_saved(run, model, config, **more):
-    variables = {"model": checkpoints.read_variables(model.variables), "optimizer": {}, **more}
-    return checkpoints.load_checkpoint(checkpoints.save_checkpoint(run, variables, {"step": 1}, 9, config=config))
+def make_state(step):
+    return {"step": step, "phase": "initial", "examples": step * 16}
 
 
-def test_restoring_names_the_config_keys_that_differ(tmp_path):
-    old = presets.PRESETS["demo"]
-    changes = ["unet.filters=4,8,8,8,8", "unet.head=sigmoid", "precision=float32", "data.flip=false", "seed=4"]
-    new = presets.override(old, changes)
-    checkpoint = make_saved(str(tmp_path), make_model(1, units=4), old)
-    model = make_model(2)
-    before = [x.numpy() for x in model.variables]
-    expected = (
-        f"{checkpoint.pin.address} does not fit the config: "
-        "unet.filters is (32, 64, 128, 128, 128) in the checkpoint and (4, 8, 8, 8, 8) in the config; "
-        "unet.head is none in the checkpoint and sigmoid in the config; "
-        "net/dense/kernel: expected shape (2, 3). Received (2, 4)."
-    )
-    with pytest.raises(UserError) as caught:
-        checkpoints.restore(checkpoint, new, {"model": model.variables})
-    assert str(caught.value) == expected
-    # Without a difference in the network's keys, the others that variables depend on.
-    new = presets.override(old, ["precision=float32", "data.flip=false", "initial.steps=7"])
-    with pytest.raises(UserError, match="config: precision is mixed_bfloat16 in the checkpoint and float32 in the con"):
-        checkpoints.restore(checkpoint, new, {"model": model.variables})
-    # Written by a program that stores no config.
-    with pytest.raises(UserError, match="does not fit the config: net/dense/kernel: expected"):
-        checkpoints.restore(dataclasses.replace(checkpoint, config=None), new, {"model": model.variables})
-    for x, y in zip(model.variables, before, strict=True):
-        np.testing.assert_array_equal(x, y)
+def save(run, step, keep=3):
+    return checkpoints.save_checkpoint(run, make_variables(step), make_state(step), keep)
 
 
-def test_restoring_sets_all_parts_or_none(tmp_path):
-    config, source, model, ema = presets.PRESETS["demo"], make_model(1), make_model(2), make_model(3)
-    before = [x.numpy() for x in model.variables]
-    checkpoint = make_saved(str(tmp_path), source, config)
-    parts = {"model": model.variables, "ema": ema.variables}
-    with pytest.raises(UserError, match="does not fit the config: it has no ema"):
-        checkpoints.restore(checkpoint, config, parts)
-    for x, y in zip(model.variables, before, strict=True):
-        np.testing.assert_array_equal(x, y)
-    arrays = {name: array + 1 for name, array in checkpoint.variables["model"].items()}
-    checkpoints.restore(make_saved(str(tmp_path), source, config, ema=arrays), config, parts)
-    for x, y, z in zip(source.variables, model.variables, ema.variables, strict=True):
-        np.testing.assert_array_equal(x, y)
-        np.testing.assert_array_equal(x + 1, z)
+def assert_is_step(checkpoint, step):
+    assert checkpoint.state == make_state(step)
+    for part, arrays in make_variables(step).items():
+        assert checkpoint.variables[part].keys() == arrays.keys()
+        for name, array in arrays.items():
+            np.testing.assert_array_equal(checkpoint.variables[part][name], array, strict=True)
 
 
-def test_two_variables_of_one_path_are_refused():
-    twice = [*make_model(1).variables, *make_model(2).variables]
-    with pytest.raises(ValueError, match="net/dense/.* twice"):
-        checkpoints.read_variables(twice)
+def test_round_trip(run):
+    assert checkpoints.find_latest(run) is None
+    pin = save(run, 100)
+    assert checkpoints.find_latest(run) == pin
+    checkpoint = checkpoints.load_checkpoint(pin)
+    assert checkpoint.pin == pin
+    assert_is_step(checkpoint, 100)
+    assert re.fullmatch(re.escape(run) + "/checkpoints/step-00000100-[0-9a-f]{8}", pin.address)
 
 
-def test_optimizer_state_passes_too():
-    model = make_model(1)
-    trained, fresh = (keras.optimizers.Adam(rate, name="adam") for rate in (0.1, 0.5))
-    gradients = [np.full(x.shape, 0.5, "float32") for x in model.trainable_variables]
-    trained.apply(gradients, model.trainable_variables)
-    fresh.build(model.trainable_variables)
-    checkpoints.assign_variables(fresh.variables, checkpoints.read_variables(trained.variables))
-    after = [x.numpy() for x in model.variables]
-    trained.apply(gradients, model.trainable_variables)
-    expected = [x.numpy() for x in model.variables]
-    for variable, array in zip(model.variables, after, strict=True):
-        variable.assign(array)
-    fresh.apply(gradients, model.trainable_variables)
-    for variable, array in zip(model.variables, expected, strict=True):
-        np.testing.assert_array_equal(variable, array)
-    assert int(fresh.iterations) == 2
+def test_manifest_lists_every_file_with_size_and_checksum(run):
+    pin = save(run, 1)
+    listed = json.loads(storage.read(pin.address + "/manifest.json", pin.crc32c))["files"]
+    assert sorted(file["name"] for file in listed) == sorted(set(FILES) - {"manifest.json"})
+    for file in listed:
+        data = storage.read(pin.address + "/" + file["name"])
+        assert (file["bytes"], file["crc32c"]) == (len(data), storage.crc32c(data))
+
+
+def test_the_pointer_moves_and_old_pins_stay(run):
+    first, second = save(run, 100), save(run, 200)
+    assert checkpoints.find_latest(run) == second != first
+    assert_is_step(checkpoints.load_checkpoint(first), 100)
+    assert json.loads(storage.read(run + "/checkpoints/latest.json"))["step"] == 200
+
+
+def test_a_step_that_is_computed_again_gets_a_folder_of_its_own(run):
+    first, again = save(run, 100), save(run, 100)
+    assert first.address != again.address and checkpoints.find_latest(run) == again
+    assert_is_step(checkpoints.load_checkpoint(first), 100)
+
+
+def test_one_part_is_enough_for_inference(run):
+    pin = save(run, 7)
+    storage.delete(pin.address + "/optimizer.npz")
+    checkpoint = checkpoints.load_checkpoint(pin, ("model",))
+    assert checkpoint.variables.keys() == {"model"} and checkpoint.state["step"] == 7
+    with pytest.raises(storage.NotFound, match=f"{pin.address}/optimizer.npz"):
+        checkpoints.load_checkpoint(pin)
+
+
+def test_averages_random_state_and_config_come_back(run):
+    config = presets.override(presets.PRESETS["demo"], ["unet.filters=4,8,8,8,8", "seed=3"])
+    variables = {**make_variables(5), "ema": {"encoder_1_conv/kernel": np.arange(6.0)}}
+    state = {**make_state(5), "random": {"data": [1, 2, 2**63], "name": "Philox"}, "validated": None}
+    pin = checkpoints.save_checkpoint(run, variables, state, keep=1, config=config)
+    listed = {file["name"] for file in json.loads(storage.read(pin.address + "/manifest.json"))["files"]}
+    assert listed == {"model.npz", "optimizer.npz", "ema.npz", "state.json", "config.json"}
+    checkpoint = checkpoints.load_checkpoint(pin)
+    assert (checkpoint.state, checkpoint.config) == (state, config)
+    np.testing.assert_array_equal(checkpoint.variables["ema"]["encoder_1_conv/kernel"], np.arange(6.0), strict=True)
+    assert presets.from_json(storage.read(pin.address + "/config.json")) == config
+    with pytest.raises(UserError, match="has no ema.npz"):
+        checkpoints.load_checkpoint(save(run, 6), ("model", "ema"))
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_changed_byte_is_found_and_its_file_named(run, file):
+    pin = save(run, 7)
+    address = f"{pin.address}/{file}"
+    data = bytearray(storage.read(address))
+    data[len(data) // 2] ^= 1
+    storage.overwrite(address, bytes(data))
+    with pytest.raises(storage.Corrupt, match=f"{address} is corrupt"):
+        checkpoints.load_checkpoint(pin)
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_missing_file_is_named(run, file):
+    pin = save(run, 7)
+    storage.delete(f"{pin.address}/{file}")
+    with pytest.raises(storage.NotFound, match=f"{pin.address}/{file}"):
+        checkpoints.load_checkpoint(pin)
+
+
+@pytest.mark.parametrize("writes", range(5))
+def test_killed_between_any_two_writes_leaves_the_one_before(run, writes, monkeypatch):
+    """Three parts, the manifest, the pointer: five writes, of which ``writes`` are done."""
+    before = save(run, 100)
+    done = []
+
+    def dying(write):
+        def call(*arguments):
+            if len(done) == writes:
+                raise KeyboardInterrupt
+            done.append(arguments[0])
+            return write(*arguments)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "create", dying(storage.create))
+        # On a bucket create calls replace: only the pointer's counts here.
+        replace, replace_pointer = storage.replace, dying(storage.replace)
+
+        def dying_at_the_pointer(address, *arguments, **options):
+            write = replace_pointer if address.endswith("latest.json") else replace
+            return write(address, *arguments, **options)
+
+        patch.setattr(storage, "replace", dying_at_the_pointer)
+        with pytest.raises(KeyboardInterrupt):
+            save(run, 200)
+    assert len(done) == writes
+    assert checkpoints.find_latest(run) == before
+    assert_is_step(checkpoints.load_checkpoint(before), 100)
+    after = save(run, 200)
+    assert checkpoints.find_latest(run) == after
+    assert_is_step(checkpoints.load_checkpoint(after), 200)
+
+
+class Trap:
+    """Unpickling one would count."""
+
+    sprung = 0
+
+    def __reduce__(self):
+        return setattr, (Trap, "sprung", 1)
+
+
+@pytest.mark.parametrize("array", [np.array([Trap()], dtype=object), np.zeros(2, ml_dtypes.bfloat16), np.array(["a"])])
+def test_what_numpy_could_not_read_back_is_not_written(array, tmp_path):
+    variables = make_variables(1)
+    variables["optimizer"]["a/kernel"] = array
+    with pytest.raises(ValueError, match="a/kernel: expected an array of numbers"):
+        checkpoints.save_checkpoint(str(tmp_path), variables, make_state(1), keep=1)
+    assert storage.find(str(tmp_path)) == []
+
+
+@pytest.mark.parametrize("change", [lambda v: v.pop("optimizer"), lambda v: v.update(averages={})])
+def test_parts_are_those_of_the_format(change, tmp_path):
+    variables = make_variables(1)
+    change(variables)
+    with pytest.raises(ValueError, match="variables: expected parts .*'model', 'optimizer'.*'ema'"):
+        checkpoints.save_checkpoint(str(tmp_path), variables, make_state(1), keep=1)
+    assert storage.find(str(tmp_path)) == []
+
+
+def test_pickles_are_not_run(tmp_path):
+    """A folder with every checksum right, made by somebody else."""
+    packed = io.BytesIO()
+    np.savez(packed, **{"a/kernel": np.array([Trap()], dtype=object)})
+    pin = save(str(tmp_path), 1)
+    manifest = json.loads(storage.read(pin.address + "/manifest.json"))
+    for file in manifest["files"]:
+        if file["name"] == "model.npz":
+            file["crc32c"] = storage.crc32c(packed.getvalue())
+    data = json.dumps(manifest).encode()
+    storage.overwrite(pin.address + "/model.npz", packed.getvalue())
+    storage.overwrite(pin.address + "/manifest.json", data)
+    with pytest.raises(storage.Corrupt, match="model.npz is corrupt: .*allow_pickle=False"):
+        checkpoints.load_checkpoint(checkpoints.Pin(address=pin.address, crc32c=storage.crc32c(data)))
+    assert Trap.sprung == 0

@@ -13,7 +13,7 @@ import pytest
 from trainer import checkpoints, export, presets, storage
 from trainer.command import UserError
 from trainer.config import PhaseConfig, TrainConfig, UNetConfig
-from trainer.unet import build_unet
+from trainer.model.unet import build_unet
 
 CONFIG = TrainConfig(
     unet=UNetConfig(image_size=16, filters=(4, 6, 8), kernels=(5, 3, 3)),

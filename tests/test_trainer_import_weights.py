@@ -12,10 +12,12 @@ import keras
 import numpy as np
 import pytest
 
-from trainer import foreign, import_weights, predict
-from trainer.checkpoints import find_latest, load_checkpoint
+from trainer import import_weights
+from trainer.checkpoints.restore import find_latest, load_checkpoint
 from trainer.command import UserError
-from trainer.unet import build_unet
+from trainer.inference import predict
+from trainer.model import published
+from trainer.model.unet import build_unet
 
 # Kernels of networks of two levels: 5x5 to 4 channels and 3x3 to 6, and back.
 STAGES = {"enc_1": (5, 3, 4), "enc_2": (3, 4, 6), "dec_2": (3, 6 + 4, 4), "dec_1": (3, 4 + 3, 3)}
@@ -97,14 +99,14 @@ def write_naoto(path, state):
 
 
 SOURCES = {
-    "pconv-keras": (draw_pconv_keras, write_h5, foreign.from_pconv_keras),
-    "naoto0804": (draw_naoto, write_naoto, foreign.from_naoto0804),
+    "pconv-keras": (draw_pconv_keras, write_h5, published.from_pconv_keras),
+    "naoto0804": (draw_naoto, write_naoto, published.from_naoto0804),
 }
 
 
 @pytest.fixture(params=SOURCES)
 def imported(request, tmp_path, capsys):
-    """Source, run, what the command printed, and the network that it should hold (see the tests of trainer.foreign)."""
+    """Source, run, what the command printed, and the network that it should hold (see trainer.model.published)."""
     draw, write, convert = SOURCES[request.param]
     write(tmp_path / "weights", draw())
     command = ["--from", request.param, str(tmp_path / "weights"), "--run", str(tmp_path / "run")]

@@ -14,8 +14,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from google.api_core import exceptions
 
-from trainer import buckets, storage
+from trainer import storage
 from trainer.command import UserError
+from trainer.storage import gcs
 
 
 @pytest.fixture(params=["folder", "bucket"])
@@ -201,7 +202,7 @@ def test_what_the_server_refuses_is_the_users_to_know(error, monkeypatch):
         def list_blobs(self, *_, **__):
             raise error
 
-    monkeypatch.setattr(buckets, "client", Client)
+    monkeypatch.setattr(gcs, "client", Client)
     with pytest.raises(UserError, match="gs://some-bucket may not be used: no rights"):
         storage.require_writable("gs://some-bucket/run")
 

@@ -6,7 +6,8 @@ import os
 
 import pytest
 
-from trainer import globs, storage
+from trainer import storage
+from trainer.storage import globs
 
 DATA = bytes(range(256)) * 5000  # more than a checksum's block
 

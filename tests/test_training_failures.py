@@ -24,7 +24,9 @@ import cv2
 import numpy as np
 import pytest
 
-from trainer import checkpoints, datasets, images, storage
+from trainer import checkpoints, storage
+from trainer.data import manifest
+from trainer.images import rgb
 
 pytestmark = pytest.mark.slow
 
@@ -38,14 +40,14 @@ import importlib.abc, importlib.util, json, os, sys, time
 
 class Recorder(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path, target=None):
-        if name not in ("trainer.data", "trainer.observer") or name in self.__dict__:
+        if name not in ("trainer.data.batches", "trainer.training.monitor") or name in self.__dict__:
             return None
         self.__dict__[name] = True
         spec = importlib.util.find_spec(name)
         run = spec.loader.exec_module
         def exec_module(module):
             run(module)
-            if name == "trainer.data":
+            if name == "trainer.data.batches":
                 module.training_batches = batches_of(module.training_batches)
             else:
                 module.Observer.show_step = shown_by(module.Observer.show_step)
@@ -146,12 +148,12 @@ def build_datasets(place):
     for number in range(IMAGES):
         photo = photos[number % len(photos)]
         y, x = (rng.integers(0, length - 64) for length in photo.shape[:2])
-        storage.create(f"gs://pconv/photos/{number:03d}.jpg", images.encode_jpeg(photo[y : y + 64, x : x + 64]))
+        storage.create(f"gs://pconv/photos/{number:03d}.jpg", rgb.encode_jpeg(photo[y : y + 64, x : x + 64]))
     shards = ["--num-shards", 4]
     size = ["--count", MASKS, "--size", SIZE]
     call("-m", "pipelines.build_masks", "--output", "gs://pconv/masks", *size, *shards)
     call("-m", "pipelines.build_imagenet", "--input", "gs://pconv/photos", "--output", "gs://pconv/images", *shards)
-    counts = {kind: datasets.load_manifest(f"gs://pconv/{kind}s", kind).counts["records"] for kind in ("image", "mask")}
+    counts = {kind: manifest.load_manifest(f"gs://pconv/{kind}s", kind).counts["records"] for kind in ("image", "mask")}
     assert counts == {"image": IMAGES, "mask": MASKS}
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 from pipelines import build_imagenet, build_masks
 from trainer import checkpoints, presets
 from trainer.config import PhaseConfig, TrainConfig, UNetConfig
-from trainer.unet import build_unet
+from trainer.model.unet import build_unet
 
 PHOTOS = Path(__file__).resolve().parents[1] / "pipelines" / "photos"
 CONFIG = TrainConfig(unet=UNetConfig(image_size=32, filters=(4,), kernels=(3,)), initial=PhaseConfig(steps=1))

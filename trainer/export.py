@@ -33,7 +33,7 @@ def read_card(folder: str, crc32c: str, own: bool) -> dict | None:
     Raises:
         UserError: the folder holds something else.
     """
-    from trainer.exports import CARD
+    from trainer.inference.export_formats import CARD
 
     data, _ = storage.read_versioned(storage.join(folder, CARD))
     if data is None:
@@ -53,21 +53,22 @@ def read_card(folder: str, crc32c: str, own: bool) -> dict | None:
 def main(argv: Sequence[str]) -> int:
     arguments = parse_arguments(argv)
     with quiet_imports():
-        from trainer import checkpoints, exports
-        from trainer.predict import find_model
+        from trainer import checkpoints
+        from trainer.inference import export_formats
+        from trainer.inference.predict import find_model
     formats = [name.strip() for name in arguments.format.split(",")]
-    if unknown := [name for name in formats if name not in exports.FORMATS]:
-        raise UserError(f"--format: expected some of {', '.join(exports.FORMATS)}. Received {unknown[0]!r}.")
+    if unknown := [name for name in formats if name not in export_formats.FORMATS]:
+        raise UserError(f"--format: expected some of {', '.join(export_formats.FORMATS)}. Received {unknown[0]!r}.")
     run = storage.normalize(arguments.run)
     pin = find_model(run)
     checkpoint = checkpoints.load_checkpoint(pin.checkpoint, ("model",))
-    own = exports.export_folder(run, checkpoint)
+    own = export_formats.export_folder(run, checkpoint)
     card = read_card(own, pin.checkpoint.crc32c, own=True)
     folder = storage.normalize(arguments.output) if arguments.output else own
     if folder != own:
         read_card(folder, pin.checkpoint.crc32c, own=False)
     storage.require_writable(folder)
-    exports.export_model(run, pin.config, checkpoint, card["metrics"] if card else {}, formats, folder)
+    export_formats.export_model(run, pin.config, checkpoint, card["metrics"] if card else {}, formats, folder)
     print(f"{', '.join(formats)} of step {checkpoint.state['step']} in {folder}")
     return 0
 

@@ -7,14 +7,16 @@ import dataclasses
 import keras
 import numpy as np
 
-from trainer import checkpoints, exports, foreign, presets, storage, weight_files
+from trainer import checkpoints, presets, storage, weight_files
 from trainer.command import UserError
-from trainer.unet import build_unet
+from trainer.inference import export_formats
+from trainer.model import published
+from trainer.model.unet import build_unet
 
 SOURCES = ("pconv-keras", "naoto0804")
 
 
-def read_network(source: str, address: str) -> foreign.Imported:
+def read_network(source: str, address: str) -> published.Imported:
     """The network in a weights file of one of `SOURCES`.
 
     Raises:
@@ -23,17 +25,17 @@ def read_network(source: str, address: str) -> foreign.Imported:
     data = storage.read(address)
     try:
         if source == "pconv-keras":
-            return foreign.from_pconv_keras(weight_files.read_keras_h5(data, address))
+            return published.from_pconv_keras(weight_files.read_keras_h5(data, address))
         checkpoint = weight_files.read_torch(data, address)
         state = checkpoint.get("model") if isinstance(checkpoint, dict) else None
         if not isinstance(state, dict) or not all(isinstance(array, np.ndarray) for array in state.values()):
             raise UserError('expected a checkpoint with a state dict "model". Received something else')
-        return foreign.from_naoto0804(state)
+        return published.from_naoto0804(state)
     except UserError as error:
         raise UserError(str(error) if address in str(error) else f"{address}: {error}") from None
 
 
-def write_run(imported: foreign.Imported, run: str) -> int:
+def write_run(imported: published.Imported, run: str) -> int:
     """Writes the run, its config last; returns the number of parameters.
 
     The config is the paper's preset with the network's own `unet`; the optimizer is as training would start with.
@@ -52,6 +54,6 @@ def write_run(imported: foreign.Imported, run: str) -> int:
     }
     state = {"step": 0, "phase": config.phase_at(0), "examples": 0}
     pin = checkpoints.save_checkpoint(run, variables, state, config.checkpoint.keep, config=config)
-    exports.export_model(run, config, checkpoints.load_checkpoint(pin, ("model",)), {})
+    export_formats.export_model(run, config, checkpoints.load_checkpoint(pin, ("model",)), {})
     storage.create(storage.join(run, "config.json"), presets.to_json(config))
     return model.count_params()

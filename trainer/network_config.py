@@ -60,8 +60,7 @@ class UNetConfig:
         require(
             self.image_size >= self.stride and fits == self.image_size,
             "unet.image_size",
-            f"a multiple of {self.stride} (2 to the power of {self.depth} levels; "
-            f"{max(fits, self.stride)} would work)",
+            f"a multiple of {self.stride} (2 to the power of {self.depth} levels; {max(fits, self.stride)} would work)",
             self.image_size,
         )
         require(0 < self.bn_epsilon < math.inf, "unet.bn_epsilon", "more than 0", self.bn_epsilon)
@@ -91,7 +90,7 @@ class LossConfig:
 
     Attributes:
         vgg: where VGG-16's weights come from: ``bundled``, ``keras`` (downloaded by Keras), ``keras:FILE`` or
-            ``torchvision:FILE`` (see `trainer.vgg_weights`).
+            ``torchvision:FILE`` (see `trainer.model.vgg_weights`).
     """
 
     valid: float = 1.0

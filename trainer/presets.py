@@ -1,6 +1,6 @@
 """Named configs, ``--set`` overrides and the JSON form of a `TrainConfig`.
 
-    config = override(PRESETS["demo"], ["initial.steps=50", "unet.filters=16,32,64,64,64"])
+config = override(PRESETS["demo"], ["initial.steps=50", "unet.filters=16,32,64,64,64"])
 """
 
 from __future__ import annotations

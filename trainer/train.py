@@ -92,10 +92,10 @@ def main(argv: Sequence[str]) -> int:
     images, masks, run = (storage.normalize(a) for a in (arguments.images, arguments.masks, arguments.run))
     val_images, val_masks = (a and storage.normalize(a) for a in (arguments.val_images, arguments.val_masks))
     with quiet_imports():
-        from trainer.checkpoints import load_newest
-        from trainer.data import check_datasets
-        from trainer.validation import find_held_out
-        from trainer.vgg_weights import load_weights
+        from trainer.checkpoints.restore import load_newest
+        from trainer.data.batches import check_datasets
+        from trainer.model.vgg_weights import load_weights
+        from trainer.training.validation import find_held_out
     size = config.unet.image_size
     image_count, mask_count = check_datasets(images, masks, config.data, size, workers=config.scaling.workers)
     held_out, validation = find_held_out(config.validation, size, images, masks, val_images, val_masks)
@@ -105,7 +105,7 @@ def main(argv: Sequence[str]) -> int:
     storage.require_writable(run)
     compare_config(run, config, arguments.allow_config_change)
     if arguments.dry_run:
-        from trainer import dry_run
+        from trainer.training import dry_run
 
         used = {"images": ("image", images), "masks": ("mask", masks)}
         checks = [(images, "image", config.data.split), (masks, "mask", config.data.split)]
@@ -126,7 +126,7 @@ def main(argv: Sequence[str]) -> int:
         f"{config.per_worker_batch_size} examples, {config.precision}; {validation}",
         flush=True,
     )
-    from trainer.cluster import run_on_ray
+    from trainer.training.ray_workers import run_on_ray
 
     job = {"images": images, "masks": masks, "run": run, "held_out": held_out}
     run_on_ray(config, job, arguments.address, arguments.verbose)

@@ -42,8 +42,9 @@ def evaluate(arguments):
         import numpy as np
 
         from pipelines.evaluate import main
-        from trainer import metrics, predict
-        from trainer.baselines import BASELINES
+        from trainer.inference import predict
+        from trainer.inference.baselines import BASELINES
+        from trainer.metrics import image_quality
 
     seconds = {}
     load = predict.load_model
@@ -55,7 +56,7 @@ def evaluate(arguments):
         )
 
     predict.load_model = load_timed
-    metrics.compare = timed(metrics.compare, "metrics", seconds)
+    image_quality.compare = timed(image_quality.compare, "metrics", seconds)
     for name, fill in BASELINES.items():
         BASELINES[name] = timed(fill, "baselines", seconds)
     code = main(arguments)
@@ -70,7 +71,7 @@ def make_inputs(folder):
 
         from pipelines import build_masks
         from trainer import checkpoints, presets, storage
-        from trainer.unet import build_unet
+        from trainer.model.unet import build_unet
 
     options = ["--count", str(PAIRS), "--stratify", "--size", str(SIZE), "--split", "val"]
     build_masks.main(["--output", f"{folder}/masks", *options])

@@ -26,10 +26,12 @@ with quiet_imports():
     import numpy as np
 
     from pipelines.inpaint import main
-    from trainer import checkpoints, filling, pictures, predict, presets, storage
+    from trainer import checkpoints, presets, storage
     from trainer.config import PhaseConfig, TrainConfig
-    from trainer.unet import build_unet
-    from trainer.windows import Box, make_group
+    from trainer.images import pictures
+    from trainer.inference import filling, predict
+    from trainer.inference.windows import Box, make_group
+    from trainer.model.unet import build_unet
 
 IMAGES, ROUNDS = (int(os.environ.get(name, default)) for name, default in (("IMAGES", "32"), ("ROUNDS", "3")))
 FIRST = 16  # outputs that do not count: as many as the job takes at a time

@@ -22,11 +22,11 @@ with quiet_imports():
     from keras import layers, ops
 
     from trainer.config import LossConfig, UNetConfig
-    from trainer.features import build_features
-    from trainer.layers import PartialConv2D
-    from trainer.normalization import BatchNormalization
-    from trainer.step import make_train_step
-    from trainer.unet import BN_MOMENTUM, LEAKY_SLOPE, build_unet
+    from trainer.model.layers import PartialConv2D
+    from trainer.model.normalization import BatchNormalization
+    from trainer.model.unet import BN_MOMENTUM, LEAKY_SLOPE, build_unet
+    from trainer.model.vgg import build_features
+    from trainer.training.step import make_train_step
 
 PRECISIONS = ("float32", "mixed_bfloat16")
 CONFIG = UNetConfig(image_size=256)
@@ -111,9 +111,7 @@ def bench_layers(precision):
 
         variants = {
             "plain": compile_step(lambda f=plain, b=branches: f(tf.concat(b, -1)), plain),
-            "partial": compile_step(
-                lambda f=partial, b=branches, m=masks: f(list(zip(b, m, strict=True)))[0], partial
-            ),
+            "partial": compile_step(lambda f=partial, b=branches, m=masks: f(list(zip(b, m, strict=True)))[0], partial),
             "textbook": compile_step(lambda f=textbook, b=branches, m=full: f(tf.concat(b, -1), m), textbook),
         }
         ms = np.array([1000 * s for s in take_turns(variants).values()])

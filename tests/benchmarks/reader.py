@@ -35,8 +35,11 @@ with quiet_imports():
 
     from masks.codec import encode_mask
     from masks.sampling import MaskSpec, sample_mask
-    from trainer import data, datasets, examples, records, storage
+    from trainer import storage
     from trainer.config import DataConfig
+    from trainer.data import batches as data
+    from trainer.data import examples, records
+    from trainer.data import manifest as datasets
 
 PHOTOS = Path(data.__file__).parents[1] / "pipelines" / "photos"
 SIZE, BATCH, FILES, MASKS, BATCHES = 256, 16, 192, 128, 20

@@ -25,7 +25,8 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from trainer import presets, unet
+from trainer import presets
+from trainer.model import unet
 
 PHOTOS = Path(__file__).parents[2] / "pipelines" / "photos"
 STEPS, EVERY, LINE = 60, 50, 5

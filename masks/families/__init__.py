@@ -1,0 +1,1 @@
+"""The mask families: each module draws one kind of hole."""

@@ -1,0 +1,1 @@
+"""The evaluation job: pair, fill, score, report."""

@@ -1,0 +1,125 @@
+"""The networks that are compared: where each comes from, and how it fills a round of pairs.
+
+RUN              newest checkpoint of a training run
+RUN@best         its best one; RUN@400 the one of step 400
+FILE.keras       an exported network, with its card.json beside it
+NAME=...         any of these, under a name of one's own
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import posixpath
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from apache_beam.ml.inference.base import ModelHandler
+
+from pipelines.transforms.model_handler import Pair
+from trainer import storage
+from trainer.command import UserError
+from trainer.inference import predict
+
+Filled = np.ndarray | Exception  # a picture, or why there is none
+
+
+class NotFinite(ValueError):
+    """A network's output has values that are no numbers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contender:
+    """A network, fixed at launch.
+
+    Attributes:
+        name: in tables.
+        pin: the checkpoint or the exported file.
+        run: folder of the training run, if it comes from one.
+    """
+
+    name: str
+    pin: predict.ModelPin
+    run: str | None = None
+
+    def load(self, batch_size: int | None = None) -> predict.Model:
+        """The network, raising `NotFinite` instead of returning NaN or infinity."""
+        return _checked(predict.load_model(self.pin, batch_size=batch_size))
+
+
+def find_contenders(texts: Sequence[str]) -> list[Contender]:
+    """The networks that ``--run`` names; see above. A single one without a name of its own is ``network``.
+
+    Raises:
+        UserError: there is no such network, or two have one name.
+    """
+    found = []
+    for text in texts:
+        named = re.match(r"([\w.-]+)=(.+)", text)
+        name, address = named.groups() if named else (None, text)
+        address, _, which = address.partition("@")
+        contender = _find_export(address) if address.endswith(".keras") else _find_run(address, which)
+        default = "network" if len(texts) == 1 else contender.name
+        found.append(dataclasses.replace(contender, name=name or default))
+    for i, contender in enumerate(found):
+        if contender.name in [other.name for other in found[:i]]:
+            raise UserError(f"--run: expected different names (NAME=ADDRESS). Received {contender.name!r} twice.")
+    return found
+
+
+def _find_run(address: str, which: str) -> Contender:
+    run = storage.normalize(address)
+    pin = predict.find_model(run, *([int(which) if which.isdigit() else which] if which else []))
+    name = posixpath.basename(run) + (f"@{which}" if which else "")
+    return Contender(name=name, run=run, pin=pin)
+
+
+def _find_export(address: str) -> Contender:
+    address = storage.normalize(address)
+    name = posixpath.splitext(posixpath.basename(address))[0]
+    return Contender(name=name, pin=predict.find_export(address))
+
+
+def _checked(model: predict.Model) -> predict.Model:
+    def run(image, mask):
+        output = model.predict(image, mask)
+        wrong = int(np.sum(~np.isfinite(np.asarray(output))))
+        if wrong:
+            raise NotFinite(f"the network's output: expected finite numbers. Received {wrong} that are not.")
+        return output
+
+    return dataclasses.replace(model, predict=run)
+
+
+def fill_round(pairs: Sequence[Pair], model: predict.Model) -> list[Filled]:
+    """The pairs' pictures. Batches are those of this list, so they are the same wherever it is computed."""
+    if not pairs:
+        return []
+    try:
+        return list(predict.inpaint_batch([pair.image for pair in pairs], [pair.mask for pair in pairs], model))
+    except Exception as error:
+        return [error] if len(pairs) == 1 else [picture for pair in pairs for picture in fill_round([pair], model)]
+
+
+class RoundHandler(ModelHandler[Sequence[Pair], list, predict.Model]):
+    """`fill_round` for RunInference; each element is one round."""
+
+    def __init__(self, contender: Contender, batch_size: int | None):
+        super().__init__()
+        self._contender, self._batch_size = contender, batch_size
+
+    def load_model(self) -> predict.Model:
+        return self._contender.load(self._batch_size)
+
+    def run_inference(
+        self, batch: Sequence[Sequence[Pair]], model: predict.Model, inference_args: dict[str, Any] | None = None
+    ) -> Iterable[list[Filled]]:
+        return [fill_round(pairs, model) for pairs in batch]
+
+    def batch_elements_kwargs(self) -> dict[str, Any]:
+        return {"min_batch_size": 1, "max_batch_size": 1}
+
+    def get_metrics_namespace(self) -> str:
+        return "pconv"

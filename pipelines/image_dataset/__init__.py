@@ -1,0 +1,1 @@
+"""The image dataset job: folders, tars and ImageNet releases to records."""

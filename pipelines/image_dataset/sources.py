@@ -1,0 +1,183 @@
+"""Where the images are: finds out which form of ImageNet an address holds, and lists what is in each part of it.
+
+    ILSVRC2012_img_train.tar                  a tar of class tars, n01440764.tar ...; read where it lies
+    ILSVRC2012_img_val.tar, ..._test.tar      images; val's classes come from the development kit
+    train/n01440764/n01440764_10026.JPEG      unpacked; val/ and test/ with or without class folders
+    ILSVRC/Data/CLS-LOC/train/n01440764/...   Kaggle's folders; val's classes come from LOC_val_solution.csv
+    any other folder, file or glob            images without classes
+
+Every form gives an image the same key, split/synset/name, and so the same place in the same shard.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import posixpath
+import re
+from dataclasses import dataclass
+
+from pipelines.image_dataset import ilsvrc
+from pipelines.image_dataset.parts import Part
+from pipelines.image_dataset.tar_index import TarError, list_members
+from pipelines.transforms.dataset_writer import Reject, reject
+from trainer import storage
+from trainer.command import UserError
+from trainer.storage import globs
+
+SPLITS = ("train", "val", "test")
+_TAR = re.compile(r"_img_(train|val|test)\w*\.tar$")
+_DEVKIT = re.compile(r"devkit.*(\.tar(\.gz)?|/)$|validation_ground_truth\.txt$|^LOC_val_solution\.csv$")
+
+
+@dataclass(frozen=True)
+class Source:
+    """What `find_source` found: parts of the wanted splits, all synsets in label order, and what is no image at all."""
+
+    parts: tuple[Part, ...]
+    synsets: tuple[str, ...] = ()
+    rejects: tuple[Reject, ...] = ()
+
+
+def _tar_parts(address: str, split: str, truth: str) -> tuple[list[Part], list[Reject]]:
+    """The archives in a tar of class tars, or the one of images that it is.
+
+    Raises:
+        UserError: what should be a tar of class tars is none, or damaged: without all class names there are no labels.
+    """
+    size = storage.size(address)
+    try:
+        members = list_members(address, 0, size)
+        first = next(members, None)
+        if first is None or not first.name.endswith(".tar"):
+            return [Part(split=split, address=address, bytes=size, truth=truth)], []
+        members = [first, *members]
+    except TarError as error:
+        raise UserError(f"{address}: {error}") from None
+    if broken := [found for found in members if found.problem]:
+        raise UserError(f"{address}: {broken[0].name}: {broken[0].problem}")
+    parts, rejects = [], []
+    for found in members:
+        stem, kind = posixpath.splitext(posixpath.basename(found.name))
+        if kind == ".tar":
+            place = {"start": found.start, "bytes": found.size, "member": found.name}
+            parts.append(Part(split=split, address=address, synset=stem, **place))
+        else:
+            rejects.append(reject(address, "index", TarError("expected a tar of one class"), split, found.name))
+    return parts, rejects
+
+
+def _tree_parts(folder: str, split: str, truth: str) -> list[Part]:
+    """One part for each class folder, and one for files right in the split's folder."""
+    sizes = collections.Counter()
+    for address, size in storage.scan(folder):
+        synset, _, name = address[len(folder) + 1 :].partition("/")
+        sizes[synset if name else ""] += size
+    return [
+        Part(
+            split=split,
+            address=storage.join(folder, globs.escape(synset), "**") if synset else storage.join(folder, "*"),
+            bytes=size,
+            folder=storage.join(folder, synset),
+            synset=synset,
+            truth="" if synset else truth,
+        )
+        for synset, size in sorted(sizes.items())
+    ]
+
+
+def _any_images(pattern: str, splits: tuple[str, ...]) -> Source:
+    split = splits[0] if splits else "train"
+    if len(splits) > 1 or not re.fullmatch(r"[\w-]+", split):
+        raise UserError(f"--split: expected one name for images without splits. Received {','.join(splits)!r}.")
+    sizes = [size for _, size in storage.scan(pattern)]
+    if not sizes:
+        raise UserError(f"expected image files in or below {pattern}. Found none.")
+    return Source((Part(split=split, address=pattern, bytes=sum(sizes), folder=storage.base_of(pattern)),))
+
+
+def _find_truth(folders: list[str]) -> str:
+    """Address of what tells the classes of the validation images, in one of ``folders``; empty if nothing does."""
+    for folder in folders:
+        names = [posixpath.basename(address) for address, _ in storage.scan(storage.join(folder, "*"))]
+        names = sorted(names + [name + "/" for name in storage.folders(folder)])
+        for name in filter(_DEVKIT.search, names):
+            return storage.join(folder, name.rstrip("/"))
+    return ""
+
+
+@dataclass(frozen=True)
+class _Forms:
+    """Folders and archives of splits below ``root``: a split that is there in both forms is read from its folder."""
+
+    root: str
+    tree: str = ""
+    folders: tuple[str, ...] = ()
+    tars: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def tables(self) -> list[str]:
+        """Folders where files about the images may lie."""
+        outer = self.tree.removesuffix("/Data/CLS-LOC").removesuffix("/ILSVRC")
+        return [self.root] + ([outer] if outer not in ("", self.root) else [])
+
+
+def _find_forms(root: str) -> _Forms:
+    if globs.fixed_folder(root) is not None:
+        return _Forms(root)
+    if storage.exists(root):
+        named = _TAR.search(root)
+        tars = {named[1] if named else "train": root} if root.endswith(".tar") else {}
+        return _Forms(posixpath.dirname(root), tars=tars)
+    candidates = [storage.join(root, *path) for path in ((), ("Data", "CLS-LOC"), ("ILSVRC", "Data", "CLS-LOC"))]
+    for tree in candidates:
+        if present := tuple(split for split in SPLITS if split in storage.folders(tree)):
+            break
+    names = [name for name, _ in storage.scan(storage.join(root, "*"))]
+    tars = {found[1]: name for name in names if (found := _TAR.search(name)) and found[1] not in present}
+    return _Forms(root, tree if present else "", present, tars)
+
+
+def find_source(address: str, splits: tuple[str, ...] = (), devkit: str = "") -> Source:
+    """The images at ``address``, in whichever form.
+
+    Args:
+        address: a folder, a tar, a file or a glob.
+        splits: those that are wanted; all by default. For images without splits the one they get, ``train`` by default.
+        devkit: where the classes of validation images are, if not beside them.
+
+    Raises:
+        UserError: nothing is there, a split is not, or an archive of class archives is damaged.
+    """
+    root = storage.normalize(address)
+    forms = _find_forms(root)
+    there = {*forms.folders, *forms.tars}
+    if not there:
+        return _any_images(root, splits)
+    if wrong := [split for split in splits if split not in SPLITS]:
+        raise UserError(f"--split: expected names of {SPLITS}. Received {wrong[0]!r}.")
+    truth = storage.normalize(devkit) if devkit else _find_truth(forms.tables) if "val" in there else ""
+
+    # All splits have the same labels, so the classes of those that are not wanted count as well.
+    synsets = set(ilsvrc.validation_synsets(truth).values()) if truth else set()
+    parts, rejects = [], []
+    for split in SPLITS:
+        found, lost = [], []
+        wanted, their_truth = not splits or split in splits, truth if split == "val" else ""
+        if split in forms.tars:
+            found, lost = _tar_parts(forms.tars[split], split, their_truth)
+            synsets |= {part.synset for part in found}
+        elif split in forms.folders:
+            folder = storage.join(forms.tree, split)
+            synsets |= set(storage.folders(folder))
+            found = _tree_parts(folder, split, their_truth) if wanted else []
+        if wanted:
+            parts, rejects = parts + found, rejects + lost
+        if split in splits and not found:
+            raise UserError(f"expected image files below {storage.join(forms.tree or root, split)}. Found none.")
+    if not parts:
+        raise UserError(f"expected image files in or below {root}. Found none.")
+    for table in (storage.join(folder, ilsvrc.SYNSETS) for folder in forms.tables):
+        if storage.exists(table):
+            synsets |= ilsvrc.listed_synsets(table)
+    return Source(tuple(parts), tuple(sorted(synsets - {""})), tuple(rejects))

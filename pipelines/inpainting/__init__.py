@@ -1,0 +1,1 @@
+"""The inpainting job: match, load, fill, write."""

@@ -1,0 +1,202 @@
+"""Which mask belongs to which image, and where the output goes.
+
+An output has its image's path below the folder of all images, with the extension of the output's format: ``x/a.jpg``
+becomes ``x/a.png``. Images that differ in the extension alone keep it: ``a.jpg`` and ``a.tif`` become ``a.jpg.png``
+and ``a.tif.png``. What would still be written to one place is rejected, all of it.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import posixpath
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from pipelines.transforms.dataset_writer import Reject, reject
+from trainer import storage
+from trainer.command import UserError
+from trainer.storage import globs
+
+MATCHES = ("stem", "path", "csv")
+MANIFEST, ITEMS, REJECTS = "manifest.json", "items.jsonl", "rejects.jsonl"
+HOLES = ("black", "white")
+
+
+class Item(NamedTuple):
+    """One image to inpaint: addresses of the image and its mask (empty: holes are in the image), and the output's path
+    below the output folder."""
+
+    image: str
+    mask: str
+    output: str
+
+
+class MatchError(ValueError):
+    """A file has no counterpart, or more than one."""
+
+
+def stem_of(name: str) -> str:
+    """Path without extension: what an image and its mask have in common."""
+    return posixpath.splitext(name)[0]
+
+
+def output_names(names: Iterable[str], extension: str) -> dict[str, str]:
+    """Path of the output of each image path; all ``names`` have one stem, and are all that have it."""
+    names = sorted(set(names))
+    return {name: (stem_of(name) if len(names) == 1 else name) + extension for name in names}
+
+
+# Lists
+
+
+def list_files(pattern: str) -> list[str]:
+    """What a pattern finds but for this job's own reports, if the folder is an output of it."""
+    base = storage.base_of(pattern)
+    ours = {storage.join(base, name) for name in (MANIFEST, ITEMS, REJECTS)} - {pattern}
+    return [address for address in storage.find(pattern) if address not in ours]
+
+
+def list_stems(pattern: str) -> list[tuple[str, str]]:
+    """(stem, address) of each file that ``pattern`` finds."""
+    base = storage.base_of(pattern)
+    return [(stem_of(storage.relative(address, base)), address) for address in list_files(pattern)]
+
+
+def read_pairs(address: str) -> list[tuple[str, str]]:
+    """Addresses of image and mask (empty if the line has none) of each line of a list.
+
+    The list is CSV whose first line names the columns ``image`` and ``mask``, or JSON lines with these keys. Paths
+    are relative to the list's folder.
+
+    Raises:
+        UserError: a line is not of this form.
+    """
+    try:
+        text = storage.read(address).decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise UserError(f"--pairs: {address} is not text in UTF-8") from None
+    is_csv = not address.endswith((".jsonl", ".json", ".ndjson"))
+    pairs = []
+    try:
+        if is_csv:
+            reader = csv.DictReader(io.StringIO(text), strict=True)
+            rows = [(reader.line_num, row) for row in reader]
+        else:
+            rows = [(n, json.loads(line)) for n, line in enumerate(text.splitlines(), 1) if line.strip()]
+    except (ValueError, csv.Error) as error:
+        raise UserError(f"--pairs: {address} is not {'CSV' if is_csv else 'JSON lines'}: {error}") from None
+    for number, row in rows:
+        found = [row.get(key) or "" for key in ("image", "mask")] if isinstance(row, dict) else [""]
+        if not found[0] or not all(isinstance(value, str) for value in found):
+            raise UserError(f"--pairs: {address}, line {number}: expected image and mask. Received {row!r}.")
+        pairs.append(tuple(_beside(address, value) for value in found))
+    return pairs
+
+
+def _beside(address: str, path: str) -> str:
+    if not path or storage.is_bucket(path) or path.startswith(("/", "~")):
+        return storage.normalize(path) if path else ""
+    joined = storage.join(posixpath.dirname(address), path)
+    return joined if storage.is_bucket(joined) else storage.normalize(joined)
+
+
+def common_folder(addresses: Iterable[str]) -> str:
+    """The folder that all files are in or below."""
+    folders = [posixpath.dirname(address).split("/") for address in addresses]
+    low, high = min(folders), max(folders)
+    same = next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(len(low), len(high)))
+    folder = "/".join(low[:same])
+    if folder in ("gs:", "gs:/", ""):
+        raise UserError("--pairs: expected all images in one bucket or file system. Received images of several.")
+    return folder
+
+
+def shared_folder(addresses: Iterable[str]) -> str | None:
+    """The folder that all files are right in; None if there is none."""
+    folders = {posixpath.dirname(address) for address in addresses if address}
+    return folders.pop() if len(folders) == 1 else None
+
+
+def list_pairs(address: str, base: str) -> list[tuple[str, tuple[str, str]]]:
+    """(stem, (image, mask)) of each line of a list."""
+    return [(stem_of(storage.relative(image, base)), (image, mask)) for image, mask in read_pairs(address)]
+
+
+def hole_of_folder(base: str) -> str | None:
+    """The colour of holes that the folder's ``manifest.json`` names under ``hole``; None if there is no such thing."""
+    data, _ = storage.read_versioned(storage.join(base, MANIFEST))
+    try:
+        value = json.loads(data or b"null")
+    except ValueError:
+        return None
+    return value["hole"] if isinstance(value, dict) and value.get("hole") in HOLES else None
+
+
+# Matching
+
+
+def match_files(
+    group: tuple[str, dict[str, Iterable[str]]], base: str, match: str, extension: str
+) -> Iterator[Item | Reject]:
+    """Items of the files of one stem; a file without a counterpart, or with two, becomes a `Reject`.
+
+    Args:
+        group: stem, and addresses of ``images`` and ``masks``; no entry for masks if holes are in the images.
+        base: folder of all images.
+        match: ``stem``, or ``path`` for masks of the image's name, extension included.
+    """
+    stem, found = group
+    pictures = {storage.relative(address, base): address for address in found["images"]}
+    outputs = output_names(pictures, extension)
+    if "masks" not in found:
+        yield from (Item(address, "", outputs[name]) for name, address in sorted(pictures.items()))
+        return
+    masks, used = sorted(found["masks"]), set()
+    for name, address in sorted(pictures.items()):
+        end = posixpath.splitext(name)[1]
+        mine = [mask for mask in masks if match != "path" or posixpath.splitext(mask)[1] == end]
+        if len(mine) == 1:
+            used.add(mine[0])
+            yield Item(address, mine[0], outputs[name])
+        else:
+            wanted = name if match == "path" else f"{stem}.*"
+            yield reject(address, "match", MatchError(f"expected one mask file named {wanted}. Found {len(mine)}."))
+    # Of two masks for one image the image says it all.
+    for mask in masks:
+        if mask not in used and (match == "path" or not pictures):
+            wanted = stem + posixpath.splitext(mask)[1] if match == "path" else f"{stem}.*"
+            yield reject(mask, "match", MatchError(f"expected an image file named {wanted}. Found none."))
+
+
+def match_listed(
+    group: tuple[str, Iterable[tuple[str, str]]], base: str, needs_mask: bool, extension: str
+) -> Iterator[Item | Reject]:
+    """Items of the listed pairs of one stem; those without a mask become a `Reject` if they need one."""
+    pairs = sorted(group[1])
+    outputs = output_names((storage.relative(image, base) for image, _ in pairs), extension)
+    for image, mask in pairs:
+        if needs_mask and not mask:
+            yield reject(image, "match", MatchError("expected a mask in the list. Found none."))
+        else:
+            yield Item(image, mask if needs_mask else "", outputs[storage.relative(image, base)])
+
+
+def check_outputs(inputs: Iterable[str], patterns: Iterable[str], output: str, extension: str) -> None:
+    """Raises `UserError` if an output could replace an input, or would be an input of a second run.
+
+    Args:
+        inputs: addresses.
+        patterns: what found them.
+        output: the output folder; ``extension`` of the files in it.
+    """
+    if inside := [address for address in sorted(inputs) if address.startswith(output + "/")]:
+        raise UserError(f"--output: expected a folder without inputs. Received {output}, where {inside[0]} is one.")
+    for pattern in patterns:
+        if globs.fixed_folder(pattern) is None:
+            found = f"{output}/".startswith(pattern + "/")
+        else:
+            found = globs.compile_glob(pattern).fullmatch(storage.join(output, "a" + extension))
+        if found:
+            raise UserError(f"--output: expected a folder that {pattern} does not find files in. Received {output}.")

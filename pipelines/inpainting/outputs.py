@@ -1,0 +1,222 @@
+"""What the inpainting job leaves in its output folder, and what a second run makes of it.
+
+OUTPUT/x/a.png               an output
+       manifest.json         model, parameters, counts; written last
+       items.jsonl           one line per input: what became of it, hole ratio, windows, seconds, crc32c
+       rejects.jsonl         one line per input that could not be used
+       .items/job.json       model and parameters that all outputs share
+              x/a.png.json   the line of items.jsonl, written when the output is there: it need not be made again
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import apache_beam as beam
+
+from pipelines.inpainting.inputs import ITEMS, MANIFEST, REJECTS, Item, MatchError
+from pipelines.transforms.dataset_writer import Reject, create_or_compare, reject, reject_lines
+from trainer import storage
+from trainer.command import UserError
+from trainer.training.events import duration
+
+RECORDS, JOB = ".items", "job.json"
+REJECTED, FINISHED = "rejected", "finished"
+
+
+def _dump(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True).encode() + b"\n"
+
+
+def record_address(output: str, name: str) -> str:
+    return storage.join(output, RECORDS, f"{name}.json")
+
+
+# At launch
+
+
+def claim_output(output: str, job: dict, overwrite: bool) -> bool:
+    """Prepares the output folder; returns whether outputs that are there may be replaced.
+
+    Args:
+        job: the model and all parameters on which the pixels of an output depend.
+        overwrite: forget what an earlier run finished.
+
+    Raises:
+        UserError: outputs of another model or of other parameters are there, or the folder cannot be written to.
+    """
+    storage.require_writable(output)
+    address = storage.join(output, RECORDS, JOB)
+    if overwrite:
+        storage.delete(storage.join(output, MANIFEST))
+        for record in storage.find(storage.join(output, RECORDS)):
+            storage.delete(record)
+    data, _ = storage.read_versioned(address)
+    if data is None:
+        # A run that was killed while it replaced outputs goes on replacing them.
+        storage.create(address, _dump({**job, "replaces": overwrite}))
+        storage.delete(storage.join(output, MANIFEST))
+        return overwrite
+    try:
+        there = json.loads(data)
+        replaces = there.pop("replaces")
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(f"{address} is damaged: --overwrite, or choose another folder") from None
+    ours = json.loads(_dump(job))
+    if changed := [key for key in sorted({*ours, *there}) if ours.get(key) != there.get(key)]:
+        values = [json.dumps(job.get(changed[0])) for job in (ours, there)]
+        raise UserError(
+            f"{output} holds outputs of another job, {changed[0]} is {values[0]} and was {values[1]}: "
+            "--overwrite, or choose another folder"
+        )
+    storage.delete(storage.join(output, MANIFEST))
+    return replaces
+
+
+# Skipping what is finished
+
+
+def list_finished(output: str) -> Iterator[tuple[str, str]]:
+    """(output's name, what is there of it: ``record`` or ``output``)."""
+    records = storage.join(output, RECORDS)
+    for address in storage.find(records):
+        yield storage.relative(address, records).removesuffix(".json"), "record"
+    for address in storage.find(output):
+        yield storage.relative(address, output), "output"
+
+
+def sort_out(group: tuple[str, dict[str, Iterable]]) -> Iterator:
+    """The item of one output; tagged ``finished`` if it need not be made again. Several items are all rejected."""
+    name, found = group
+    items = sorted(found["items"])
+    if len(items) > 1:
+        error = MatchError(f"expected one image for each output. Received {len(items)} for {name}.")
+        yield from (beam.pvalue.TaggedOutput(REJECTED, reject(item.image, "match", error)) for item in items)
+    elif items and {"record", "output"} <= set(found["there"]):
+        yield beam.pvalue.TaggedOutput(FINISHED, items[0])
+    elif items:
+        yield items[0]
+
+
+def recall(item: Item, output: str) -> Iterator[dict | Reject]:
+    """The record of a finished item, or a `Reject` if its output is one of other files."""
+    try:
+        record = json.loads(storage.read(record_address(output, item.output)))
+        source = [record["image"], record["mask"]]
+        if source != [item.image, item.mask]:
+            raise UserError(
+                f"{storage.join(output, item.output)} is of {' and '.join(filter(None, source))}: "
+                "--overwrite, or choose another folder"
+            )
+        yield {**record, "status": "finished before"}
+    except (UserError, OSError, ValueError, KeyError, TypeError) as error:
+        yield reject(item.image, "resume", error)
+
+
+# Writing
+
+
+def write_output(item: Item, data: bytes, details: dict, output: str, replaces: bool) -> dict:
+    """Writes one output, then its record; returns the record.
+
+    Raises:
+        UserError: a file with other contents is there.
+    """
+    address = storage.join(output, item.output)
+    if replaces:
+        storage.overwrite(address, data)
+    else:
+        create_or_compare(address, data)
+    record = {**item._asdict(), **details, "bytes": len(data), "crc32c": storage.crc32c(data), "status": "done"}
+    storage.overwrite(record_address(output, item.output), _dump(record))
+    return record
+
+
+def write_outcome(outputs: int, folder: str, fields: dict, records: list[dict], rejects: list[Reject]) -> None:
+    """Writes ``items.jsonl`` and ``rejects.jsonl``, and then ``manifest.json`` with the counts.
+
+    Args:
+        outputs: number of ``records``.
+        fields: of the manifest: model, parameters and code version.
+    """
+    lines = [(record["image"], record["mask"], _dump(record)) for record in records]
+    lines += [(r.source, "", _dump({"image": r.source, **_failure(r)})) for r in rejects]
+    before = sum(record["status"] != "done" for record in records)
+    counts = {"inputs": outputs + len(rejects), "outputs": outputs, "rejects": len(rejects), "finished_before": before}
+    storage.overwrite(storage.join(folder, ITEMS), b"".join(line for *_, line in sorted(lines)))
+    storage.overwrite(storage.join(folder, REJECTS), reject_lines(rejects))
+    manifest = json.dumps({**fields, "counts": counts}, indent=1, sort_keys=True).encode()
+    storage.overwrite(storage.join(folder, MANIFEST), manifest)
+
+
+def _failure(found: Reject) -> dict:
+    return {"status": "rejected", "stage": found.stage, "error": found.error}
+
+
+# Reporting
+
+
+class _Progress:
+    """What one process has seen; prints a line at most every ``interval`` seconds, and when all are done."""
+
+    def __init__(self, interval: float = 2.0):
+        self._lock, self._interval = threading.Lock(), interval
+        self._seen = self._made = 0
+        self._begin = self._printed = time.monotonic()
+
+    def add(self, total: int, is_new: bool) -> None:
+        with self._lock:
+            self._seen += 1
+            self._made += is_new
+            now = time.monotonic()
+            if now - self._printed < self._interval and self._seen != total:
+                return
+            self._printed = now
+            # What an earlier run finished says nothing of the rate.
+            rate = self._made / max(now - self._begin, 1e-3)
+            left = max(0, total - self._seen)
+            eta = f", {duration(left / rate)} left" if rate and left else ""
+            print(f"  {self._seen} of {total} images, {rate:.1f}/s{eta}", file=sys.stderr, flush=True)
+
+
+_progress: dict[str, _Progress] = {}  # by job: a process may run one after another
+
+
+class ReportItems(beam.DoFn):
+    """Passes outcomes (records as dicts, and `Reject`s) on, counts them, and says how many there were and how fast.
+
+    Args:
+        total: how many there will be in all processes, as far as known at launch.
+    """
+
+    def __init__(self, total: int):
+        super().__init__()
+        self._total, self._job = total, uuid.uuid4().hex
+        count, spread = beam.metrics.Metrics.counter, beam.metrics.Metrics.distribution
+        self._counts = {name: count("pconv", name) for name in ("outputs", "rejects", "finished_before", "windows")}
+        self._spreads = {name: spread("pconv", name) for name in ("hole_permille", "milliseconds", "output_bytes")}
+
+    def setup(self):
+        _progress.setdefault(self._job, _Progress())
+
+    def process(self, outcome: dict | Reject):
+        is_new = isinstance(outcome, Reject) or outcome["status"] == "done"
+        if isinstance(outcome, Reject):
+            self._counts["rejects"].inc()
+        else:
+            self._counts["outputs"].inc()
+            if is_new:
+                self._counts["windows"].inc(outcome["windows"])
+                self._spreads["hole_permille"].update(round(1000 * outcome["hole_ratio"]))
+                self._spreads["milliseconds"].update(round(1000 * outcome["seconds"]))
+                self._spreads["output_bytes"].update(outcome["bytes"])
+            else:
+                self._counts["finished_before"].inc()
+        _progress[self._job].add(self._total, is_new)
+        yield outcome

@@ -1,0 +1,1 @@
+"""The mask dataset job: plan, sources, sampling."""

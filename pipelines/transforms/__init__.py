@@ -1,0 +1,1 @@
+"""Transforms and helpers that any job may use."""

@@ -1,0 +1,188 @@
+"""From keyed records to a dataset: the same bytes on any runner, however often a step is retried.
+
+(split, key, record) -> shard blake2b(key) % k -> group -> sort -> one object, created once --+
+rejects              -> group -> sort -> rejects/<split>.jsonl                                +-> manifest.json
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import operator
+from collections.abc import Iterable
+
+import apache_beam as beam
+
+from trainer import storage
+from trainer.command import UserError
+from trainer.data import manifest as datasets
+from trainer.data import records
+
+Record = tuple[str, str, bytes]  # split, key (unique within the split), serialized example
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reject:
+    """An input that could not be used, and why.
+
+    Attributes:
+        source: the input's address.
+        stage: what failed: ``read``, ``decode``, ``match`` ...
+        error: class and message in one line.
+        split: the part of the dataset it would have been in.
+        member: its name in ``source``, where that is an archive.
+    """
+
+    source: str
+    stage: str
+    error: str
+    split: str = ""
+    member: str = ""
+
+
+def reject(source: str, stage: str, error: Exception, split: str = "", member: str = "") -> Reject:
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return Reject(source=source, stage=stage, error=text, split=split, member=member)
+
+
+def hash_key(key: str | bytes) -> int:
+    """64 bits made of the key alone, the same in every process (Python's ``hash`` is not)."""
+    data = key.encode() if isinstance(key, str) else key
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big")
+
+
+def shard_of(key: str | bytes, num_shards: int) -> int:
+    """Shard of a key."""
+    return hash_key(key) % num_shards
+
+
+def create_or_compare(address: str, data: bytes) -> None:
+    """Creates a file; one that is there already must be what an earlier attempt wrote.
+
+    Raises:
+        UserError: it has other contents.
+    """
+    try:
+        storage.create(address, data)
+    except storage.AlreadyExists:
+        if storage.checksum(address) != storage.crc32c(data):
+            raise UserError(f"{address} exists with other contents: --overwrite, or choose another folder") from None
+
+
+def place_record(record: Record, num_shards: dict[str, int]) -> tuple[tuple[str, int], tuple[str, bytes]]:
+    """((split, shard), (key, serialized)) of a record."""
+    split, key, serialized = record
+    return (split, shard_of(key, num_shards[split])), (key, serialized)
+
+
+def save_shard(found: Iterable[bytes], folder: str, split: str, shard: int, num_shards: dict[str, int]) -> dict:
+    """Writes serialized records as one shard; returns its `datasets.Shard` as a dict."""
+    count = itertools.count()
+    data = records.frame_records(record for record, _ in zip(found, count, strict=False))
+    name = datasets.shard_name(split, shard, num_shards[split])
+    create_or_compare(storage.join(folder, name), data)
+    info = datasets.Shard(name=name, split=split, records=next(count), bytes=len(data), crc32c=storage.crc32c(data))
+    return dataclasses.asdict(info)
+
+
+def write_shard(group: tuple[tuple[str, int], Iterable], folder: str, num_shards: dict[str, int]) -> dict:
+    """Writes one shard, its records in key order; returns its `datasets.Shard` as a dict.
+
+    Args:
+        group: (split, shard) and its (key, serialized) pairs.
+    """
+    (split, shard), items = group
+    ordered = sorted(items)
+    return save_shard((record for _, record in ordered), folder, split, shard, num_shards)
+
+
+def reject_lines(rejects: Iterable[Reject]) -> bytes:
+    """JSON lines in source order."""
+    ordered = sorted(rejects, key=lambda r: (r.source, r.member, r.stage, r.error))
+    return b"".join(json.dumps(dataclasses.asdict(r), sort_keys=True).encode() + b"\n" for r in ordered)
+
+
+def write_rejects(group: tuple[str, Iterable[Reject]], folder: str) -> int:
+    """Writes ``rejects/<split>.jsonl`` and returns its number of lines."""
+    split, rejects = group
+    data = reject_lines(rejects)
+    create_or_compare(storage.join(folder, "rejects", f"{split}.jsonl"), data)
+    return data.count(b"\n")
+
+
+def write_manifest(
+    inputs: int,
+    folder: str,
+    fields: dict,
+    num_shards: dict[str, int],
+    shards: list[dict],
+    rejects: list[int],
+    statistics: list[dict],
+) -> None:
+    """Writes the manifest of ``inputs`` inputs, after everything that it lists; shards without records first."""
+    written = {shard["name"] for shard in shards}
+    every = [(split, shard) for split, count in num_shards.items() for shard in range(count)]
+    empty = [key for key in every if datasets.shard_name(*key, num_shards[key[0]]) not in written]
+    shards = [*shards, *(save_shard((), folder, *key, num_shards) for key in empty)]
+    shards = sorted((datasets.Shard(**shard) for shard in shards), key=lambda shard: shard.name)
+    counts = {"inputs": inputs, "records": sum(s.records for s in shards), "rejects": sum(rejects)}
+    found = {key: value for part in statistics for key, value in part.items()}
+    manifest = datasets.Manifest(**fields, counts=counts, shards=tuple(shards), statistics=found)
+    create_or_compare(storage.join(folder, datasets.MANIFEST), datasets.dump_manifest(manifest))
+
+
+class WriteRest(beam.PTransform):
+    """Writes what a dataset has beside its shards: rejects, and the manifest when all else is there.
+
+    Input: PCollections of shards as dicts, of `Reject`, with one int, the number of inputs, and (left out, or) of
+    dicts that together are the manifest's statistics.
+
+    Args:
+        folder: the dataset's address.
+        num_shards: number of shards by split; those that nothing fell into are written here.
+        fields: of the `datasets.Manifest`, all but counts and shards.
+    """
+
+    def __init__(self, folder: str, num_shards: dict[str, int], fields: dict):
+        super().__init__()
+        self.arguments = (folder, fields, num_shards)
+
+    def expand(self, inputs):
+        shards, rejects, count, *rest = inputs
+        rejected = (
+            rejects
+            | "RejectSplit" >> beam.WithKeys(operator.attrgetter("split"))
+            | "GroupRejects" >> beam.GroupByKey()
+            | "WriteRejects" >> beam.Map(write_rejects, self.arguments[0])
+        )
+        statistics = rest[0] if rest else count.pipeline | "NoStatistics" >> beam.Create([])
+        before = [beam.pvalue.AsList(written) for written in (shards, rejected, statistics)]
+        return count | "WriteManifest" >> beam.Map(write_manifest, *self.arguments, *before)
+
+
+class WriteDataset(beam.PTransform):
+    """Writes records and rejects as a dataset.
+
+    Input: PCollections of `Record`, and what `WriteRest` takes after the shards.
+
+    Args:
+        folder: the dataset's address.
+        num_shards: number of shards by split; empty ones are written too.
+        fields: of the `datasets.Manifest`, all but counts and shards.
+    """
+
+    def __init__(self, folder: str, num_shards: dict[str, int], fields: dict):
+        super().__init__()
+        self.folder, self.num_shards, self.fields = folder, num_shards, fields
+
+    def expand(self, inputs):
+        found, *rest = inputs
+        shards = (
+            found
+            | "Place" >> beam.Map(place_record, self.num_shards)
+            | "GroupByShard" >> beam.GroupByKey()
+            | "WriteShards" >> beam.Map(write_shard, self.folder, self.num_shards)
+        )
+        return (shards, *rest) | WriteRest(self.folder, self.num_shards, self.fields)

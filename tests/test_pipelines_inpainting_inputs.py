@@ -1,0 +1,156 @@
+"""Which files belong together, what outputs are called, and the lists of pairs."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipelines.inpainting import inputs
+from pipelines.inpainting.inputs import Item, common_folder, match_files, match_listed, output_names, read_pairs
+from pipelines.transforms.dataset_writer import Reject
+from trainer import storage
+from trainer.command import UserError
+
+
+def test_output_names():
+    assert output_names(["x/a.jpg"], ".png") == {"x/a.jpg": "x/a.png"}
+    assert output_names(["a.PNG"], ".png") == {"a.PNG": "a.png"}
+    assert output_names(["v1.2/a"], ".jpg") == {"v1.2/a": "v1.2/a.jpg"}
+    assert output_names(["a.jpg", "a.tif"], ".png") == {"a.jpg": "a.jpg.png", "a.tif": "a.tif.png"}
+    assert output_names(["a.jpg", "a.jpg"], ".png") == {"a.jpg": "a.png"}
+
+
+def matched(images, masks, match="stem", extension=".png"):
+    stem = inputs.stem_of((images or masks)[0].partition("/")[2])
+    found = {"images": [f"in/{name.partition('/')[2]}" for name in images]}
+    if masks is not None:
+        found["masks"] = masks
+    results = list(match_files((stem, found), "in", match, extension))
+    items = [(r.image, r.mask, r.output) for r in results if isinstance(r, Item)]
+    return items, [(r.source, r.error) for r in results if isinstance(r, Reject)]
+
+
+def test_masks_of_the_same_stem():
+    assert matched(["in/a.jpg"], ["m/a.png"]) == ([("in/a.jpg", "m/a.png", "a.png")], [])
+    items, rejects = matched(["in/a.jpg", "in/a.tif"], ["m/a.png"])
+    assert items == [("in/a.jpg", "m/a.png", "a.jpg.png"), ("in/a.tif", "m/a.png", "a.tif.png")] and not rejects
+    assert matched(["in/a.jpg"], None) == ([("in/a.jpg", "", "a.png")], [])
+
+
+def test_files_without_a_counterpart():
+    assert matched(["in/a.jpg"], []) == (
+        [],
+        [("in/a.jpg", "MatchError: expected one mask file named a.*. Found 0.")],
+    )
+    assert matched(["in/a.jpg"], ["m/a.png", "m/a.bmp"])[1] == [
+        ("in/a.jpg", "MatchError: expected one mask file named a.*. Found 2.")
+    ]
+    assert matched([], ["m/a.png", "m/a.bmp"])[1] == [
+        ("m/a.bmp", "MatchError: expected an image file named a.*. Found none."),
+        ("m/a.png", "MatchError: expected an image file named a.*. Found none."),
+    ]
+
+
+def test_masks_of_the_same_path():
+    items, rejects = matched(["in/a.jpg", "in/a.png"], ["m/a.png", "m/a.bmp"], match="path")
+    assert items == [("in/a.png", "m/a.png", "a.png.png")]
+    assert rejects == [
+        ("in/a.jpg", "MatchError: expected one mask file named a.jpg. Found 0."),
+        ("m/a.bmp", "MatchError: expected an image file named a.bmp. Found none."),
+    ]
+    assert matched(["in/a"], ["m/a.png"], match="path")[0] == []
+
+
+def test_lists_of_pairs(tmp_path):
+    folder = str(tmp_path)
+    storage.create(
+        f"{folder}/list.csv", "\ufeffimage,mask,note\nin/a.jpg,holes/a.png,x\n/b.png,gs://mmm/b.png,\nc,,\n".encode()
+    )
+    assert read_pairs(f"{folder}/list.csv") == [
+        (f"{folder}/in/a.jpg", f"{folder}/holes/a.png"),
+        ("/b.png", "gs://mmm/b.png"),
+        (f"{folder}/c", ""),
+    ]
+    storage.create(f"{folder}/list.jsonl", b'{"image": "a.jpg", "mask": "../m/a.png"}\n\n{"image": "b.jpg"}\n')
+    assert read_pairs(f"{folder}/list.jsonl") == [
+        (f"{folder}/a.jpg", f"{folder.rpartition('/')[0]}/m/a.png"),
+        (f"{folder}/b.jpg", ""),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("a.csv", b"picture,mask\na,b\n", "a.csv, line 2: expected image and mask"),
+        ("a.csv", b"\xff\xfe", "not text in UTF-8"),
+        ("a.jsonl", b'{"image": "a"}\n[1]\n', "a.jsonl, line 2: expected image and mask"),
+        ("a.jsonl", b'{"image": 5}\n', "line 1: expected"),
+        ("a.jsonl", b"{", "is not JSON lines"),
+        ("a.csv", b'image,mask\n"a', "is not CSV"),
+    ],
+)
+def test_lists_that_are_none_are_refused(name, data, message, tmp_path):
+    storage.create(f"{tmp_path}/{name}", data)
+    with pytest.raises(UserError, match=message):
+        read_pairs(f"{tmp_path}/{name}")
+
+
+def test_listed_pairs_need_masks_only_where_holes_come_from_masks():
+    group = ("a", [("in/a.jpg", ""), ("in/a.tif", "m/x.png")])
+    found = list(match_listed(group, "in", True, ".png"))
+    assert found[0].error == "MatchError: expected a mask in the list. Found none."
+    assert found[1] == Item("in/a.tif", "m/x.png", "a.tif.png")
+    found = list(match_listed(group, "in", False, ".png"))
+    assert found == [Item("in/a.jpg", "", "a.jpg.png"), Item("in/a.tif", "", "a.tif.png")]
+
+
+def test_common_folder():
+    assert common_folder(["gs://b/x/1/a", "gs://b/x/2/b"]) == "gs://b/x"
+    assert common_folder(["/x/a", "/x/b"]) == "/x"
+    assert common_folder(["gs://b/x/a"]) == "gs://b/x"
+    assert common_folder(["gs://b/ab/a", "gs://b/a/a"]) == "gs://b"
+    with pytest.raises(UserError, match="in one bucket"):
+        common_folder(["gs://b/x/a", "gs://c/x/a"])
+    with pytest.raises(UserError, match="in one bucket"):
+        common_folder(["gs://b/x/a", "/x/a"])
+
+
+def test_shared_folder():
+    assert inputs.shared_folder(["/a/b/c.png", "", "/a/b/d.png"]) == "/a/b"
+    assert inputs.shared_folder(["/a/b/c.png", "/a/b/c/d.png"]) is None
+    assert inputs.shared_folder([""]) is inputs.shared_folder([]) is None
+
+
+def test_the_colour_of_holes_may_stand_in_the_manifest(tmp_path):
+    assert inputs.hole_of_folder(str(tmp_path)) is None
+    for data, expected in ((b'{"hole": "white"}', "white"), (b'{"hole": "grey"}', None), (b"[", None), (b"[]", None)):
+        storage.overwrite(f"{tmp_path}/manifest.json", data)
+        assert inputs.hole_of_folder(str(tmp_path)) == expected
+
+
+def test_reports_of_the_job_are_no_inputs(tmp_path):
+    for name in ("a.png", "manifest.json", "items.jsonl", "rejects.jsonl", "sub/manifest.json", ".items/a.png.json"):
+        storage.create(f"{tmp_path}/{name}", b"")
+    assert inputs.list_files(str(tmp_path)) == [f"{tmp_path}/a.png", f"{tmp_path}/sub/manifest.json"]
+
+
+@pytest.mark.parametrize(
+    ("patterns", "output", "refused"),
+    [
+        (["/d/in"], "/d/out", False),
+        (["/d/in"], "/d/in", True),
+        (["/d/in"], "/d/in/out", True),
+        (["/d/in"], "/d/in2", False),
+        (["/d/**"], "/d/out", True),
+        (["/d/*.jpg"], "/d/out", False),
+        (["/d/**/*.jpg"], "/d/out", False),
+        (["gs://b"], "gs://b/out", True),
+    ],
+)
+def test_outputs_that_a_second_run_would_read_are_refused(patterns, output, refused):
+    if refused:
+        with pytest.raises(UserError, match="--output"):
+            inputs.check_outputs([], patterns, output, ".png")
+    else:
+        inputs.check_outputs([], patterns, output, ".png")
+    with pytest.raises(UserError, match=f"where {output}/a.png is one"):
+        inputs.check_outputs([f"{output}/a.png"], [], output, ".png")

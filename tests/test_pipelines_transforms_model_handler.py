@@ -1,0 +1,58 @@
+"""Our network in RunInference: an element that fails takes no other with it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from pipelines.transforms.model_handler import FillModelHandler, InpaintModelHandler, Pair
+from trainer.inference import predict
+
+MARK = 77  # first value of the image that the network below fails on
+
+
+def refuse_marked(image, mask):
+    """Stands for a network: mid-grey, or an error if the batch holds a marked image."""
+    if np.any(np.rint(image[:, 0, 0, 0] * 255) == MARK):
+        raise ValueError("out of memory")
+    return tf.fill(image.shape, 0.5)
+
+
+@pytest.mark.parametrize("marked", [[], [2], [0, 1], [0, 1, 2, 3]])
+def test_an_element_that_fails_fails_alone(marked):
+    diagonal = np.eye(4, dtype=np.uint8)
+    batch = [Pair(np.full((4, 4, 3), i, np.uint8), diagonal) for i in range(4)]
+    for i in marked:
+        batch[i].image[0, 0] = MARK
+    results = list(InpaintModelHandler(None, 4).run_inference(batch, predict.Model(refuse_marked, stride=2)))
+    assert len(results) == 4
+    for i, result in enumerate(results):
+        if i in marked:
+            assert isinstance(result, ValueError)
+        else:
+            assert result.shape == (4, 4, 3), result
+            assert np.all(result[diagonal == 1] == i) and np.all(result[diagonal == 0] == 128)
+
+
+@pytest.mark.parametrize("batch_size", [None, 1, 4])
+def test_windows_and_seconds_are_told_and_batches_are_filled(batch_size):
+    batch = [Pair(np.full((4, 4, 3), i, np.uint8), np.eye(4, dtype=np.uint8)) for i in range(3)]
+    shapes = []
+
+    def predict_grey(image, mask):
+        shapes.append(image.shape[0])
+        return tf.fill(image.shape, 0.5)
+
+    model = predict.Model(predict_grey, stride=2, batch_size=batch_size)
+    results = FillModelHandler(None, batch_size).run_inference(batch, model)
+    assert [result.windows for result in results] == [1, 1, 1]
+    assert all(0 < result.seconds < 10 for result in results)
+    assert shapes == {None: [3], 1: [1, 1, 1], 4: [4]}[batch_size]
+
+
+def test_large_pictures_make_batches_alone():
+    weigh = FillModelHandler(None, 8).batch_elements_kwargs()["element_size_fn"]
+    sizes = [(1, 1), (512, 512), (1024, 1024), (512, 513), (4000, 6000)]
+    masks = [np.broadcast_to(np.uint8(1), size) for size in sizes]
+    assert [weigh(("key", Pair(mask, mask))) for mask in masks] == [1, 1, 4, 2, 16]

@@ -1,0 +1,88 @@
+"""Work in threads beside a bundle: what comes out, in which order, how much at a time, and what fails."""
+
+from __future__ import annotations
+
+import threading
+
+import apache_beam as beam
+import pytest
+from apache_beam.testing.util import assert_that, equal_to
+
+from pipelines.transforms.thread_map import InBackground
+
+
+def halves_and_odd(number: int, extra: int):
+    if number % 2:
+        yield beam.pvalue.TaggedOutput("odd", number + extra)
+    else:
+        yield from [number // 2 + extra] * (number % 3)
+
+
+def test_what_comes_out_is_what_flat_map_gives():
+    with beam.Pipeline("FnApiRunner") as pipeline:
+        numbers = pipeline | beam.Create(range(50))
+        plain = numbers | beam.FlatMap(halves_and_odd, 100).with_outputs("odd", main="even")
+        found = numbers | beam.ParDo(InBackground(halves_and_odd, 100, most=3)).with_outputs("odd", main="even")
+        expected = [n + 100 for n in range(1, 50, 2)]
+        assert_that(found.odd, equal_to(expected), label="odd")
+        assert_that(plain.odd, equal_to(expected), label="plain odd")
+        even = [n // 2 + 100 for n in range(0, 50, 2) for _ in range(n % 3)]
+        assert_that(found.even, equal_to(even), label="even")
+        assert_that(plain.even, equal_to(even), label="plain even")
+
+
+def started(function, **options) -> InBackground:
+    step = InBackground(function, **options)
+    step.setup()
+    step.start_bundle()
+    return step
+
+
+def values(results) -> list:
+    return [result.value for result in results]
+
+
+def test_elements_are_worked_on_together_and_come_out_in_order():
+    meeting, order = threading.Barrier(2, timeout=20), []
+
+    def meet(number):
+        meeting.wait()  # of one alone this would end in an error
+        order.append(number)
+        yield number
+
+    step = started(meet)
+    found = [result for number in range(8) for result in step.process(number)]
+    assert found + values(step.finish_bundle()) == list(range(8)) == sorted(order)
+    step.teardown()
+
+
+def test_no_more_is_taken_than_may_be_in_memory():
+    taken, given = [], []
+
+    def take(number):
+        taken.append(number)
+        yield number
+
+    step = started(take, most=6, weigh=abs)
+    for number in (3, -3, 1, 5, 9, 2):
+        given.append(list(step.process(number)))
+    # 3 and -3 fill it; for 1 the eldest leaves, for 5 the next; 9 waits for all others and is waited for.
+    assert given == [[], [], [3], [-3], [1, 5, 9], []] and values(step.finish_bundle()) == [2]
+    assert sorted(taken) == [-3, 1, 2, 3, 5, 9]
+    step.teardown()
+
+
+def test_an_error_ends_the_bundle_and_the_next_begins_anew():
+    def fail_on_2(number):
+        if number == 2:
+            raise KeyError("two")
+        yield number
+
+    step = started(fail_on_2)
+    with pytest.raises(KeyError, match="two"):
+        for number in range(3):
+            list(step.process(number))
+        list(step.finish_bundle())
+    step.start_bundle()
+    assert list(step.process(7)) == [] and values(step.finish_bundle()) == [7]
+    step.teardown()

@@ -1,0 +1,211 @@
+"""Checkpoints through failures of a real store and of the process: an outage of seconds, and SIGKILL at any moment."""
+
+from __future__ import annotations
+
+import http.client
+import http.server
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.parse
+
+import numpy as np
+import pytest
+
+from trainer import checkpoints, presets, storage
+from trainer.checkpoints import folders, pointers
+from trainer.checkpoints.files import is_whole
+from trainer.checkpoints.saver import Saver
+
+CONFIG = presets.override(presets.PRESETS["demo"], ["checkpoint.keep=2"])
+HOP = {"connection", "transfer-encoding", "content-length", "keep-alive"}
+
+
+class Proxy:
+    """In front of the server: ``pass``es requests on, answers ``503``, ``cut``s off answers of work that was done."""
+
+    def __init__(self, upstream):
+        self.mode, self.refused, self._upstream = "pass", 0, urllib.parse.urlsplit(upstream).netloc
+        self._address = ("127.0.0.1", 0)
+        self.open()
+
+    def open(self):
+        proxy = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def handle_one_request(self):
+                self.raw_requestline = self.rfile.readline(65537)
+                if self.raw_requestline and self.parse_request():
+                    proxy.answer(self)
+                self.close_connection = True
+
+        class Server(http.server.ThreadingHTTPServer):
+            daemon_threads = True
+
+            def handle_error(self, *_):
+                pass
+
+        self._server = Server(self._address, Handler)
+        self._address = self._server.server_address
+        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
+
+    def close(self):
+        """From now on connections are refused."""
+        self._server.shutdown()
+        self._server.server_close()
+
+    def answer(self, request):
+        body = request.rfile.read(int(request.headers.get("Content-Length") or 0))
+        if self.mode == "503":
+            self.refused += 1
+            request.send_error(503)
+            return
+        connection = http.client.HTTPConnection(self._upstream, timeout=30)
+        headers = {name: value for name, value in request.headers.items() if name.lower() not in HOP}
+        connection.request(request.command, request.path, body, headers)
+        response = connection.getresponse()
+        data = response.read()
+        connection.close()
+        if self.mode == "cut" and request.command == "POST" and response.status == 200:
+            self.mode, self.refused = "pass", self.refused + 1
+            return
+        request.send_response(response.status)
+        for name, value in response.getheaders():
+            if name.lower() not in HOP:
+                request.send_header(name, value)
+        request.send_header("Content-Length", str(len(data)))
+        request.end_headers()
+        request.wfile.write(data)
+
+    @property
+    def url(self):
+        return "http://{}:{}".format(*self._address)
+
+
+@pytest.fixture
+def proxied(gcs_server, bucket, monkeypatch):
+    """A proxy and the address of a run behind it."""
+    proxy = Proxy(gcs_server)
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", proxy.url)
+    storage._client.cache_clear()
+    yield proxy, bucket + "/run"
+    proxy.close()
+
+
+def make(step):
+    return {"model": {"w": np.full(1000, step)}, "optimizer": {}}
+
+
+def test_training_outlasts_a_store_that_refuses(proxied, soak):
+    proxy, run = proxied
+    seconds = 30 if soak else 10
+    with Saver(run, CONFIG) as saver:
+        saver.save(make(1), {"step": 1})
+        saver.wait()
+        proxy.close()  # connections are refused at first, then answered with errors
+
+        def heal():
+            time.sleep(seconds / 2)
+            proxy.mode = "503"
+            proxy.open()
+            time.sleep(seconds / 2)
+            proxy.mode = "pass"
+
+        healing = threading.Thread(target=heal)
+        healing.start()
+        begin = time.monotonic()
+        assert saver.save(make(2), {"step": 2}) < seconds / 2  # training does not notice
+        waited = saver.save(make(3), {"step": 3})
+        healing.join()
+        assert waited > seconds - 2 and time.monotonic() - begin < 200
+    assert proxy.refused > 0
+    assert [x.step for x in saver.finished()] == [1, 2, 3]
+    found = checkpoints.load_newest(run)
+    assert found.checkpoint.state == {"step": 3} and found.skipped == []
+    assert [step for step, _ in folders.newest_first(run)] == [3, 2]
+    assert is_whole(checkpoints.find(run, 2))
+
+
+@pytest.mark.parametrize("write", range(1, 7))
+def test_an_answer_that_is_lost_on_its_way_is_no_failure(proxied, write, monkeypatch):
+    """Of each write of a checkpoint in turn: two parts, state, config, manifest, pointer."""
+    proxy, run = proxied
+    answer, posts = proxy.answer, []
+
+    def count(request):
+        posts.extend([request.path] if request.command == "POST" else [])
+        if request.command == "POST" and len(posts) == write:
+            proxy.mode = "cut"
+        answer(request)
+
+    with Saver(run, CONFIG) as saver:
+        monkeypatch.setattr(proxy, "answer", count)
+        saver.save(make(1), {"step": 1})
+    assert proxy.refused == 1 and len(posts) == 7  # six writes, one of them twice
+    (saved,) = saver.finished()
+    assert saved.latest and checkpoints.find_latest(run) == saved.pin and is_whole(saved.pin)
+
+
+PROGRAM = """
+import sys
+import numpy as np
+from trainer import checkpoints, presets
+from trainer.checkpoints.saver import Saver
+
+run = sys.argv[1]
+config = presets.override(presets.PRESETS["demo"], ["checkpoint.keep=2"])
+found = checkpoints.load_newest(run)
+assert not (found and found.skipped), found.skipped
+step = found.checkpoint.state["step"] if found else 0
+print(step, flush=True)
+with Saver(run, config) as saver:
+    while True:
+        step += 1
+        rng = np.random.default_rng(step)
+        arrays = {f"w{i}": rng.random(int(rng.integers(1, 60_000))) for i in range(3)}
+        value = float(rng.random())
+        score = checkpoints.Score(metric="psnr", value=value, higher_is_better=True) if step % 3 == 0 else None
+        saver.save({"model": arrays, "optimizer": {"m": arrays["w0"]}}, {"step": step}, score)
+"""
+
+
+@pytest.mark.parametrize("place", ["folder", "bucket"])
+def test_killed_at_any_moment_latest_and_best_can_be_read(place, request, tmp_path, soak):
+    run = str(tmp_path / "run") if place == "folder" else request.getfixturevalue("bucket") + "/run"
+    moments, step, unfinished = random.Random(5), 0, 0
+    for _ in range(25 if soak else 3):
+        child = subprocess.Popen([sys.executable, "-c", PROGRAM, run], stdout=subprocess.PIPE, text=True)
+        try:
+            started = child.stdout.readline()
+            assert int(started) == step  # it continues where the pointer was
+            time.sleep(moments.uniform(0, 0.8))
+            assert child.poll() is None
+        finally:
+            os.kill(child.pid, signal.SIGKILL)
+            child.wait()
+            child.stdout.close()
+        names = storage.folders(run + "/checkpoints")
+        unfinished += sum(not storage.exists(f"{run}/checkpoints/{name}/manifest.json") for name in names)
+        for which in ("latest", "best"):
+            if not storage.exists(f"{run}/checkpoints/{which}.json"):
+                continue
+            pointer = pointers.read(run, which)
+            if pointer.checkpoint is None:  # killed before the first was written
+                continue
+            checkpoint = checkpoints.load_checkpoint(pointer.pin(run))
+            rng = np.random.default_rng(pointer.step)
+            for i in range(3):
+                expected = rng.random(int(rng.integers(1, 60_000)))
+                np.testing.assert_array_equal(checkpoint.variables["model"][f"w{i}"], expected)
+            assert checkpoint.state == {"step": pointer.step}
+            if which == "latest":
+                assert pointer.step >= step
+                step = pointer.step
+    assert step > 0 and (unfinished > 0 or not soak)
+    Saver(run, CONFIG).close()
+    names = storage.folders(run + "/checkpoints")
+    assert len(names) <= 4 and all(storage.exists(f"{run}/checkpoints/{name}/manifest.json") for name in names)

@@ -1,0 +1,99 @@
+"""How a training ends: what workers report, against events and failures made up here; and once for real."""
+
+from __future__ import annotations
+
+import queue
+import subprocess
+import sys
+import threading
+import time
+
+import cv2
+import numpy as np
+import pytest
+
+from samples import image_record, mask_record, write_dataset
+from trainer import presets
+from trainer.command import UserError
+from trainer.training import ray_workers
+
+
+class Fit:
+    """A training that is over, or goes on for ever."""
+
+    def __init__(self, over, error=None):
+        self.done, self.error = threading.Event(), error
+        if over:
+            self.done.set()
+
+
+def follow(events, fit, workers=2):
+    made = queue.Queue()
+    for event in events:
+        made.put(event)
+    ray_workers._follow(made, fit, workers)
+
+
+def error(worker, message):
+    return {"event": "error", "worker": worker, "message": message}
+
+
+EXPORT = {"event": "export", "address": "gs://b/e"}
+
+
+def test_all_that_was_reported_is_printed(capsys):
+    follow([EXPORT, EXPORT | {"event": "summary"}], Fit(over=True))
+    assert capsys.readouterr().out.splitlines() == ["export gs://b/e", "summary gs://b/e"]
+
+
+def test_an_error_of_one_worker_ends_a_training_that_would_wait_for_ever(monkeypatch, capsys):
+    monkeypatch.setattr(ray_workers, "_GATHER_S", 0.1)
+    begin = time.monotonic()
+    with pytest.raises(UserError, match="^a.tfrecord is corrupt$"):
+        follow([error(1, "a.tfrecord is corrupt"), EXPORT], Fit(over=False))
+    assert time.monotonic() - begin < 5
+    assert capsys.readouterr().out == "export gs://b/e\n"  # what came after is still told
+
+
+def test_what_all_workers_say_is_said_once():
+    with pytest.raises(UserError, match="^the checkpoint does not fit$"):
+        follow([error(0, "the checkpoint does not fit"), error(1, "the checkpoint does not fit")], Fit(over=False))
+
+
+def test_what_only_some_say_is_put_together():
+    same = "step 3: the loss is not finite (total nan)"
+    with pytest.raises(UserError) as caught:
+        follow([error(1, f"{same}; examples of worker 1: b.jpg"), error(0, f"{same}; examples of worker 0: a.jpg")],
+               Fit(over=False))  # fmt: skip
+    assert str(caught.value) == f"{same}; examples of worker 0: a.jpg; examples of worker 1: b.jpg"
+
+
+def test_failures_of_ray_are_raised():
+    with pytest.raises(RuntimeError, match="the cluster is gone"):
+        follow([EXPORT], Fit(over=True, error=RuntimeError("the cluster is gone")))
+    wrapped = RuntimeError("ray::worker\ntrainer.command.UserError: gs://b/x is corrupt\nmore")
+    with pytest.raises(UserError, match="^gs://b/x is corrupt$"):
+        follow([], Fit(over=True, error=wrapped))
+
+
+def test_each_number_of_workers_that_may_be_left_divides_the_batch():
+    message = "of each number of workers from scaling.min_workers=2 to scaling.workers=4. Received 16"
+    with pytest.raises(ValueError, match=message):
+        presets.override(presets.PRESETS["demo"], ["scaling.workers=4", "scaling.min_workers=2"])
+    presets.override(presets.PRESETS["demo"], ["scaling.workers=2", "scaling.min_workers=1"])
+
+
+def test_a_corrupt_shard_ends_the_command_with_one_line_and_no_second_try(tmp_path):
+    pixels = cv2.resize(np.random.default_rng(0).integers(0, 256, (5, 5, 3), np.uint8), (40, 40))
+    write_dataset(f"{tmp_path}/images", "image", {"train": [[image_record(pixels)] * 4]}, flaw=255)
+    mask = np.ones((32, 32), np.uint8)
+    mask[8:20] = 0
+    write_dataset(f"{tmp_path}/masks", "mask", {"train": [[mask_record(mask)] * 4]}, size=32)
+    command = [sys.executable, "-m", "trainer.train", "--preset", "demo", "--run", f"{tmp_path}/run"]
+    command += ["--images", f"{tmp_path}/images", "--masks", f"{tmp_path}/masks"]
+    for setting in ("unet.image_size=32", "unet.filters=4,8", "unet.kernels=3,3", "global_batch_size=4"):
+        command += ["--set", setting]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("\n") == 1 and "train-00000-of-00001.tfrecord is corrupt" in done.stderr, done.stderr
+    assert done.stdout.count("training starts") == 1

@@ -1,0 +1,136 @@
+"""Saves checkpoints while training goes on.
+
+with Saver(run, config) as saver:
+    ...
+    waited = saver.save({"model": ..., "optimizer": ...}, {"step": step, ...}, score)
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from trainer.checkpoints import folders, pointers
+from trainer.checkpoints.files import is_whole, require_storable, write_checkpoint
+from trainer.checkpoints.pointers import Pin, Score
+from trainer.config import TrainConfig
+from trainer.storage.retry import persist
+
+PATIENCE = 120.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Saved:
+    """A checkpoint that is in the store.
+
+    Attributes:
+        latest, best: whether the pointer was moved to it.
+        deleted: names of the checkpoints that made room for it.
+        seconds: from the snapshot's end to the last deletion, waiting for the store included.
+    """
+
+    step: int
+    pin: Pin
+    latest: bool
+    best: bool
+    deleted: tuple[str, ...]
+    seconds: float
+
+
+class Saver:
+    """The only writer of a run's checkpoints: whoever made one before can from now on move no pointer.
+
+    One upload is under way at most. An error of it is raised by the next call of `save`, `wait` or `close`.
+
+    Attributes:
+        swept: names of the folders that earlier writers left unfinished and that are deleted now.
+    """
+
+    def __init__(self, run: str, config: TrainConfig, *, patience_s: float = PATIENCE):
+        """Claims the run.
+
+        Args:
+            run: address of the run's folder.
+            config: stored with each checkpoint; its ``checkpoint`` says how many stay and whether to write behind.
+            patience_s: how long the store may refuse, in seconds, until that is an error.
+
+        Raises:
+            UserError: the run's folder cannot be written.
+        """
+        self._run, self._config, self._patience = run, config, patience_s
+        self._writer = persist(lambda: pointers.claim(run), patience_s)
+        self.swept = tuple(persist(lambda: folders.sweep(run, self._writer), patience_s))
+        self._thread = ThreadPoolExecutor(1, "checkpoints") if config.checkpoint.background else None
+        self._upload: Future | None = None
+        self._saved: list[Saved] = []
+
+    def save(self, variables: Mapping[str, Mapping[str, np.ndarray]], state: dict, score: Score | None = None) -> float:
+        """Copies ``variables`` and begins to write them; waits first if the last ones are not written yet.
+
+        Args:
+            variables: arrays by variable path, for each of ``model``, ``optimizer`` and, if there is one, ``ema``.
+            state: JSON with at least ``step``.
+            score: of these variables, if they were validated.
+
+        Returns:
+            The seconds that training was held up by the last upload; without ``background``, by this one.
+        """
+        waited = self.wait()
+        require_storable(variables)
+        snapshot = {part: {name: np.array(x) for name, x in arrays.items()} for part, arrays in variables.items()}
+        state = json.loads(json.dumps(state))  # a copy; what is no JSON is refused here
+        begin = time.monotonic()
+        if self._thread is None:
+            self._write(snapshot, state, score)
+            return waited + time.monotonic() - begin
+        self._upload = self._thread.submit(self._write, snapshot, state, score)
+        return waited
+
+    def _write(self, snapshot: dict, state: dict, score: Score | None) -> None:
+        begin = time.monotonic()
+        run, writer, step = self._run, self._writer, state["step"]
+        pin = write_checkpoint(run, snapshot, state, config=self._config, writer=writer, patience_s=self._patience)
+        # Best first: once latest has moved, this step will not be computed again.
+        best = score is not None and persist(lambda: pointers.move_best(run, pin, step, score, writer), self._patience)
+        latest = persist(lambda: pointers.move_latest(run, pin, step, writer, is_whole), self._patience)
+        keep = self._config.checkpoint.keep
+        deleted = persist(lambda: folders.prune(run, keep, writer), self._patience)
+        seconds = time.monotonic() - begin
+        self._saved.append(Saved(step=step, pin=pin, latest=latest, best=best, deleted=tuple(deleted), seconds=seconds))
+
+    def finished(self) -> list[Saved]:
+        """What was saved since the last call, oldest first."""
+        done, self._saved = self._saved, []
+        return done
+
+    def wait(self) -> float:
+        """Returns when nothing is being written any more: the seconds that took. Raises the error of the upload."""
+        if self._upload is None:
+            return 0.0
+        upload, self._upload = self._upload, None
+        begin = time.monotonic()
+        upload.result()
+        return time.monotonic() - begin
+
+    def close(self) -> None:
+        """Waits for the upload under way and raises its error."""
+        try:
+            self.wait()
+        finally:
+            if self._thread is not None:
+                self._thread.shutdown()
+
+    def __enter__(self) -> Saver:
+        return self
+
+    def __exit__(self, kind, *_) -> None:
+        try:
+            self.close()
+        except Exception:
+            if kind is None:  # else the error that ends the training is the one to tell
+                raise

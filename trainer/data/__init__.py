@@ -1,0 +1,1 @@
+"""Datasets of records, and the training batches made from them."""

@@ -1,0 +1,1 @@
+"""Inpainting with a trained network, on arrays of any size."""

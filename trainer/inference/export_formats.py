@@ -1,0 +1,126 @@
+"""A trained network as files that other programs load, with a model card beside them.
+
+    RUN/exports/step-00000400/model.keras   loads with ``keras.saving.load_model`` after ``import trainer.model.unet``
+                              saved_model/  TensorFlow SavedModel, signature ``serving_default``
+                              model.onnx    ONNX, opset 18
+                              card.json     step, examples, checkpoint it was made from, loss terms, config
+
+All have the inputs ``image`` and ``mask`` of `build_unet` with batch, height and width open; SavedModel
+and ONNX name their output ``output`` and need nothing of this project. What lies under holes, NaN
+included, changes nothing in any of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import keras
+import tensorflow as tf
+
+from trainer import checkpoints, storage
+from trainer.command import UserError
+from trainer.config import TrainConfig
+from trainer.model.unet import build_unet
+
+MODEL, SAVED_MODEL, ONNX, CARD = "model.keras", "saved_model", "model.onnx", "card.json"
+FORMATS = ("keras", "saved_model", "onnx")
+OPSET = 18  # the newest that tf2onnx 1.17 is tested with
+
+
+def export_folder(run: str, checkpoint: checkpoints.Checkpoint) -> str:
+    """Where a run keeps the export of a checkpoint."""
+    return storage.join(run, "exports", f"step-{checkpoint.state['step']:08d}")
+
+
+def export_model(
+    run: str,
+    config: TrainConfig,
+    checkpoint: checkpoints.Checkpoint,
+    metrics: dict,
+    formats: Sequence[str] = ("keras",),
+    folder: str | None = None,
+) -> str:
+    """Writes what of the export of ``checkpoint`` is not there already; returns its folder.
+
+    The network is stored in float32 and takes any multiple of ``config.unet.stride`` as input size.
+
+    Args:
+        metrics: for the card.
+        formats: of `FORMATS`.
+        folder: `export_folder` by default.
+
+    Raises:
+        UserError: the checkpoint does not fit the config, or a format needs a package that is not installed.
+    """
+    folder = folder or export_folder(run, checkpoint)
+    model = build_unet(config.unet, dtype="float32")
+    checkpoints.assign_variables(model.variables, checkpoint.variables["model"])
+    writers = {"keras": _write_keras, "saved_model": _write_saved_model, "onnx": _write_onnx}
+    with tempfile.TemporaryDirectory() as scratch:
+        for name in formats:
+            writers[name](model, scratch)
+        written = [path for path in Path(scratch).rglob("*") if path.is_file()]
+        # Without its saved_model.pb the folder of a SavedModel is none: it goes last.
+        for path in sorted(written, key=lambda path: (path.suffix == ".pb", path)):
+            _create_once(storage.join(folder, *path.relative_to(scratch).parts), path.read_bytes())
+    card = {
+        **checkpoint.state,
+        "checkpoint": storage.relative(checkpoint.pin.address, run),
+        "checkpoint_crc32c": checkpoint.pin.crc32c,
+        "metrics": metrics,
+        "config": dataclasses.asdict(config),
+        "input": "image [B, H, W, 3] in [0, 1]; mask [B, H, W, 1], 1 = valid; "
+        f"H and W multiples of {config.unet.stride}",
+    }
+    _create_once(storage.join(folder, CARD), json.dumps(card, indent=1, sort_keys=True).encode())
+    return folder
+
+
+def _create_once(address: str, data: bytes) -> None:
+    try:
+        storage.create(address, data)
+    except storage.AlreadyExists:
+        pass
+
+
+def _write_keras(model: keras.Model, folder: str) -> None:
+    model.save(os.path.join(folder, MODEL))
+
+
+def _write_saved_model(model: keras.Model, folder: str) -> None:
+    archive = keras.export.ExportArchive()
+    archive.add_endpoint("serve", *_named(model))
+    archive.write_out(os.path.join(folder, SAVED_MODEL), verbose=False)
+
+
+def _write_onnx(model: keras.Model, folder: str) -> None:
+    try:
+        import tf2onnx
+    except ImportError:
+        raise UserError("onnx: expected the package tf2onnx (pip install 'pconv[onnx]'). Received none") from None
+
+    def convert_select(graph, node, *_):
+        node.type = "Where"  # tf2onnx would multiply and add, and 0 * NaN is NaN
+
+    predict, signature = _named(model)
+    proto, _ = tf2onnx.convert.from_function(
+        tf.function(predict, input_signature=signature),
+        input_signature=signature,
+        opset=OPSET,
+        custom_op_handlers={"SelectV2": (convert_select, [])},
+    )
+    for value in (*proto.graph.input, *proto.graph.output):
+        for name, size in zip(("batch", "height", "width"), value.type.tensor_type.shape.dim, strict=False):
+            size.dim_param = name
+    Path(folder, ONNX).write_bytes(proto.SerializeToString())
+
+
+def _named(model: keras.Model):
+    """Prediction with named inputs and output, and its signature."""
+    signature = [tf.TensorSpec((None, None, None, c), tf.float32, name) for name, c in (("image", 3), ("mask", 1))]
+    return lambda image, mask: {"output": model([image, mask], training=False)}, signature

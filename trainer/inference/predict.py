@@ -1,0 +1,225 @@
+"""Inpainting of arrays with a trained network: what the batch job calls, and what a notebook or a service would.
+
+    model = load_model(find_model("gs://B/runs/a", "best"))
+    picture = inpaint(image, mask, model)
+
+Valid pixels come back bit for bit. Images are grey or RGB, with alpha or without, of 8 or 16 bits and of any size:
+up to `Tiling.size` they are computed at once, larger ones in windows around their holes. Loading a model takes
+seconds, so a service does it once; `inpaint` may be called from several threads.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tempfile
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+from trainer import checkpoints, presets, storage
+from trainer.checkpoints import pointers
+from trainer.command import UserError
+from trainer.config import TrainConfig
+from trainer.inference import export_formats
+from trainer.inference.filling import Model, fill_pictures
+from trainer.inference.windows import Tiling, make_sides
+from trainer.model.unet import build_unet
+
+__all__ = ["Model", "ModelPin", "find_export", "find_model", "inpaint", "inpaint_batch", "load_model"]
+
+DEVICES = ("auto", "cpu", "gpu")
+GPU_BATCH = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelPin:
+    """The network to use, fixed once at launch, and the config it was trained with.
+
+    Attributes:
+        checkpoint: address and checksum of a checkpoint or an exported ``.keras`` file.
+    """
+
+    checkpoint: checkpoints.Pin
+    config: TrainConfig
+
+
+# Finding
+
+
+def find_model(run: str, which: str | int | None = checkpoints.LATEST) -> ModelPin:
+    """A checkpoint of a run: ``latest``, ``best`` or the number of a step; with its own config, else the run's.
+
+    Args:
+        which: None for the best if there is one, else the latest.
+
+    Raises:
+        UserError: the folder is no run, or the run has no such checkpoint.
+    """
+    data, _ = storage.read_versioned(storage.join(run, "config.json"))
+    if data is None:
+        if not storage.find(run):
+            raise storage.NotFound(f"run {run} does not exist")
+        raise UserError(f"{run} has no config.json: it is not the folder of a training run")
+    try:
+        config = presets.from_json(data)
+    except ValueError as error:
+        raise UserError(f"{run}/config.json is not a config: {error}") from None
+    if which is None:
+        best = pointers.read(run, checkpoints.BEST)
+        which = checkpoints.BEST if best is not None and best.checkpoint is not None else checkpoints.LATEST
+    pin = checkpoints.find(run, which)
+    return ModelPin(checkpoint=pin, config=checkpoints.load_checkpoint(pin, ()).config or config)
+
+
+def find_export(address: str) -> ModelPin:
+    """An exported network: a ``.keras`` file with its card beside it, or the folder of both.
+
+    Raises:
+        UserError: one of them is missing or not what it should be.
+    """
+    model = address if address.endswith(".keras") else storage.join(address, export_formats.MODEL)
+    if not storage.exists(model):
+        raise storage.NotFound(f"{model} does not exist (expected an exported .keras file, or its folder)")
+    card = storage.join(model.rpartition("/")[0], export_formats.CARD)
+    data, _ = storage.read_versioned(card)
+    if data is None:
+        raise UserError(f"{model}: expected its card {card}. Found none")
+    try:
+        config = presets.from_json(json.dumps(json.loads(data)["config"]).encode())
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{card} is not the card of an exported network: {error}") from None
+    return ModelPin(checkpoint=checkpoints.Pin(address=model, crc32c=storage.checksum(model)), config=config)
+
+
+# Loading
+
+
+def load_model(
+    pin: ModelPin,
+    precision: str | None = None,
+    *,
+    device: str = "auto",
+    batch_size: int | None = None,
+    window: int | None = None,
+) -> Model:
+    """Builds the network from its config and reads its weights; runs no code from storage.
+
+    Args:
+        precision: a Keras dtype policy such as ``float32`` or ``mixed_bfloat16``; by default what it was trained with.
+        device: ``cpu``, ``gpu``, or ``auto`` for a GPU if there is one.
+        batch_size: images of 512 x 512 computed together; 8 on a GPU by default. Otherwise 1, which is no slower.
+        window: longest side in pixels that is computed at once. By default twice that of the training crops, as far as
+            that is not more than 1024: what a network was never shown it does not reach across.
+
+    Raises:
+        UserError: the weights do not fit the config, or there is no such device.
+    """
+    if device not in DEVICES:
+        raise ValueError(f"device: expected one of {DEVICES}. Received {device!r}.")
+    gpus = tf.config.list_logical_devices("GPU")
+    if device == "gpu" and not gpus:
+        raise UserError("--device gpu: expected a GPU. Found none")
+    uses_gpu = bool(gpus) and device != "cpu"
+    place = (lambda: tf.device("CPU:0")) if device == "cpu" else nullcontext
+    unet_config = pin.config.unet
+    with place():
+        unet = build_unet(unet_config, dtype=precision or pin.config.precision)
+        if pin.checkpoint.address.endswith(".keras"):
+            _load_weights(unet, pin.checkpoint)
+        else:
+            checkpoint = checkpoints.load_checkpoint(pin.checkpoint, ("model",))
+            checkpoints.assign_variables(unet.variables, checkpoint.variables["model"])
+    # Sizes are left open: one trace serves every size of image.
+    signature = [tf.TensorSpec([None, None, None, channels], tf.float32) for channels in (3, 1)]
+    traced = tf.function(lambda image, mask: unet([image, mask], training=False), input_signature=signature)
+
+    def predict(image, mask):
+        with place():
+            return traced(image, mask)
+
+    size = unet_config.image_size
+    tiling = Tiling(size=max(window or min(2 * size, max(size, Tiling.size)), unet_config.stride))
+    return Model(
+        predict=predict,
+        stride=unet_config.stride,
+        sides=make_sides(unet_config.stride, size, largest=tiling.size),
+        batch_size=batch_size or (GPU_BATCH if uses_gpu else 1),
+        tiling=tiling,
+    )
+
+
+def _load_weights(unet, pin: checkpoints.Pin) -> None:
+    data = storage.read(pin.address, pin.crc32c)
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch, export_formats.MODEL)
+        path.write_bytes(data)
+        try:
+            unet.load_weights(path)  # of a .keras file Keras reads the weights alone, not what builds the model
+        except Exception as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise UserError(f"{pin.address} does not fit the network of its card: {reason}") from None
+
+
+# Inpainting
+
+
+def check_pair(image: np.ndarray, mask: np.ndarray) -> None:
+    """Raises `ValueError` unless both are what `inpaint_batch` takes."""
+    if image.dtype not in (np.uint8, np.uint16) or image.ndim not in (2, 3) or image.shape[2:] not in _CHANNELS:
+        raise ValueError(
+            "image: expected uint8 or uint16 [height, width], or with 1 to 4 channels. "
+            f"Received {image.dtype} {list(image.shape)}."
+        )
+    if image.size == 0:
+        raise ValueError(f"image: expected one pixel or more. Received {image.dtype} {list(image.shape)}.")
+    if mask.dtype != np.uint8 or mask.max(initial=0) > 1:  # 255 for valid would have every pixel replaced
+        raise ValueError(f"mask: expected uint8 of 0 and 1. Received {mask.dtype} up to {mask.max(initial=0)}.")
+    if image.shape[:2] != mask.shape:
+        raise ValueError(f"mask: expected the image's size {image.shape[:2]}. Received {mask.shape}.")
+
+
+_CHANNELS = ((), (1,), (2,), (3,), (4,))
+
+
+def fill_batch(
+    images: Sequence[np.ndarray], masks: Sequence[np.ndarray], model: Model
+) -> tuple[list[np.ndarray], list[int]]:
+    """`inpaint_batch`, and how many windows each image took."""
+    for image, mask in zip(images, masks, strict=True):
+        check_pair(image, mask)
+    results = [np.array(image, order="C") for image in images]
+    pictures = [result[..., None] if result.ndim == 2 else result for result in results]
+    return results, fill_pictures(pictures, list(masks), model)
+
+
+def inpaint_batch(images: Sequence[np.ndarray], masks: Sequence[np.ndarray], model: Model) -> list[np.ndarray]:
+    """Images with their holes filled; those of one padded size are computed together.
+
+    Args:
+        images: uint8 or uint16 each, of any sizes: [height, width] grey, or [height, width, channels] with 1 grey, 2
+            grey and alpha, 3 RGB, 4 RGB and alpha. What lies under holes does not matter.
+        masks: uint8 [height, width] of {0, 1} each, 1 = valid.
+
+    Returns:
+        of the images' dtypes and shapes: the network's output in the holes, the image's own values elsewhere.
+        Alpha is the image's own everywhere. Where the network has no valid pixel to go by at all it gives black.
+
+    Raises:
+        ValueError: an image and its mask differ in size, or have another dtype, shape or value.
+    """
+    return fill_batch(images, masks, model)[0]
+
+
+def inpaint(image: np.ndarray, mask: np.ndarray, model: Model) -> np.ndarray:
+    """`inpaint_batch` for one image."""
+    return inpaint_batch([image], [mask], model)[0]
+
+
+def with_batch_size(model: Model, batch_size: int) -> Model:
+    """The same network with other batches."""
+    return dataclasses.replace(model, batch_size=batch_size)

@@ -1,0 +1,134 @@
+"""The paper's six loss terms and their sum (arXiv 1804.07723, section 3.3, equations 3 to 7).
+
+Shapes: `output`, `target`, `composite` are [B, H, W, C] in [0, 1]; `mask` is [B, H, W, 1] of {0, 1}, 1 = valid.
+Features are lists of [B, h, w, c], one per layer of the perceptual network. Every term is a float32
+scalar, computed in float32 from inputs of any float dtype, and a mean over the batch.
+"""
+
+from __future__ import annotations
+
+from keras import ops
+
+from trainer.config import LossConfig
+
+
+def composite_image(output, target, mask):
+    """I_comp: the target where the mask is valid, the output in holes, [B, H, W, C] float32."""
+    return ops.where(_float32(mask) > 0.5, _float32(target), _float32(output))
+
+
+def hole_loss(output, target, mask):
+    """L_hole = ||(1 - M) (output - target)||_1 / (C H W): by the whole image, not by the hole's size."""
+    return ops.mean((1.0 - _float32(mask)) * _distance(output, target))
+
+
+def valid_loss(output, target, mask):
+    """L_valid = ||M (output - target)||_1 / (C H W)."""
+    return ops.mean(_float32(mask) * _distance(output, target))
+
+
+def perceptual_loss(features, target_features):
+    """Half of L_perceptual: sum over layers of the mean |f - f_target|. The paper adds output's and composite's."""
+    return sum(ops.mean(_distance(x, y)) for x, y in zip(features, target_features, strict=True))
+
+
+def gram_matrix(features):
+    """K F^T F with K = 1 / (C H W): [B, H, W, C] to [B, C, C] float32."""
+    _, height, width, channels = ops.shape(features)
+    x = ops.reshape(_float32(features), (-1, height * width, channels))
+    return ops.matmul(ops.transpose(x, (0, 2, 1)), x) / ops.cast(channels * height * width, "float32")
+
+
+def style_loss(features, target_features):
+    """L_style of output or composite: sum over layers of 1 / (C C) ||K (F^T F - F_target^T F_target)||_1."""
+    pairs = zip(features, target_features, strict=True)
+    return sum(ops.mean(ops.abs(gram_matrix(x) - gram_matrix(y))) for x, y in pairs)  # a mean over C C entries
+
+
+def total_variation_loss(composite, mask):
+    """L_tv: |difference| of neighbours, over pairs with both pixels in R, divided by N(composite).
+
+    R is the hole dilated by one pixel, diagonals included; horizontal and vertical pairs count.
+    """
+    x = _float32(composite)
+    region = ops.max_pool(1.0 - _float32(mask), 3, strides=1, padding="same", data_format="channels_last")
+    vertical = ops.abs(x[:, 1:] - x[:, :-1]) * region[:, 1:] * region[:, :-1]
+    horizontal = ops.abs(x[:, :, 1:] - x[:, :, :-1]) * region[:, :, 1:] * region[:, :, :-1]
+    return (ops.sum(vertical) + ops.sum(horizontal)) / ops.cast(ops.size(x), "float32")
+
+
+def total_loss(output, target, mask, features, config: LossConfig):
+    """L_total, the weighted sum of the terms (equation 7; weights 1, 6, 0.05, 120, 120, 0.1 by default).
+
+    Output and composite pass the perceptual network in one batch, the target in a call of its own
+    without gradient.
+
+    Args:
+        output: [B, H, W, 3], the network's.
+        target: [B, H, W, 3], the ground truth.
+        mask: [B, H, W, 1].
+        features: from `trainer.model.vgg.build_features`, or any function of images [N, H, W, 3] to a list of
+            [N, h, w, c]. May be None if `config.needs_features` is False.
+        config: the weights. A term of weight 0 is not computed.
+
+    Returns:
+        The total, and a dict of the terms before weighting, under the names of `LossConfig`'s fields; terms
+        of weight 0 are absent.
+
+    Raises:
+        ValueError: for shapes that do not fit together, or features of None where they are needed.
+    """
+    _check_shapes(output, target, mask)
+    output, target, mask = _float32(output), _float32(target), _float32(mask)
+    composite = composite_image(output, target, mask)
+    terms = {}
+    if config.valid:
+        terms["valid"] = valid_loss(output, target, mask)
+    if config.hole:
+        terms["hole"] = hole_loss(output, target, mask)
+    if config.needs_features:
+        terms.update(_feature_terms(output, composite, target, features, config))
+    if config.total_variation:
+        terms["total_variation"] = total_variation_loss(composite, mask)
+    return sum(getattr(config, name) * term for name, term in terms.items()), terms
+
+
+def _feature_terms(output, composite, target, features, config):
+    if features is None:
+        raise ValueError("total_loss: expected a perceptual network for the weights given. Received features=None.")
+    images = {}
+    if config.perceptual or config.style_output:
+        images["output"] = output
+    if config.perceptual or config.style_composite:
+        images["composite"] = composite
+    expected = [ops.stop_gradient(x) for x in features(target)]
+    batched = features(ops.concatenate(list(images.values()), axis=0))
+    split = [ops.split(x, len(images), axis=0) for x in batched]
+    received = {name: [parts[i] for parts in split] for i, name in enumerate(images)}
+    terms = {}
+    if config.perceptual:
+        terms["perceptual"] = sum(perceptual_loss(received[name], expected) for name in ("output", "composite"))
+    if config.style_output:
+        terms["style_output"] = style_loss(received["output"], expected)
+    if config.style_composite:
+        terms["style_composite"] = style_loss(received["composite"], expected)
+    return terms
+
+
+def _check_shapes(output, target, mask):
+    shapes = [tuple(x.shape) for x in (output, target, mask)]
+    fits = all(len(shape) == 4 for shape in shapes) and shapes[2][3] == 1
+    sizes = zip(*(shape[:3] for shape in shapes), strict=True)
+    if not fits or shapes[0][3] != shapes[1][3] or any(len(set(size) - {None}) > 1 for size in sizes):
+        raise ValueError(
+            "total_loss: expected output and target [B, H, W, C] and mask [B, H, W, 1] of one size. "
+            f"Received shapes {shapes[0]}, {shapes[1]} and {shapes[2]}."
+        )
+
+
+def _distance(x, y):
+    return ops.abs(_float32(x) - _float32(y))
+
+
+def _float32(x):
+    return ops.cast(x, "float32")

@@ -1,0 +1,116 @@
+"""What a training would do, without doing it: the config, sizes, data, memory and whether addresses can be used."""
+
+from __future__ import annotations
+
+import math
+import os
+
+import keras
+
+from trainer import presets, storage
+from trainer.command import UserError
+from trainer.config import TrainConfig
+from trainer.data.manifest import load_manifest
+from trainer.model.unet import build_unet
+
+_GB = 1e9
+
+
+def estimate_memory(config: TrainConfig, model: keras.Model) -> dict[str, int]:
+    """Bytes that one worker's training needs, by what they are for; an estimate from shapes, nothing is run.
+
+    * ``variables``, ``gradients``, ``optimizer``: 4 bytes per value of each; Adam keeps two values per weight.
+    * ``average``: 4 bytes per variable, if there is one; ``validation``: a second copy of the network.
+    * ``activations``: every layer's output for one worker's batch, kept for the gradient, in the compute dtype
+      (masks, inputs and the output in float32).
+    * ``perceptual``: the same for VGG-16 on output, composite and target, if the loss needs it.
+
+    What libraries and the reading of data take comes on top, and a framework may keep more or recompute.
+    """
+    values = sum(math.prod(v.shape) for v in model.variables)
+    trained = sum(math.prod(v.shape) for v in model.trainable_variables)
+    batch, size = config.per_worker_batch_size, config.unet.image_size
+    width = 4 if config.precision == "float32" else 2
+    activations = 0
+    for layer in model.layers:
+        for tensor in layer.output if isinstance(layer.output, list | tuple) else [layer.output]:
+            bytes_each = 4 if keras.backend.standardize_dtype(tensor.dtype) == "float32" else width
+            activations += batch * math.prod(tensor.shape[1:]) * bytes_each
+    perceptual = 0
+    if config.loss.needs_features:
+        from trainer.model.vgg_weights import BLOCKS
+
+        for level, block in enumerate(BLOCKS):
+            side = size >> level
+            perceptual += 3 * batch * width * sum(side * side * filters for filters in block)
+            perceptual += 3 * batch * width * (side // 2) ** 2 * block[-1]
+    needs = {"variables": 4 * values, "gradients": 4 * trained, "optimizer": 8 * trained}
+    needs |= {"average": 4 * values if config.ema_decay else 0, "validation": 4 * values}
+    return needs | {"activations": activations, "perceptual": perceptual}
+
+
+def count_records(folder: str, kind: str) -> dict[str, int]:
+    """Records of a dataset by split."""
+    counts: dict[str, int] = {}
+    for shard in load_manifest(folder, kind).shards:
+        counts[shard.split] = counts.get(shard.split, 0) + shard.records
+    return counts
+
+
+def check_shards(folder: str, kind: str, split: str) -> str:
+    """Looks for every shard of a split with its size; returns a sentence.
+
+    Raises:
+        UserError: one is missing or of another size; the message names the first.
+    """
+    shards = load_manifest(folder, kind).split(split)
+    there = dict(storage.scan(folder))
+    for shard in shards:
+        address = storage.join(folder, shard.name)
+        if there.get(address) != shard.bytes:
+            received = f"{there[address]} bytes" if address in there else "none"
+            raise UserError(f"{address}: expected a shard of {shard.bytes} bytes. Received {received}.")
+    return f"readable   {folder}: all {len(shards)} shards of split {split!r} are there"
+
+
+def check_writable(run: str) -> str:
+    """Writes a file into the run's folder, reads it and deletes it again; returns a sentence.
+
+    Raises:
+        UserError: one of these cannot be done.
+    """
+    address = storage.join(run, f"dry-run-{os.urandom(4).hex()}")
+    storage.create(address, b"dry run")
+    try:
+        storage.read(address, storage.crc32c(b"dry run"))
+    finally:
+        storage.delete(address)
+    return f"writable   {run}"
+
+
+def describe_plan(config: TrainConfig, datasets: dict[str, tuple[str, str]], validation: str) -> list[str]:
+    """Lines that say what a run would be.
+
+    Args:
+        datasets: by what they are for, kind and address.
+        validation: a sentence, from `validation.find_held_out`.
+    """
+    lines = [f"{key} = {value}" for key, value in presets.flatten(config).items()]
+    images = count_records(*reversed(datasets["images"])).get(config.data.split, 0)
+    epochs = config.total_steps * config.global_batch_size / images
+    for name, (kind, folder) in datasets.items():
+        counts = ", ".join(f"{count:,} in {split}" for split, count in sorted(count_records(folder, kind).items()))
+        lines.append(f"{name:<10} {folder}: {counts}")
+    size = config.unet.image_size
+    with keras.device("cpu"):  # where there is room; with a size, so that every layer's output has one
+        model = build_unet(config.unet, dtype=config.precision, height=size, width=size)
+    needs, trained = estimate_memory(config, model), sum(math.prod(v.shape) for v in model.trainable_variables)
+    parts = ", ".join(f"{name} {value / _GB:.3g}" for name, value in needs.items() if value)
+    return [
+        *lines,
+        validation,
+        f"parameters {model.count_params():,}, {trained:,} trainable",
+        f"steps      {config.total_steps:,} of {config.global_batch_size} examples: {epochs:.2f} epochs "
+        f"({config.initial.steps:,} initial, {config.finetune.steps:,} finetune)",
+        f"memory     about {sum(needs.values()) / _GB:.3g} GB per worker, from shapes: {parts}",
+    ]

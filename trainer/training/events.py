@@ -1,0 +1,69 @@
+"""What a run reports of itself, as lines for people.
+
+Events are dicts with ``event``, their kind, and what else `describe` names; workers put them on a queue.
+"""
+
+from __future__ import annotations
+
+from trainer.metrics.intervals import ALL, interval_name
+
+
+def duration(seconds: float) -> str:
+    """Hours, minutes and seconds: ``1:02:03``, ``2:03``."""
+    minutes, rest = divmod(max(0, round(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+class Describer:
+    """Turns the events of one run into lines; it remembers how many steps there are."""
+
+    def __init__(self):
+        self._steps: int | str = "?"
+
+    def __call__(self, event: dict) -> str:
+        describe = getattr(self, f"_{event['event']}", None)
+        return describe(event) if describe else f"{event['event']} {event['address']}"
+
+    def _started(self, event: dict) -> str:
+        self._steps = event["steps"]
+        how = f"continues after step {event['step']}" if event["step"] else "starts"
+        return f"training {how} of {self._steps} steps, {event['parameters']:,} parameters"
+
+    def _step(self, event: dict) -> str:
+        terms = "  ".join(f"{name} {value:.4f}" for name, value in event["terms"].items())
+        speed = "compiled"
+        if rate := event["images_per_second"]:
+            left = duration(event["eta_seconds"])
+            speed = f"{rate:.1f} images/s  waiting for data {event['data_wait']:.0%}  {left} left"
+        return f"{event['phase']} step {event['step']}/{self._steps}  {terms}  {speed}"
+
+    def _validation(self, event: dict) -> str:
+        cells = event["cells"]
+        every = cells[ALL]
+        failed = f" ({every['failed']} failed: not finite)" if every["failed"] else ""
+        by_interval = [f"{interval_name(b)}: {cell['psnr']:.2f}" for b, cell in cells.items() if b != ALL]
+        return (
+            f"validation step {event['step']}  PSNR {every['psnr']:.2f} +- {every['psnr_error']:.2f} dB  "
+            f"SSIM {every['ssim']:.3f}  l1 {100 * every['l1']:.2f} %  of {every['count']} pairs{failed}  "
+            f"(PSNR by hole ratio  {'  '.join(by_interval)})"
+        )
+
+    def _checkpoint(self, event: dict) -> str:
+        return f"checkpoint {event['address']}" + (" (best so far)" if event["best"] else "")
+
+    def _notice(self, event: dict) -> str:
+        return f"a machine will be taken away: saving step {event['step']} now"
+
+    def _fallback(self, event: dict) -> str:
+        return f"checkpoint {event['skipped']} cannot be read ({event['why']}): continuing from {event['address']}"
+
+    def _skipped(self, event: dict) -> str:
+        named = "; ".join(event["examples"])
+        return (
+            f"step {event['step']} left out, its loss is not finite ({event['skipped']} of {event['allowed']} allowed)"
+            + (f"; examples of worker {event['worker']}: {named}" if named else "")
+        )
+
+    def _logs(self, event: dict) -> str:
+        return f"logs could not be written, they will be with the next ones: {event['why']}"
