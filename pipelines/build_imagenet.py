@@ -16,7 +16,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from trainer.command import ArgumentParser, UserError, quiet_imports, run_command
+from trainer.command import ArgumentParser, quiet_imports, run_command
+from trainer.errors import UserError
 
 
 def parser() -> ArgumentParser:

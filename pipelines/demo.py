@@ -22,7 +22,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from trainer.command import ArgumentParser, UserError, quiet_imports, run_command
+from trainer.command import ArgumentParser, quiet_imports, run_command
+from trainer.errors import UserError
 from trainer.train import resolve_config
 
 PHOTOS = Path(__file__).parent / "photos"

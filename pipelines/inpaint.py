@@ -20,7 +20,8 @@ import json
 import sys
 from collections.abc import Sequence
 
-from trainer.command import SOME_REJECTED, ArgumentParser, UserError, quiet_imports, run_command
+from trainer.command import SOME_REJECTED, ArgumentParser, quiet_imports, run_command
+from trainer.errors import UserError
 
 
 def parser() -> ArgumentParser:

@@ -15,8 +15,9 @@ from apache_beam.options.pipeline_options import PipelineOptions, PortableOption
 from apache_beam.runners.portability.fn_api_runner import worker_handlers
 
 from trainer import storage
-from trainer.command import ArgumentParser, UserError, user_error_in
+from trainer.command import ArgumentParser
 from trainer.data import manifest
+from trainer.errors import UserError, user_error_in
 
 # DirectRunner tries to download another runner first, and so behaves differently with a network
 # and without; this one runs in the process (docs: beam.apache.org/documentation/runners/direct).

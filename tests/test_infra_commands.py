@@ -19,7 +19,8 @@ import yaml
 
 from pipelines import launch
 from trainer import presets
-from trainer.command import ArgumentParser, UserError
+from trainer.command import ArgumentParser
+from trainer.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 READMES = sorted(

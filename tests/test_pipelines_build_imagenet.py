@@ -15,9 +15,9 @@ from PIL import Image
 
 from pipelines.build_imagenet import main
 from trainer import storage
-from trainer.command import UserError
 from trainer.data import manifest as datasets
 from trainer.data import records
+from trainer.errors import UserError
 
 PHOTOS = Path(__file__).resolve().parents[1] / "pipelines" / "photos"
 CAT = (PHOTOS / "train" / "living" / "cat.jpg").read_bytes()

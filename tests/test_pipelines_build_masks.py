@@ -16,8 +16,8 @@ from PIL import Image
 from masks.sampling import MaskSpec, sample_mask
 from pipelines.build_masks import main, parser
 from pipelines.mask_dataset.plan import make_plan
-from trainer.command import UserError
 from trainer.data import records
+from trainer.errors import UserError
 
 INTERVALS = [(0.01, 0.1), (0.1, 0.2), (0.2, 0.3), (0.3, 0.4), (0.4, 0.5), (0.5, 0.6)]  # the paper's
 COUNT, SIZE = 130, 48  # two whole chunks of 64 and a part

@@ -18,8 +18,8 @@ from PIL import Image
 import pipelines
 from pipelines.build_masks import main
 from trainer import storage
-from trainer.command import UserError
 from trainer.data import records
+from trainer.errors import UserError
 
 PHOTOS = Path(pipelines.__file__).parent / "photos"
 STILLS = sorted(PHOTOS.rglob("*.jpg"))[:3]

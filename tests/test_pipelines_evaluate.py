@@ -17,8 +17,8 @@ from skimage.metrics import structural_similarity
 from pipelines import build_imagenet, build_masks
 from pipelines.evaluate import main
 from trainer import checkpoints, presets, storage
-from trainer.command import UserError
 from trainer.config import PhaseConfig, TrainConfig, UNetConfig
+from trainer.errors import UserError
 from trainer.inference import export_formats, predict
 from trainer.model.unet import build_unet
 

@@ -15,9 +15,9 @@ from pipelines import build_masks
 from pipelines.evaluate import main
 from pipelines.evaluation.distances import Features, measure
 from trainer import checkpoints, presets, storage
-from trainer.command import UserError
 from trainer.config import PhaseConfig, TrainConfig, UNetConfig
 from trainer.data import records
+from trainer.errors import UserError
 from trainer.inference import baselines
 from trainer.metrics import inception
 from trainer.metrics.fid import CLASSES, frechet_distance

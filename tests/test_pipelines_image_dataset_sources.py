@@ -12,7 +12,7 @@ from pipelines.image_dataset import ilsvrc
 from pipelines.image_dataset.parts import list_part, sample_items, to_text
 from pipelines.image_dataset.sources import find_source
 from trainer import storage
-from trainer.command import UserError
+from trainer.errors import UserError
 
 
 @pytest.fixture(params=["folder", "bucket"])

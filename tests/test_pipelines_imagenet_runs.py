@@ -18,8 +18,8 @@ from PIL import Image
 
 from pipelines.build_imagenet import main
 from pipelines.image_dataset.convert import choose_num_shards
-from trainer.command import UserError
 from trainer.data import manifest as datasets
+from trainer.errors import UserError
 
 PHOTOS = sorted((Path(__file__).resolve().parents[1] / "pipelines" / "photos").rglob("*.jpg"))
 CLASSES = [f"n{number:08d}" for number in range(10, 20)]

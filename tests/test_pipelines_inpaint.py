@@ -12,8 +12,9 @@ from PIL import Image
 
 from pipelines.inpaint import main
 from trainer import checkpoints, presets, storage
-from trainer.command import SOME_REJECTED, UserError
+from trainer.command import SOME_REJECTED
 from trainer.config import PhaseConfig, TrainConfig, UNetConfig
+from trainer.errors import UserError
 from trainer.inference import predict
 from trainer.model.unet import build_unet
 

@@ -14,7 +14,7 @@ from networks import small_config, write_run
 from picture_files import block, counts, errors, load, model_of, noise, save, save_mask
 from pipelines.inpaint import main
 from trainer import storage
-from trainer.command import UserError
+from trainer.errors import UserError
 from trainer.images.pictures import Picture, encode
 from trainer.inference import predict
 

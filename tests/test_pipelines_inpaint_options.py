@@ -12,7 +12,7 @@ from picture_files import block, counts, errors, load, model_of, noise, save, sa
 from pipelines.inpaint import main
 from pipelines.inpainting import loading
 from trainer import storage
-from trainer.command import UserError
+from trainer.errors import UserError
 from trainer.images.pictures import Picture, encode
 from trainer.inference import predict
 

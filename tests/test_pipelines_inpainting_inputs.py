@@ -8,7 +8,7 @@ from pipelines.inpainting import inputs
 from pipelines.inpainting.inputs import Item, common_folder, match_files, match_listed, output_names, read_pairs
 from pipelines.transforms.dataset_writer import Reject
 from trainer import storage
-from trainer.command import UserError
+from trainer.errors import UserError
 
 
 def test_output_names():

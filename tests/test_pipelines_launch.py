@@ -13,7 +13,8 @@ from apache_beam.options.pipeline_options import DirectOptions, GoogleCloudOptio
 
 from pipelines import launch
 from trainer import storage
-from trainer.command import ArgumentParser, UserError
+from trainer.command import ArgumentParser
+from trainer.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -127,10 +128,10 @@ def test_a_bug_keeps_its_traceback(caplog):
         # What a runner in another process gives, with the worker's traceback in its text.
         (
             'Pipeline failed in state FAILED: Traceback (most recent call last):\n  File "x.py", line 1\n'
-            "trainer.command.UserError: o/a exists with other contents [while running 'Write/Shards']\n\nmore",
+            "trainer.errors.UserError: o/a exists with other contents [while running 'Write/Shards']\n\nmore",
             "o/a exists with other contents",
         ),
-        (r"Traceback:\n  raise\ntrainer.storage.Corrupt: a is corrupt: expected crc32c b.\nmore", "a is corrupt:"),
+        (r"Traceback:\n  raise\ntrainer.errors.Corrupt: a is corrupt: expected crc32c b.\nmore", "a is corrupt:"),
         ("Traceback:\nValueError: a UserError was expected", None),
     ],
 )

@@ -21,7 +21,7 @@ from pipelines.mask_dataset.sources import (
 )
 from pipelines.transforms.dataset_writer import Reject
 from trainer import storage
-from trainer.command import UserError
+from trainer.errors import UserError
 
 
 def texture(height: int, width: int, seed: int) -> np.ndarray:

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from pipelines import demo, report
-from trainer.command import UserError
+from trainer.errors import UserError
 from trainer.images import rgb
 
 COLOURS = [[(200, 10, 10), (10, 200, 10), (10, 10, 200)], [(200, 200, 10), (10, 200, 200), (200, 10, 200)]]

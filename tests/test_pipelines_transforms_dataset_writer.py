@@ -14,8 +14,8 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from pipelines.launch import run_pipeline
 from pipelines.transforms import dataset_writer
 from trainer import storage
-from trainer.command import UserError
 from trainer.data import manifest as datasets
+from trainer.errors import UserError
 
 # The last two columns are the digest that `printf '%s' KEY | b2sum -l 64` prints, modulo 8 and 128.
 GOLDEN = [

@@ -13,7 +13,7 @@ from trainer import checkpoints, presets, storage
 from trainer.checkpoints import folders, pointers
 from trainer.checkpoints.files import is_whole, write_checkpoint
 from trainer.checkpoints.pointers import Score
-from trainer.command import UserError
+from trainer.errors import UserError
 
 NAN = float("nan")
 

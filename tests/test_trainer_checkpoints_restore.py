@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from trainer import checkpoints, presets, storage
-from trainer.command import UserError
+from trainer.errors import UserError
 
 FILES = ("manifest.json", "model.npz", "optimizer.npz", "state.json")
 

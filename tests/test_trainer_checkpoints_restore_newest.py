@@ -7,7 +7,7 @@ import pytest
 
 from trainer import checkpoints, presets, storage
 from trainer.checkpoints import pointers
-from trainer.command import UserError
+from trainer.errors import UserError
 from trainer.inference import predict
 
 FILES = ("manifest.json", "model.npz", "optimizer.npz", "ema.npz", "state.json", "config.json")

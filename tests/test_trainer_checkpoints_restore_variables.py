@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from trainer import checkpoints, presets
-from trainer.command import UserError
+from trainer.errors import UserError
 
 
 def make_model(seed, units=3):

@@ -17,7 +17,7 @@ from trainer.checkpoints import folders
 from trainer.checkpoints.files import is_whole
 from trainer.checkpoints.pointers import Score
 from trainer.checkpoints.saver import Saver
-from trainer.command import UserError
+from trainer.errors import UserError
 from trainer.storage import retry
 
 CONFIG = presets.override(presets.PRESETS["demo"], ["checkpoint.keep=2"])

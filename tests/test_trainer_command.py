@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from trainer.command import ArgumentParser, UserError
+from trainer.command import ArgumentParser, duration
+from trainer.errors import UserError
 
 
 def run_script(code, *arguments):
@@ -91,3 +92,10 @@ def test_quiet_imports_show_everything_when_loading_fails():
         "print(os.environ['TF_CPP_MIN_LOG_LEVEL'])\n"
     )
     assert (seen.returncode, seen.stdout, seen.stderr) == (0, "1\n", "the reason\ncaught\n")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (61, "1:01"), (3600, "1:00:00"), (-1, "0:00")]
+)
+def test_durations_are_written_as_on_a_clock(seconds, text):
+    assert duration(seconds) == text

@@ -14,11 +14,11 @@ import tensorflow as tf
 from masks.sampling import MaskSpec, sample_mask
 from samples import image_record, mask_record, write_dataset
 from trainer import storage
-from trainer.command import UserError
 from trainer.config import DataConfig
 from trainer.data import batches as data
 from trainer.data import manifest as datasets
 from trainer.data import shard_cache
+from trainer.errors import UserError
 
 SIZE, IMAGES, MASKS = 16, 11, 7
 # A window smaller than shards, fewer streams than shards, and masks as they are stored.

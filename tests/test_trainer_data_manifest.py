@@ -8,8 +8,8 @@ import json
 import pytest
 
 from trainer import storage
-from trainer.command import UserError
 from trainer.data.manifest import Manifest, Shard, dump_manifest, has_manifest, load_manifest, shard_name
+from trainer.errors import UserError
 
 
 def make_manifest(**changes):

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from trainer import storage
-from trainer.command import UserError
 from trainer.data import records, shard_cache
 from trainer.data.manifest import Shard
 from trainer.data.shard_cache import ShardCache
+from trainer.errors import UserError
 
 RECORDS = 4
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from trainer import checkpoints, export, presets, storage
-from trainer.command import UserError
 from trainer.config import PhaseConfig, TrainConfig, UNetConfig
+from trainer.errors import UserError
 from trainer.model.unet import build_unet
 
 CONFIG = TrainConfig(

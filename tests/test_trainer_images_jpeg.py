@@ -11,8 +11,9 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
+from trainer.errors import ImageError
 from trainer.images import jpeg, rgb
-from trainer.images.rgb import ImageError, ImageSpec, to_jpeg
+from trainer.images.rgb import ImageSpec, to_jpeg
 
 
 def picture(height=40, width=56) -> Image.Image:

@@ -14,8 +14,9 @@ import tifffile
 from PIL import Image, ImageCms, ImageOps
 
 from masks.codec import read_mask_image
+from trainer.errors import ImageError
 from trainer.images.pictures import Picture, decode, decode_mask, encode, turn, turn_back
-from trainer.images.rgb import ImageError, read_header
+from trainer.images.rgb import read_header
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from trainer.images.rgb import MAX_PIXELS, Header, ImageError, decode_rgb, encode_jpeg, encode_png, read_header
+from trainer.errors import ImageError
+from trainer.images.rgb import MAX_PIXELS, Header, decode_rgb, encode_jpeg, encode_png, read_header
 
 HEIGHT, WIDTH = 20, 30
 

@@ -14,7 +14,7 @@ import pytest
 
 from trainer import import_weights
 from trainer.checkpoints.restore import find_latest, load_checkpoint
-from trainer.command import UserError
+from trainer.errors import UserError
 from trainer.inference import predict
 from trainer.model import published
 from trainer.model.unet import build_unet

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from trainer import checkpoints, storage
-from trainer.command import UserError
 from trainer.config import PhaseConfig, TrainConfig, UNetConfig
+from trainer.errors import UserError
 from trainer.inference.export_formats import export_model
 from trainer.model.unet import build_unet
 

@@ -8,7 +8,7 @@ import pytest
 from networks import make_network, save_network, small_config
 from trainer import checkpoints, presets, storage
 from trainer.checkpoints import pointers
-from trainer.command import UserError
+from trainer.errors import UserError
 from trainer.inference import predict
 
 CONFIG = small_config(16)

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from networks import make_network, save_network, small_config
 from trainer import checkpoints, presets, storage
-from trainer.command import UserError
+from trainer.errors import UserError
 from trainer.inference import export_formats, predict
 
 CONFIG = small_config(16)

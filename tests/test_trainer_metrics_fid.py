@@ -9,7 +9,7 @@ import pytest
 from scipy import linalg
 
 from trainer import storage
-from trainer.command import UserError
+from trainer.errors import UserError
 from trainer.metrics import inception
 from trainer.metrics.fid import CLASSES, frechet_distance, load_inception
 from trainer.metrics.inception import Inception

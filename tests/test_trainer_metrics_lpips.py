@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from trainer import storage
-from trainer.command import UserError
+from trainer.errors import UserError
 from trainer.metrics import lpips
 from trainer.metrics.lpips import Lpips, load_lpips
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from trainer.command import UserError
 from trainer.config import UNetConfig
+from trainer.errors import UserError
 from trainer.model import published
 from trainer.model.unet import build_unet
 

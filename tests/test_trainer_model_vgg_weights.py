@@ -11,8 +11,8 @@ import keras
 import numpy as np
 import pytest
 
-from trainer.command import UserError
 from trainer.config import LossConfig, PhaseConfig, ScalingConfig, TrainConfig, UNetConfig
+from trainer.errors import UserError
 from trainer.model.vgg import build_features
 from trainer.model.vgg_weights import BUNDLED, load_weights
 from trainer.storage.api import NotFound

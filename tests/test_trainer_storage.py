@@ -15,7 +15,7 @@ import pytest
 from google.api_core import exceptions
 
 from trainer import storage
-from trainer.command import UserError
+from trainer.errors import UserError
 from trainer.storage import gcs
 
 

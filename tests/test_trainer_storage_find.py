@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from trainer import storage
-from trainer.command import UserError
+from trainer.errors import UserError
 
 FILES = [
     "a.png",

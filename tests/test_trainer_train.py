@@ -3,7 +3,7 @@
 import pytest
 
 from trainer import presets, train
-from trainer.command import UserError
+from trainer.errors import UserError
 
 
 def test_resolve_config_names_presets_and_keys():

@@ -11,8 +11,8 @@ import pytest
 
 from samples import image_record, mask_record, write_dataset
 from trainer import storage
-from trainer.command import UserError
 from trainer.config import LossConfig, PhaseConfig, ScalingConfig, TrainConfig, UNetConfig
+from trainer.errors import UserError
 from trainer.model.unet import build_unet
 from trainer.training import dry_run
 

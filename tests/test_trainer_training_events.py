@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import pytest
-
 from trainer.metrics.intervals import ALL
-from trainer.training.events import Describer, duration
+from trainer.training.events import Describer
 
 
 def describe(*events):
@@ -64,10 +62,3 @@ def test_what_went_wrong_is_told():
         "export gs://b/e",
         "a machine will be taken away: saving step 7 now",
     ]
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (61, "1:01"), (3600, "1:00:00"), (-1, "0:00")]
-)
-def test_durations(seconds, text):
-    assert duration(seconds) == text

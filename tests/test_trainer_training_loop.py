@@ -22,7 +22,7 @@ import json, sys
 import numpy as np
 import tensorflow as tf
 from trainer import checkpoints, data, loop, presets, validation
-from trainer.command import UserError
+from trainer.errors import UserError
 
 root = sys.argv[1]
 held = validation.HeldOut(images=f"{root}/images", masks=f"{root}/masks", pairs=7)

@@ -14,7 +14,7 @@ import pytest
 
 from samples import image_record, mask_record, write_dataset
 from trainer import presets
-from trainer.command import UserError
+from trainer.errors import UserError
 from trainer.training import ray_workers
 
 
@@ -71,7 +71,7 @@ def test_what_only_some_say_is_put_together():
 def test_failures_of_ray_are_raised():
     with pytest.raises(RuntimeError, match="the cluster is gone"):
         follow([EXPORT], Fit(over=True, error=RuntimeError("the cluster is gone")))
-    wrapped = RuntimeError("ray::worker\ntrainer.command.UserError: gs://b/x is corrupt\nmore")
+    wrapped = RuntimeError("ray::worker\ntrainer.errors.UserError: gs://b/x is corrupt\nmore")
     with pytest.raises(UserError, match="^gs://b/x is corrupt$"):
         follow([], Fit(over=True, error=wrapped))
 

@@ -12,8 +12,8 @@ from masks.coverage import RATIO_BUCKETS, bucket_of, hole_ratio
 from masks.sampling import MaskSpec, sample_mask
 from samples import image_record, mask_record, write_dataset
 from trainer import checkpoints, storage
-from trainer.command import UserError
 from trainer.config import PhaseConfig, ScalingConfig, TrainConfig, UNetConfig, ValidationConfig
+from trainer.errors import UserError
 from trainer.images import rgb
 from trainer.metrics import intervals
 from trainer.model.unet import build_unet

@@ -14,7 +14,7 @@ import keras
 import numpy as np
 import pytest
 
-from trainer.command import UserError
+from trainer.errors import UserError
 from trainer.weight_files import read_keras_h5, read_npz, read_torch
 
 # torch.save of torch 2.13, as zip and with _use_new_zipfile_serialization=False; compressed. Both hold

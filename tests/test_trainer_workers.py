@@ -23,7 +23,7 @@ import json, sys
 import numpy as np
 import tensorflow as tf
 from trainer import data, loop, presets, validation
-from trainer.command import UserError
+from trainer.errors import UserError
 
 root, run, worker, workers = *sys.argv[1:3], *map(int, sys.argv[3:5])
 tf.config.threading.set_intra_op_parallelism_threads(1)

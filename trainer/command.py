@@ -8,25 +8,22 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import re
 import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 
+from trainer.errors import UserError
+
 WRONG_USE = 2
 SOME_REJECTED = 3
 
 
-class UserError(Exception):
-    """Something the user can put right; commands print it as one line and exit with 2."""
-
-
-def user_error_in(error: BaseException) -> UserError | None:
-    """The `UserError` that a worker raised, from the text into which Beam, Ray and TensorFlow wrap it; None if none."""
-    text = str(error)
-    found = re.findall(r"(?<!exceptions\.)\b(?:UserError|NotFound|Corrupt): (.+?)(?: \[while running|\\n|\n|$)", text)
-    return UserError(found[-1].strip("'\"")) if found else None
+def duration(seconds: float) -> str:
+    """``seconds`` as hours, minutes and seconds: ``1:02:03``, ``2:03``; a negative number as ``0:00``."""
+    minutes, rest = divmod(max(0, round(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 class ArgumentParser(argparse.ArgumentParser):

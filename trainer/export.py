@@ -12,7 +12,8 @@ import json
 from collections.abc import Sequence
 
 from trainer import storage
-from trainer.command import ArgumentParser, UserError, quiet_imports, run_command
+from trainer.command import ArgumentParser, quiet_imports, run_command
+from trainer.errors import UserError
 
 
 def parse_arguments(argv: Sequence[str]):

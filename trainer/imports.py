@@ -8,7 +8,7 @@ import keras
 import numpy as np
 
 from trainer import checkpoints, presets, storage, weight_files
-from trainer.command import UserError
+from trainer.errors import UserError
 from trainer.inference import export_formats
 from trainer.model import published
 from trainer.model.unet import build_unet

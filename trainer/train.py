@@ -12,8 +12,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from trainer import presets, storage
-from trainer.command import ArgumentParser, UserError, quiet_imports, run_command
+from trainer.command import ArgumentParser, quiet_imports, run_command
 from trainer.config import TrainConfig
+from trainer.errors import UserError
 
 # What a run may change when it continues: none of these alter what a step computes.
 _FREE = ("scaling.", "checkpoint.", "validation.", "log_every", "skip_nonfinite")

@@ -17,7 +17,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from trainer.command import UserError
+from trainer.errors import UserError
 
 # Storage classes of torch by element type. Files are little-endian unless they say otherwise.
 _STORAGES = {"FloatStorage": "<f4", "DoubleStorage": "<f8", "HalfStorage": "<f2", "LongStorage": "<i8"}

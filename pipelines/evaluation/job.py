@@ -18,8 +18,8 @@ from pipelines.evaluation.report_text import format_report
 from pipelines.evaluation.rounds import FillRounds, MakeRounds, Weights, key_by_pair, score_round
 from pipelines.transforms.progress import ReportProgress
 from trainer import storage
-from trainer.command import UserError
 from trainer.data import manifest as datasets
+from trainer.errors import UserError
 
 ShardAddress = tuple[str, str, int]  # address, crc32c, position of the first record
 LOSS, VALIDATION = "loss/total", tuple(f"validation/{name}" for name in ("psnr", "ssim", "l1"))

@@ -20,7 +20,7 @@ from apache_beam.ml.inference.base import ModelHandler
 
 from pipelines.transforms.model_handler import Pair
 from trainer import storage
-from trainer.command import UserError
+from trainer.errors import UserError
 from trainer.inference import predict
 
 Filled = np.ndarray | Exception  # a picture, or why there is none

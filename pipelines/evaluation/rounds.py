@@ -24,6 +24,7 @@ from pipelines.evaluation.methods import Contender, Filled, RoundHandler
 from pipelines.transforms.model_handler import Pair
 from trainer import storage
 from trainer.data import records
+from trainer.errors import ImageError
 from trainer.images import rgb
 from trainer.inference.baselines import BASELINES
 from trainer.metrics import image_quality, lpips
@@ -103,7 +104,7 @@ def decode_round(group: tuple[int, dict[str, Iterable]]) -> list[Case]:
     if not error:
         try:
             image = rgb.decode_rgb(data)
-        except rgb.ImageError as problem:
+        except ImageError as problem:
             error = _describe(problem)
     cases, targets = [], {}
     for pair, serialized in sorted(found["masks"]):

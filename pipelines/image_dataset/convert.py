@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pipelines.image_dataset.parts import Item, Part, sample_items, to_text
 from pipelines.transforms.dataset_writer import Reject, reject
 from trainer import storage
-from trainer.command import UserError
 from trainer.data import records
+from trainer.errors import ImageError, UserError
 from trainer.images import rgb
 
 SHARD_BYTES = 200_000_000
@@ -31,7 +31,7 @@ def measure_split(parts: list[Part], spec: rgb.ImageSpec, limit: int | None) -> 
         try:
             after.append(len(rgb.to_jpeg(read_image(item, spec), spec)[0]))
             before.append(item[5])
-        except (rgb.ImageError, UserError):
+        except (ImageError, UserError):
             continue
     if not before:
         return total
@@ -59,7 +59,7 @@ def read_image(item: Item, spec: rgb.ImageSpec) -> bytes:
     """
     _, _, _, address, start, size, _ = item
     if size > spec.max_bytes:
-        raise rgb.ImageError(f"expected at most {spec.max_bytes} bytes ({spec.max_pixels} pixels). Received {size}.")
+        raise ImageError(f"expected at most {spec.max_bytes} bytes ({spec.max_pixels} pixels). Received {size}.")
     data = storage.read_range(to_text(address), start, size)
     if len(data) < size:
         raise UserError(f"expected {size} bytes. Received {len(data)}.")
@@ -110,7 +110,7 @@ def convert_images(
             stage = "decode"
             record = image_record(item, data, spec, labels)
         # A connection that fails is neither: it ends the attempt, so that the runner makes another.
-        except (rgb.ImageError, UserError) as error:
+        except (ImageError, UserError) as error:
             split, _, _, address, _, _, member = item
             rejects.append(reject(to_text(address), stage, error, split, to_text(member)))
             continue

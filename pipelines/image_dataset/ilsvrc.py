@@ -14,7 +14,7 @@ import re
 import tarfile
 
 from trainer import storage
-from trainer.command import UserError
+from trainer.errors import UserError
 
 SYNSETS = "LOC_synset_mapping.txt"
 _TRUTH = re.compile(r"validation_ground_truth\.txt$")

@@ -22,7 +22,7 @@ from pipelines.image_dataset.parts import Part
 from pipelines.image_dataset.tar_index import TarError, list_members
 from pipelines.transforms.dataset_writer import Reject, reject
 from trainer import storage
-from trainer.command import UserError
+from trainer.errors import UserError
 from trainer.storage import globs
 
 SPLITS = ("train", "val", "test")

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from pipelines.transforms.dataset_writer import Reject, reject
 from trainer import storage
-from trainer.command import UserError
+from trainer.errors import UserError
 from trainer.storage import globs
 
 MATCHES = ("stem", "path", "csv")

@@ -18,7 +18,7 @@ from pipelines.inpainting.outputs import REJECTED
 from pipelines.transforms.dataset_writer import reject
 from pipelines.transforms.model_handler import Filled, Pair
 from trainer import storage
-from trainer.command import UserError
+from trainer.errors import UserError
 from trainer.images import pictures
 from trainer.images import rgb as images
 

@@ -23,8 +23,8 @@ import apache_beam as beam
 from pipelines.inpainting.inputs import ITEMS, MANIFEST, REJECTS, Item, MatchError
 from pipelines.transforms.dataset_writer import Reject, create_or_compare, reject, reject_lines
 from trainer import storage
-from trainer.command import UserError
-from trainer.training.events import duration
+from trainer.command import duration
+from trainer.errors import UserError
 
 RECORDS, JOB = ".items", "job.json"
 REJECTED, FINISHED = "rejected", "finished"

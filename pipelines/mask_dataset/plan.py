@@ -10,7 +10,7 @@ from masks.coverage import RATIO_BUCKETS
 from masks.sampling import MIXTURE, SOURCE_KINDS, MaskSpec
 from pipelines.mask_dataset.sources import THRESHOLD, SourceFile, SourceOptions, list_sources
 from pipelines.transforms.dataset_writer import Reject
-from trainer.command import UserError
+from trainer.errors import UserError
 
 SPLITS = ("train", "val", "test")
 # Border rules that --stratify asks for in turns: the paper's test set has as many masks of each.

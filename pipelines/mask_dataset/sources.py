@@ -26,7 +26,7 @@ from masks.sources import KINDS, Source
 from pipelines.mask_dataset.videos import VIDEO_SUFFIXES, frame_pairs, local_copy
 from pipelines.transforms.dataset_writer import Reject, reject
 from trainer import storage
-from trainer.command import UserError
+from trainer.errors import UserError
 from trainer.images import rgb
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -224,12 +224,12 @@ def decode_mask_file(data: bytes, options: SourceOptions) -> Source:
 
 
 def decode_still(data: bytes) -> Source:
-    """A photograph. Raises `images.ImageError` if it cannot be used."""
+    """A photograph. Raises `ImageError` if it cannot be used."""
     return Source("still", (occlusion.shrink(rgb.decode_rgb(data)),))
 
 
 def decode_pair(first: bytes, second: bytes) -> Source:
-    """Two frames. Raises `images.ImageError` if one cannot be used, ``ValueError`` if their sizes differ."""
+    """Two frames. Raises `ImageError` if one cannot be used, ``ValueError`` if their sizes differ."""
     frames = [rgb.decode_rgb(data) for data in (first, second)]
     if frames[0].shape != frames[1].shape:
         sizes = " and ".join(f"{frame.shape[1]} x {frame.shape[0]}" for frame in frames)

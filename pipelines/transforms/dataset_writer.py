@@ -16,9 +16,9 @@ from collections.abc import Iterable
 import apache_beam as beam
 
 from trainer import storage
-from trainer.command import UserError
 from trainer.data import manifest as datasets
 from trainer.data import records
+from trainer.errors import UserError
 
 Record = tuple[str, str, bytes]  # split, key (unique within the split), serialized example
 

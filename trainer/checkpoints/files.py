@@ -17,8 +17,8 @@ from trainer import presets, storage
 from trainer.checkpoints import folders, pointers
 from trainer.checkpoints.folders import MANIFEST
 from trainer.checkpoints.pointers import Pin
-from trainer.command import UserError
 from trainer.config import TrainConfig
+from trainer.errors import UserError
 from trainer.storage import retry
 
 PARTS = ("model", "optimizer")

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from trainer import storage
-from trainer.command import UserError
+from trainer.errors import UserError
 
 LATEST, BEST = "latest", "best"
 _ATTEMPTS = 100  # each lost one means that another writer's succeeded

@@ -23,8 +23,8 @@ from trainer import presets, storage
 from trainer.checkpoints import folders, pointers
 from trainer.checkpoints.files import Checkpoint, is_whole, load_checkpoint, pin_of, write_checkpoint
 from trainer.checkpoints.pointers import BEST, LATEST, Pin, Score
-from trainer.command import UserError
 from trainer.config import TrainConfig
+from trainer.errors import UserError
 
 # What decides which variables there are, and their shapes.
 _SHAPING = ("unet.", "ema_decay", "precision")

@@ -18,13 +18,13 @@ import numpy as np
 import tensorflow as tf
 
 from trainer import storage
-from trainer.command import UserError
 from trainer.config import DataConfig
 from trainer.data.examples import ExampleError, make_batch
 from trainer.data.manifest import load_manifest
 from trainer.data.order import Order, RecordReader, describe_record
 from trainer.data.records import FEATURES, parsing_spec
 from trainer.data.shard_cache import ShardCache
+from trainer.errors import UserError
 
 # Streams of the seed: what is drawn for one purpose says nothing about another.
 _IMAGE_ORDER, _MASK_ORDER, _AUGMENT = range(3)

@@ -10,7 +10,7 @@ import json
 from dataclasses import dataclass, field
 
 from trainer import storage
-from trainer.command import UserError
+from trainer.errors import UserError
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"

@@ -26,8 +26,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import google_crc32c
 
 from trainer import storage
-from trainer.command import UserError
 from trainer.data.manifest import Shard
+from trainer.errors import UserError
 
 _DRAFT = ".draft"
 _POLL = 0.02  # seconds between two looks at what another process downloads

@@ -18,8 +18,8 @@ import numpy as np
 from PIL import Image
 
 from masks.codec import mask_of_grey, read_mask_image
+from trainer.errors import ImageError
 from trainer.images import rgb
-from trainer.images.rgb import ImageError
 
 EXTENSIONS = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
 FORMATS = tuple(EXTENSIONS)

@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from trainer.errors import ImageError
 from trainer.images import jpeg
 
 MAX_PIXELS = 100_000_000
@@ -31,10 +32,6 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-
-
-class ImageError(ValueError):
-    """The bytes are not an image that can be used."""
 
 
 @dataclass(frozen=True)

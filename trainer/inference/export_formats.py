@@ -23,8 +23,8 @@ import keras
 import tensorflow as tf
 
 from trainer import checkpoints, storage
-from trainer.command import UserError
 from trainer.config import TrainConfig
+from trainer.errors import UserError
 from trainer.model.unet import build_unet
 
 MODEL, SAVED_MODEL, ONNX, CARD = "model.keras", "saved_model", "model.onnx", "card.json"

@@ -23,8 +23,8 @@ import tensorflow as tf
 
 from trainer import checkpoints, presets, storage
 from trainer.checkpoints import pointers
-from trainer.command import UserError
 from trainer.config import TrainConfig
+from trainer.errors import UserError
 from trainer.inference import export_formats
 from trainer.inference.filling import Model, fill_pictures
 from trainer.inference.windows import Tiling, make_sides

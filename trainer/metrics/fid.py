@@ -24,7 +24,7 @@ import zipfile
 import numpy as np
 
 from trainer import storage
-from trainer.command import UserError
+from trainer.errors import UserError
 from trainer.metrics.inception import Inception
 
 CLASSES = 1008  # of the classifier of 2015; torchvision's network has arrays of the same shapes, but 1,000 classes

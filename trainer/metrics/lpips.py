@@ -21,7 +21,7 @@ import numpy as np
 from keras import ops
 
 from trainer import storage
-from trainer.command import UserError
+from trainer.errors import UserError
 
 # Of images in [-1, 1], as the package lpips has them.
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)

@@ -17,8 +17,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from trainer.command import UserError
 from trainer.config import UNetConfig
+from trainer.errors import UserError
 from trainer.model.unet import LEAKY_SLOPE
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -30,7 +30,7 @@ import keras
 import numpy as np
 
 from trainer import storage, weight_files
-from trainer.command import UserError
+from trainer.errors import UserError
 
 BUNDLED = Path(__file__).parents[1] / "assets" / "vgg16_blocks1-3.npz"
 # Output channels of each convolution, one block a row; each block ends in 2x2 max pooling.

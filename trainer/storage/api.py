@@ -18,20 +18,11 @@ from pathlib import Path
 
 import google_crc32c
 
-from trainer.command import UserError
+from trainer.errors import AlreadyExists, Conflict, Corrupt, NotFound, UserError
 from trainer.storage import gcs, globs
-from trainer.storage.gcs import Conflict, NotFound
 
 _client = gcs.client
 _BLOCK = 1 << 20
-
-
-class AlreadyExists(Exception):
-    """`create` found something at the address."""
-
-
-class Corrupt(UserError):
-    """The bytes that were read do not have the checksum they should have."""
 
 
 def crc32c(data: bytes) -> str:

@@ -10,17 +10,9 @@ import functools
 import re
 from collections.abc import Iterator
 
-from trainer.command import UserError
+from trainer.errors import Conflict, NotFound, UserError
 
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]*[a-z0-9]")
-
-
-class NotFound(UserError):
-    """There is nothing at the address."""
-
-
-class Conflict(Exception):
-    """The file has another generation than the one that was read."""
 
 
 @functools.lru_cache(maxsize=1)

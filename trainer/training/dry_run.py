@@ -8,9 +8,9 @@ import os
 import keras
 
 from trainer import presets, storage
-from trainer.command import UserError
 from trainer.config import TrainConfig
 from trainer.data.manifest import load_manifest
+from trainer.errors import UserError
 from trainer.model.unet import build_unet
 
 _GB = 1e9

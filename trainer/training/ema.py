@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from trainer.command import UserError
+from trainer.errors import UserError
 
 
 class WeightAverage:

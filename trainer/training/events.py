@@ -5,14 +5,8 @@ Events are dicts with ``event``, their kind, and what else `describe` names; wor
 
 from __future__ import annotations
 
+from trainer.command import duration
 from trainer.metrics.intervals import ALL, interval_name
-
-
-def duration(seconds: float) -> str:
-    """Hours, minutes and seconds: ``1:02:03``, ``2:03``."""
-    minutes, rest = divmod(max(0, round(seconds)), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 class Describer:

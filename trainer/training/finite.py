@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trainer.command import UserError
+from trainer.errors import UserError
 from trainer.training.step import Health, StepResult
 
 _NAMED = 8  # examples of a step that are named at most

@@ -19,9 +19,9 @@ import tensorflow as tf
 from trainer import checkpoints, presets, storage
 from trainer.checkpoints import pointers
 from trainer.checkpoints.saver import Saver
-from trainer.command import UserError, user_error_in
 from trainer.config import TrainConfig
 from trainer.data import batches as data
+from trainer.errors import UserError, user_error_in
 from trainer.inference.export_formats import export_model
 from trainer.metrics.intervals import interval_name
 from trainer.model import unet, vgg

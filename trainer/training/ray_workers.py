@@ -9,8 +9,8 @@ import threading
 import time
 
 from trainer import presets
-from trainer.command import UserError, user_error_in
 from trainer.config import TrainConfig
+from trainer.errors import UserError, user_error_in
 from trainer.training.events import Describer
 
 # Workers that meet the same error say so within this time of the first.

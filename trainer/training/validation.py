@@ -16,10 +16,10 @@ import tensorflow as tf
 from masks.codec import decode_mask
 from masks.coverage import RATIO_BUCKETS
 from trainer import checkpoints, storage
-from trainer.command import UserError
 from trainer.config import TrainConfig, ValidationConfig
 from trainer.data import records
 from trainer.data.manifest import Shard, load_manifest
+from trainer.errors import UserError
 from trainer.images import rgb
 from trainer.metrics import image_quality, intervals
 from trainer.model.unet import build_unet
