@@ -75,9 +75,9 @@ def _check(ours: argparse.Namespace) -> None:
 def _check_values(ours: argparse.Namespace) -> None:
     from pipelines.inpainting.inputs import HOLES, MATCHES
     from trainer.config import PRECISIONS
-    from trainer.images.pictures import FORMATS
+    from trainer.images import FORMATS
     from trainer.images.rgb import PILLOWS_LIMIT
-    from trainer.inference.predict import DEVICES
+    from trainer.inference import DEVICES
 
     choices = {"hole": HOLES, "match": MATCHES, "format": FORMATS, "device": DEVICES, "precision": PRECISIONS}
     for name, allowed in choices.items():
@@ -103,7 +103,7 @@ def main(argv: Sequence[str]) -> int:
         from pipelines.launch import code_version, parse_options, run_pipeline
         from pipelines.transforms.model_handler import FillModelHandler
         from trainer import storage
-        from trainer.images import pictures
+        from trainer.images import EXTENSIONS
         from trainer.inference import predict
 
     ours, options = parse_options(parser(), argv)
@@ -149,7 +149,7 @@ def main(argv: Sequence[str]) -> int:
         quality=ours.quality,
         max_pixels=ours.max_pixels,
     )
-    pairs.check_outputs([*images, *filter(None, masks)], patterns.values(), output, pictures.EXTENSIONS[ours.format])
+    pairs.check_outputs([*images, *filter(None, masks)], patterns.values(), output, EXTENSIONS[ours.format])
     if ours.model:
         pin = predict.find_export(storage.normalize(ours.model))
     else:

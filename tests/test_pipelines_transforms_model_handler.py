@@ -7,6 +7,7 @@ import pytest
 import tensorflow as tf
 
 from pipelines.transforms.model_handler import FillModelHandler, InpaintModelHandler, Pair
+from trainer.errors import DeviceError, UserError
 from trainer.inference import predict
 
 MARK = 77  # first value of the image that the network below fails on
@@ -56,3 +57,14 @@ def test_large_pictures_make_batches_alone():
     sizes = [(1, 1), (512, 512), (1024, 1024), (512, 513), (4000, 6000)]
     masks = [np.broadcast_to(np.uint8(1), size) for size in sizes]
     assert [weigh(("key", Pair(mask, mask))) for mask in masks] == [1, 1, 4, 2, 16]
+
+
+def test_a_missing_device_is_told_in_the_words_of_the_command(monkeypatch):
+    def load(*_, **options):
+        raise DeviceError(f"device {options['device']}: this machine has no GPU")
+
+    monkeypatch.setattr(predict, "load_model", load)
+    with pytest.raises(DeviceError, match="^device gpu: this machine has no GPU"):
+        InpaintModelHandler(None, None, device="gpu").load_model()
+    with pytest.raises(UserError, match="^--device gpu: this machine has no GPU"):
+        FillModelHandler(None, None, device="gpu").load_model()

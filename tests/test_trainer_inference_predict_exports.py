@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from networks import make_network, save_network, small_config
 from trainer import checkpoints, presets, storage
-from trainer.errors import UserError
+from trainer.errors import DeviceError, UserError
 from trainer.inference import export_formats, predict
 
 CONFIG = small_config(16)
@@ -99,7 +99,7 @@ def test_devices(exported):
     with pytest.raises(ValueError, match="device: expected one of"):
         predict.load_model(pin, device="tpu")
     if not tf.config.list_physical_devices("GPU"):
-        with pytest.raises(UserError, match="--device gpu: expected a GPU. Found none"):
+        with pytest.raises(DeviceError, match="^device gpu: this machine has no GPU"):
             predict.load_model(pin, device="gpu")
         assert predict.load_model(pin).batch_size == 1
     assert predict.load_model(pin, batch_size=5).batch_size == 5

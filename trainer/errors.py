@@ -17,6 +17,10 @@ class Corrupt(UserError):
     """The bytes at an address do not have the checksum they should have."""
 
 
+class DeviceError(UserError):
+    """The device to compute on does not exist on this machine."""
+
+
 class AlreadyExists(Exception):
     """`storage.create` found something at the address."""
 

@@ -55,11 +55,11 @@ def main(argv: Sequence[str]) -> int:
     arguments = parse_arguments(argv)
     with quiet_imports():
         from trainer import checkpoints
-        from trainer.inference import export_formats
+        from trainer.inference import EXPORT_FORMATS, export_formats
         from trainer.inference.predict import find_model
     formats = [name.strip() for name in arguments.format.split(",")]
-    if unknown := [name for name in formats if name not in export_formats.FORMATS]:
-        raise UserError(f"--format: expected some of {', '.join(export_formats.FORMATS)}. Received {unknown[0]!r}.")
+    if unknown := [name for name in formats if name not in EXPORT_FORMATS]:
+        raise UserError(f"--format: expected some of {', '.join(EXPORT_FORMATS)}. Received {unknown[0]!r}.")
     run = storage.normalize(arguments.run)
     pin = find_model(run)
     checkpoint = checkpoints.load_checkpoint(pin.checkpoint, ("model",))

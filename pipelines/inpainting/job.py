@@ -24,7 +24,7 @@ from pipelines.inpainting.outputs import FINISHED, REJECTED
 from pipelines.transforms.dataset_writer import Reject, reject
 from pipelines.transforms.model_handler import BATCH_PIXELS, Filled, FillModelHandler
 from pipelines.transforms.thread_map import InBackground
-from trainer.images import pictures
+from trainer.images import EXTENSIONS, pictures
 from trainer.inference import predict
 
 
@@ -80,7 +80,7 @@ class MatchInputs(beam.PTransform):
         self._inputs, self._settings = inputs, settings
 
     def expand(self, pipeline):
-        found, extension = self._inputs, pictures.EXTENSIONS[self._settings.format]
+        found, extension = self._inputs, EXTENSIONS[self._settings.format]
         if found.listed:
             needs_mask = self._settings.holes is None
             return (

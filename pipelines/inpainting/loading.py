@@ -46,7 +46,7 @@ class Settings:
         hole: ``black`` or ``white``: the colour of holes in mask files; None without mask files.
         holes: ``alpha`` for transparent pixels, a colour, or None with mask files.
         resize_masks: whether masks of another size are brought to the image's, by nearest neighbour.
-        format: of `pictures.FORMATS`.
+        format: of `trainer.images.FORMATS`.
         quality: of JPEG.
         max_pixels: images with more are rejected.
     """

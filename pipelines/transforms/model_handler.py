@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from apache_beam.ml.inference.base import ModelHandler
 
+from trainer.errors import DeviceError, UserError
 from trainer.inference import predict
 
 _PIXELS = 512 * 512
@@ -79,7 +80,16 @@ class InpaintModelHandler(ModelHandler[Pair, Any, predict.Model]):
 
 
 class FillModelHandler(InpaintModelHandler):
-    """The same with `Filled` for results, for elements of any size: as many make a batch as memory is meant for."""
+    """The same with `Filled` for results, for elements of any size: as many make a batch as memory is meant for.
+
+    It belongs to a command: its errors speak of options.
+    """
+
+    def load_model(self) -> predict.Model:
+        try:
+            return super().load_model()
+        except DeviceError as error:
+            raise UserError(f"--{error}") from None
 
     def run_inference(
         self, batch: Sequence[Pair], model: predict.Model, inference_args: dict[str, Any] | None = None

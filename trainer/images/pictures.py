@@ -21,8 +21,6 @@ from masks.codec import mask_of_grey, read_mask_image
 from trainer.errors import ImageError
 from trainer.images import rgb
 
-EXTENSIONS = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
-FORMATS = tuple(EXTENSIONS)
 QUALITY = 95
 # What else Pillow opens is either not for photographs or not checked here for bit depths that it would cut.
 READABLE = ("JPEG", "MPO", "PNG", "WEBP", "TIFF", "BMP", "GIF")

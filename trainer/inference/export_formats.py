@@ -28,7 +28,6 @@ from trainer.errors import UserError
 from trainer.model.unet import build_unet
 
 MODEL, SAVED_MODEL, ONNX, CARD = "model.keras", "saved_model", "model.onnx", "card.json"
-FORMATS = ("keras", "saved_model", "onnx")
 OPSET = 18  # the newest that tf2onnx 1.17 is tested with
 
 
@@ -51,7 +50,7 @@ def export_model(
 
     Args:
         metrics: for the card.
-        formats: of `FORMATS`.
+        formats: of `trainer.inference.EXPORT_FORMATS`.
         folder: `export_folder` by default.
 
     Raises:

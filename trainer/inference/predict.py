@@ -24,15 +24,14 @@ import tensorflow as tf
 from trainer import checkpoints, presets, storage
 from trainer.checkpoints import pointers
 from trainer.config import TrainConfig
-from trainer.errors import UserError
-from trainer.inference import export_formats
+from trainer.errors import DeviceError, UserError
+from trainer.inference import DEVICES, export_formats
 from trainer.inference.filling import Model, fill_pictures
 from trainer.inference.windows import Tiling, make_sides
 from trainer.model.unet import build_unet
 
 __all__ = ["Model", "ModelPin", "find_export", "find_model", "inpaint", "inpaint_batch", "load_model"]
 
-DEVICES = ("auto", "cpu", "gpu")
 GPU_BATCH = 8
 
 
@@ -117,13 +116,14 @@ def load_model(
             that is not more than 1024: what a network was never shown it does not reach across.
 
     Raises:
-        UserError: the weights do not fit the config, or there is no such device.
+        UserError: the weights do not fit the config.
+        DeviceError: there is no GPU.
     """
     if device not in DEVICES:
         raise ValueError(f"device: expected one of {DEVICES}. Received {device!r}.")
     gpus = tf.config.list_logical_devices("GPU")
     if device == "gpu" and not gpus:
-        raise UserError("--device gpu: expected a GPU. Found none")
+        raise DeviceError("device gpu: this machine has no GPU")
     uses_gpu = bool(gpus) and device != "cpu"
     place = (lambda: tf.device("CPU:0")) if device == "cpu" else nullcontext
     unet_config = pin.config.unet
