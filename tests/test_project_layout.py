@@ -114,8 +114,7 @@ def test_masks_needs_numpy_and_opencv_only():
 
 @pytest.mark.parametrize("pattern", FORBIDDEN)
 def test_modules_keep_to_their_libraries(pattern):
-    # normalization.py asks TensorFlow's strategy which replica it is on, where there is one.
-    for path in (path for path in ROOT.glob(pattern) if path.name != "normalization.py"):
+    for path in ROOT.glob(pattern):
         tops = {name.split(".")[0] for name in imported_modules(path.read_text(encoding="utf-8"))}
         assert not tops & FORBIDDEN[pattern], path.name
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from trainer.model.vgg import build_features
-from trainer.model.vgg_weights import BUNDLED
+from trainer.model.vgg import BUNDLED, build_features
 
 BLOCKS = [["block1_conv1", "block1_conv2"], ["block2_conv1", "block2_conv2"]]
 BLOCKS += [["block3_conv1", "block3_conv2", "block3_conv3"]]

@@ -13,8 +13,7 @@ import pytest
 
 from trainer.config import LossConfig, PhaseConfig, ScalingConfig, TrainConfig, UNetConfig
 from trainer.errors import UserError
-from trainer.model.vgg import build_features
-from trainer.model.vgg_weights import BUNDLED, load_weights
+from trainer.model.vgg import BUNDLED, build_features, load_weights
 from trainer.storage.api import NotFound
 from trainer.training import loop
 
@@ -219,7 +218,7 @@ def test_training_takes_the_source_of_its_config(monkeypatch):
     def build(*arguments, **options):
         raise Asked(arguments, options)
 
-    monkeypatch.setattr(loop.features, "build_features", build)
+    monkeypatch.setattr(loop.vgg, "build_features", build)
     monkeypatch.setattr(loop.tf.distribute, "MultiWorkerMirroredStrategy", loop.tf.distribute.get_strategy)
     config = TrainConfig(
         unet=UNetConfig(image_size=4, filters=(2,), kernels=(3,)),

@@ -90,7 +90,7 @@ class LossConfig:
 
     Attributes:
         vgg: where VGG-16's weights come from: ``bundled``, ``keras`` (downloaded by Keras), ``keras:FILE`` or
-            ``torchvision:FILE`` (see `trainer.model.vgg_weights`).
+            ``torchvision:FILE`` (see `trainer.model.vgg`).
     """
 
     valid: float = 1.0

@@ -95,7 +95,7 @@ def main(argv: Sequence[str]) -> int:
     with quiet_imports():
         from trainer.checkpoints.restore import load_newest
         from trainer.data.batches import check_datasets
-        from trainer.model.vgg_weights import load_weights
+        from trainer.model.vgg import load_weights
         from trainer.training.validation import find_held_out
     size = config.unet.image_size
     image_count, mask_count = check_datasets(images, masks, config.data, size, workers=config.scaling.workers)

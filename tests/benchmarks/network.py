@@ -22,8 +22,7 @@ with quiet_imports():
     from keras import layers, ops
 
     from trainer.config import LossConfig, UNetConfig
-    from trainer.model.layers import PartialConv2D
-    from trainer.model.normalization import BatchNormalization
+    from trainer.model.layers import BatchNormalization, PartialConv2D
     from trainer.model.unet import BN_MOMENTUM, LEAKY_SLOPE, build_unet
     from trainer.model.vgg import build_features
     from trainer.training.step import make_train_step

@@ -22,8 +22,7 @@ import numpy as np
 from keras import layers
 
 from trainer.config import UNetConfig
-from trainer.model.layers import ApplyMask, PartialConv2D
-from trainer.model.normalization import BatchNormalization
+from trainer.model.layers import ApplyMask, BatchNormalization, PartialConv2D
 
 # PyTorch's default, the framework of the paper's authors (its momentum of 0.1 is 0.9 in Keras's words).
 BN_MOMENTUM = 0.9

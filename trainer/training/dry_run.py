@@ -38,7 +38,7 @@ def estimate_memory(config: TrainConfig, model: keras.Model) -> dict[str, int]:
             activations += batch * math.prod(tensor.shape[1:]) * bytes_each
     perceptual = 0
     if config.loss.needs_features:
-        from trainer.model.vgg_weights import BLOCKS
+        from trainer.model.vgg import BLOCKS
 
         for level, block in enumerate(BLOCKS):
             side = size >> level

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from trainer.config import LossConfig, TrainConfig
 from trainer.model import losses
+from trainer.model.layers import BatchNormalization
 from trainer.training.ema import WeightAverage
 from trainer.training.loss_scale import LossScale
 
@@ -58,6 +59,11 @@ class Health(NamedTuple):
     sound_here: bool
 
 
+def _mean_over_replicas(x: tf.Tensor) -> tf.Tensor:
+    context = tf.distribute.get_replica_context()
+    return context.all_reduce(tf.distribute.ReduceOp.MEAN, x) if context.num_replicas_in_sync > 1 else x
+
+
 StepFunction = Callable[[tf.Tensor, tf.Tensor], StepResult]
 
 
@@ -90,6 +96,9 @@ def make_train_step(
     replicas = strategy.num_replicas_in_sync
     variables = model.trainable_variables
     statistics = [v for layer in model.layers if layer.trainable for v in layer.non_trainable_variables]
+    for layer in model.layers:
+        if isinstance(layer, BatchNormalization):
+            layer.mean_over_replicas = _mean_over_replicas
     names: list[str] = []
 
     def replica_step(target, mask, scale):

@@ -1,4 +1,4 @@
-"""Batch statistics: one replica against NumPy, two replicas against one that has both batches."""
+"""Batch normalization: one replica against NumPy, two replicas against one that has both batches."""
 
 import subprocess
 import sys
@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import pytest
 
-from trainer.model.normalization import BatchNormalization
+from trainer.model.layers import BatchNormalization
 
 RNG = np.random.default_rng(0)
 
@@ -65,7 +65,7 @@ PROGRAM = """
 import numpy as np, tensorflow as tf
 devices = tf.config.list_physical_devices("CPU")
 tf.config.set_logical_device_configuration(devices[0], [tf.config.LogicalDeviceConfiguration()] * 2)
-from trainer.model.normalization import BatchNormalization
+from trainer.model.layers import BatchNormalization
 
 rng = np.random.default_rng(0)
 x = rng.normal(2, 3, (4, 3, 3, 2)).astype("float32")
@@ -83,6 +83,7 @@ expected = gradients(single, tf.constant(x), w)
 strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 with strategy.scope():
     layer = BatchNormalization(); layer.build(x.shape)
+    layer.mean_over_replicas = lambda s: tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.MEAN, s)
 halves = lambda a: strategy.experimental_distribute_values_from_function(
     lambda c: tf.constant(np.split(a, 2)[c.replica_id_in_sync_group]))
 
