@@ -1,1 +1,5 @@
-"""Image quality metrics."""
+"""Image quality metrics: `METRICS` describes them, the modules of this folder compute them."""
+
+from trainer.metrics.table import HOLES, IMAGE, METRICS, Metric, validation_metrics
+
+__all__ = ["HOLES", "IMAGE", "METRICS", "Metric", "validation_metrics"]
