@@ -127,7 +127,10 @@ def test_cells_hold_the_distances_of_their_pictures(made, report):
     last = metrics["cells"][-1]["metrics"]
     assert last["fid"]["count"] == 8 and last["fid"]["mean"] > 0
     assert "<figcaption>FID</figcaption>" in page and f"| {last['fid']['mean']:.2f} |" in table
-    assert "FID is of all pairs of a cell together" in page and "FID is of all pairs of a cell together" in table
+    assert (
+        "FID is measured over all pairs of a cell together" in page
+        and "FID is measured over all pairs of a cell together" in table
+    )
 
 
 @pytest.mark.slow

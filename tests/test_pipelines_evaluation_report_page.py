@@ -7,18 +7,18 @@ import re
 import numpy as np
 import pytest
 
-from pipelines.evaluation import charts, gallery, report_page, report_text, scoreboard
-from trainer.metrics.intervals import METRICS
+from pipelines.evaluation import charts, gallery, report_page, scoreboard
+from trainer.metrics import validation_metrics
 
 
 def make_report(name: str) -> tuple[dict, dict]:
     """metrics.json of one pair and one method, and the pair's row."""
     row = {"pair": 0, "bucket": 0, "border": 0, "mask": 0, "method": name, "image": name, "hole_ratio": 0.05}
-    row |= dict.fromkeys(METRICS, 0.5)
+    row |= dict.fromkeys(validation_metrics(), 0.5)
     cells, differences = scoreboard.summarize(scoreboard.board_of([row], name), [name], name)
     report = dict.fromkeys(("code_version", "parameters", "data", "masks_found", "reference", "lpips", "fid"), name)
     report |= {"counts": {"masks": 1, "pairs": 1, "rows": 1, "failed": 0}, "cells": cells, "differences": differences}
-    return report | {"metrics": METRICS, "methods": [{"name": name, "address": name}]}, row
+    return report | {"metrics": validation_metrics(), "methods": [{"name": name, "address": name}]}, row
 
 
 def test_what_others_wrote_is_text():
@@ -40,7 +40,7 @@ def test_published_numbers_are_shown_when_asked_for_and_marked_as_of_other_data(
     assert [" ".join(re.findall(r">([^<>]+)</t[hd]>", line)) for line in page.split("<tr>")[2:5]] == rows
     assert all(mark in page for mark in marks) and "paper (other data)" in shown
     assert not any(mark in hidden for mark in (*marks, "paper (other data)", "28.32"))
-    shown, hidden = (report_text.format_report(report, published) for published in (True, False))
+    shown, hidden = (scoreboard.format_report(report, published) for published in (True, False))
     lines = shown[shown.index("## Published") :].splitlines()
     assert [line.strip("| ").replace(" | ", " ") for line in lines[-3:]] == rows
     assert all(mark in shown for mark in marks) and "## Published" not in hidden

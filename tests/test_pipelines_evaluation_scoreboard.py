@@ -11,12 +11,14 @@ import pytest
 
 from pipelines.evaluation import scoreboard
 from pipelines.evaluation.scoreboard import TallyRows, board_of, merge_into, summarize
-from trainer.metrics.intervals import METRICS
+from trainer.metrics import validation_metrics
 
 
 def make_row(pair, method, value, bucket=2, border=0, **changes) -> dict:
     place = {"pair": pair, "method": method, "bucket": bucket, "border": border}
-    return place | (dict.fromkeys(METRICS, value) if value is not None else {"error": "no picture"}) | changes
+    return (
+        place | (dict.fromkeys(validation_metrics(), value) if value is not None else {"error": "no picture"}) | changes
+    )
 
 
 def cell_of(cells, method, interval="all", border="all"):

@@ -9,8 +9,10 @@ import statistics
 import numpy as np
 import pytest
 
-from trainer.metrics import intervals
-from trainer.metrics.intervals import ALL, METRICS, Cell, Sum, merge, summarize, tally_of
+from trainer.metrics import intervals, validation_metrics
+from trainer.metrics.intervals import ALL, Cell, Sum, merge, summarize, tally_of
+
+METRICS = validation_metrics()
 
 
 def draw_rows(count, seed=0):
@@ -84,4 +86,5 @@ def test_scores_by_hand():
 
 
 def test_names_of_intervals():
-    assert [intervals.interval_name(b) for b in (ALL, -1, 0, 5)] == ["all", "other", "0.01-0.1", "0.5-0.6"]
+    assert [intervals.interval_tag(b) for b in (ALL, -1, 0, 5)] == ["all", "other", "0.01-0.1", "0.5-0.6"]
+    assert [intervals.interval_name(b) for b in (ALL, -1, 0, 5)] == ["all", "other", "(0.01, 0.1]", "(0.5, 0.6]"]

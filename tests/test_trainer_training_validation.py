@@ -15,7 +15,7 @@ from trainer import checkpoints, storage
 from trainer.config import PhaseConfig, ScalingConfig, TrainConfig, UNetConfig, ValidationConfig
 from trainer.errors import UserError
 from trainer.images import rgb
-from trainer.metrics import intervals
+from trainer.metrics import intervals, validation_metrics
 from trainer.model.unet import build_unet
 from trainer.training import validation
 
@@ -65,7 +65,7 @@ def test_masks_take_turns_through_the_intervals_on_every_image(place):
         assert pair.bucket == pair.number % 6 == bucket_of(hole_ratio(pair.mask))
         # Six neighbours share an image, in the order of the split, again from the first after the last.
         pixels = rgb.decode_rgb(rgb.encode_jpeg(picture([0, 1, 2, 0][pair.number // 6])))
-        np.testing.assert_array_equal(pair.target, intervals.square_target(pixels, SIZE))
+        np.testing.assert_array_equal(pair.target, rgb.center_square(pixels, SIZE))
 
 
 @pytest.mark.parametrize("workers", [2, 3, 30])
@@ -115,7 +115,7 @@ def test_cells_are_means_of_the_scores_of_each_pair(place):
     for bucket in (*range(6), intervals.ALL):
         members = [row for row in rows if bucket in (row["bucket"], intervals.ALL)]
         assert cells[bucket]["count"] == len(members)
-        for name in intervals.METRICS:
+        for name in validation_metrics():
             expected = math.fsum(row[name] for row in members) / len(members)
             assert cells[bucket][name] == pytest.approx(expected, rel=1e-4), (bucket, name)
     # Other weights, other scores; the same ones, the same.

@@ -9,13 +9,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+from trainer.metrics import validation_metrics
 from trainer.network_config import LossConfig, UNetConfig
 from trainer.network_config import require as _require
 
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 SCHEDULES = ("constant", "cosine")
 DEVICES = ("cpu", "gpu")
-BEST = {"l1": False, "psnr": True, "ssim": True}  # whether higher is better
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +138,7 @@ class CheckpointConfig:
     def __post_init__(self):
         _require(self.every >= 1, "checkpoint.every", "1 or more", self.every)
         _require(self.keep >= 1, "checkpoint.keep", "1 or more", self.keep)
-        _require(self.best in BEST, "checkpoint.best", f"one of {tuple(BEST)}", self.best)
+        _require(self.best in validation_metrics(), "checkpoint.best", f"one of {validation_metrics()}", self.best)
 
 
 @dataclass(frozen=True, kw_only=True)

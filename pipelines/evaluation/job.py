@@ -14,15 +14,15 @@ from pipelines.evaluation import gallery, pairing, scoreboard
 from pipelines.evaluation.distances import MeasureDistances
 from pipelines.evaluation.methods import Contender
 from pipelines.evaluation.report_page import render_page
-from pipelines.evaluation.report_text import format_report
 from pipelines.evaluation.rounds import FillRounds, MakeRounds, Weights, key_by_pair, score_round
 from pipelines.transforms.progress import ReportProgress
 from trainer import storage
 from trainer.data import manifest as datasets
 from trainer.errors import UserError
+from trainer.metrics import IMAGE, validation_metrics
+from trainer.metrics.intervals import interval_name
 
 ShardAddress = tuple[str, str, int]  # address, crc32c, position of the first record
-LOSS, VALIDATION = "loss/total", tuple(f"validation/{name}" for name in ("psnr", "ssim", "l1"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,7 +171,7 @@ def write_report(rows, job: Job, plan, board, chosen, pictures, distances) -> No
     rows = sorted(rows, key=lambda row: (row["pair"], order[row["method"]]))
     cells, differences = scoreboard.summarize(board, job.methods, job.reference, distances)
     found = [
-        {"interval": scoreboard.interval_name(bucket), "border": pairing.BORDERS[border], "masks": count}
+        {"interval": interval_name(bucket), "border": pairing.BORDERS[border], "masks": count}
         for (bucket, border), count in plan.found.items()
     ]
     report = {
@@ -191,15 +191,16 @@ def write_report(rows, job: Job, plan, board, chosen, pictures, distances) -> No
         "cells": cells,
         "differences": differences,
     }
+    tags = ("loss/total", *(f"validation/{name}" for name in validation_metrics(IMAGE)))
     curves = {
-        contender.name: training_curves.read_curves(contender.run, (LOSS, *VALIDATION))
+        contender.name: training_curves.read_curves(contender.run, tags)
         for contender in job.contenders
         if contender.run
     }
     files = {
         "pairs.jsonl": "".join(json.dumps(row, sort_keys=True, allow_nan=False) + "\n" for row in rows),
         "metrics.json": json.dumps(report, indent=1, sort_keys=True, allow_nan=False) + "\n",
-        "table.md": format_report(report, job.published),
+        "table.md": scoreboard.format_report(report, job.published),
         "report.html": render_page(report, rows, chosen, sorted(pictures), curves, job.published),
     }
     for name, text in files.items():

@@ -9,24 +9,25 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from masks.coverage import RATIO_BUCKETS
-from pipelines.evaluation import gallery, report_text
+from pipelines.evaluation import gallery, scoreboard
 from pipelines.evaluation.charts import COLOURS, MARKS, Point, Series, line_chart, mark, ticks
 from pipelines.evaluation.pairing import BORDERS
-from pipelines.evaluation.scoreboard import ANY, BUCKETS, SHOWN, interval_name, pairs_note, show
+from pipelines.evaluation.scoreboard import ANY, BUCKETS, pairs_note, show
 from pipelines.training_curves import Curve
+from trainer.metrics import HOLES, IMAGE, METRICS
+from trainer.metrics.intervals import interval_name
 
 TEMPLATE = Path(__file__).parent / "report.html"
-# What a metric is of: name for the page's switch, and its end in metric names.
-REGIONS = {"whole image": "", "holes": "_holes"}
-TITLES = {"psnr": "PSNR, dB", "ssim": "SSIM", "l1": "l1, %", "lpips": "LPIPS", "fid": "FID"}
+REGIONS = {"whole image": IMAGE, "holes": HOLES}  # by their name on the page's switch
 X_TICKS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
 DODGE = 0.006  # of hole ratio, between the error bars of two methods
 _PUBLISHED = "paper"
 
 
 def _names(report: dict, region: str) -> dict[str, str]:
-    """Titles by name of the region's metrics that a report or a cell has."""
-    return {title + REGIONS[region]: TITLES[title] for title in TITLES if title + REGIONS[region] in report["metrics"]}
+    """Headings by name of the region's metrics that a report or a cell has."""
+    shown = ((name, metric) for name, metric in METRICS.items() if metric.region == REGIONS[region])
+    return {name: metric.heading for name, metric in shown if name in report["metrics"]}
 
 
 def text(value: object) -> str:
@@ -64,7 +65,7 @@ def render_page(
         "table": _each_view(lambda region, border: _table(report["cells"], _names(report, region), border)),
         "differences": _differences(report),
         "published": _published() if published else "",
-        "notes": text(report_text.notes(report)),
+        "notes": text(scoreboard.notes(report)),
         "choices": _choice("left", (gallery.HOLES, gallery.TARGET, *methods))
         + _choice("right", (*methods, gallery.TARGET)),
         "gallery": _gallery(report, rows, chosen, pictures, methods),
@@ -130,7 +131,7 @@ def _published_number(methods: Sequence[str]) -> int:
 def _charts(report: dict, methods: Sequence[str], region: str, border: str, published: bool) -> str:
     charts = []
     for name, title in _names(report, region).items():
-        factor, decimals = SHOWN[name][1:3]
+        factor, decimals = METRICS[name].factor, METRICS[name].decimals
         series = []
         for i, method in enumerate(methods):
             points = []
@@ -145,9 +146,8 @@ def _charts(report: dict, methods: Sequence[str], region: str, border: str, publ
                     label = f"{cell['interval']}: {show(name, found)}, {found['count']} pairs"
                     points.append(Point(x, factor * found["mean"], error, label))
             series.append(Series(method, i, points))
-        if published and name in report_text.PUBLISHED_METRICS and border == report_text.PUBLISHED_BORDER:
-            column = report_text.PUBLISHED_METRICS.index(name)
-            values = [(sum(RATIO_BUCKETS[b]) / 2, v[column], b) for b, v in report_text.PUBLISHED.items()]
+        if published and name in scoreboard.PUBLISHED_METRICS and border == scoreboard.PUBLISHED_BORDER:
+            values = [(sum(RATIO_BUCKETS[b]) / 2, v[name], b) for b, v in scoreboard.PUBLISHED.items()]
             points = [Point(x, y, None, f"{interval_name(b)}: {y:.{decimals}f}") for x, y, b in values]
             series.append(Series(_PUBLISHED, _published_number(methods), points, joined=False))
         chart = line_chart(title, series, "hole ratio, %", X_TICKS, lambda x: f"{100 * x:.0f}")
@@ -180,7 +180,7 @@ def _table(cells: Sequence[dict], names: dict[str, str], border: str, sign: bool
         for name in names:
             means = [cell["metrics"][name]["mean"] for cell in members]
             means = [mean for mean in means if mean is not None]
-            best[name] = (max if SHOWN[name][3] else min)(means, default=None)
+            best[name] = (max if METRICS[name].higher_is_better else min)(means, default=None)
         for cell in members:
             found = [(name, cell["metrics"][name]) for name in names]
             values = "".join(
@@ -203,13 +203,13 @@ def _differences(report: dict) -> str:
 
 
 def _published() -> str:
-    heads = "".join(f"<th>{text(TITLES[name])}</th>" for name in report_text.PUBLISHED_METRICS)
+    heads = "".join(f"<th>{text(METRICS[name].heading)}</th>" for name in scoreboard.PUBLISHED_METRICS)
     rows = "".join(
         f'<tr><th scope="row">{text(row[0])}</th>' + "".join(f"<td>{value}</td>" for value in row[1:]) + "</tr>"
-        for row in report_text.published_rows()
+        for row in scoreboard.published_rows()
     )
     table = f'<table class="narrow"><thead><tr><th>hole ratio</th>{heads}</tr></thead><tbody>{rows}</tbody></table>'
-    return f"<h3>Published</h3><p>{text(report_text.PUBLISHED_NOTE)}</p>{table}"
+    return f"<h3>Published</h3><p>{text(scoreboard.PUBLISHED_NOTE)}</p>{table}"
 
 
 def _gallery(report: dict, rows, chosen, pictures, methods: Sequence[str]) -> str:

@@ -28,7 +28,6 @@ from trainer.errors import ImageError
 from trainer.images import rgb
 from trainer.inference.baselines import BASELINES
 from trainer.metrics import image_quality, lpips
-from trainer.metrics.intervals import square_target
 
 
 class Case(NamedTuple):
@@ -117,7 +116,7 @@ def decode_round(group: tuple[int, dict[str, Iterable]]) -> list[Case]:
             problem = problem or _describe(exception)
         if not problem:
             if mask.shape[0] not in targets:
-                targets[mask.shape[0]] = square_target(image, mask.shape[0])
+                targets[mask.shape[0]] = rgb.center_square(image, mask.shape[0])
             target = targets[mask.shape[0]]
         cases.append(Case(pair, index, name, bucket, border, target, mask, problem))
     return cases

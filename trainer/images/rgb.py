@@ -194,3 +194,11 @@ def encode_png(pixels: np.ndarray) -> bytes:
 def encode_jpeg(pixels: np.ndarray, quality: int = 95) -> bytes:
     """JPEG of uint8 [height, width, 3] RGB; ``quality`` 0 to 100."""
     return cv2.imencode(".jpg", pixels[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
+
+
+def center_square(pixels: np.ndarray, size: int) -> np.ndarray:
+    """The largest centered square of uint8 [height, width, 3], resized to [size, size, 3]."""
+    side = min(pixels.shape[:2])
+    top, left = (pixels.shape[0] - side) // 2, (pixels.shape[1] - side) // 2
+    square = pixels[top : top + side, left : left + side]
+    return cv2.resize(square, (size, size), interpolation=cv2.INTER_AREA if side > size else cv2.INTER_LINEAR)

@@ -1,10 +1,10 @@
-"""Scores of filled pictures, and their means by hole-ratio interval.
+"""Scores of inpainted images, and their mean and standard error by hole-ratio interval.
 
-    tally = merge(tally_of(rows of one part), tally_of(rows of another))
+    tally = merge(tally_of(some rows), tally_of(other rows))
     summarize(tally)                  count, mean and standard error of every metric in every interval
 
-Sums are exact, so they are the same in any order and however the rows were split. What is no finite number enters
-none of them, and is counted.
+Sums are exact, hence independent of the order of the rows and of how they were split. Values that are not finite
+enter no sum; the pairs they belong to are counted as failed or exact.
 """
 
 from __future__ import annotations
@@ -14,41 +14,40 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 
-import cv2
 import numpy as np
 
 from masks.coverage import RATIO_BUCKETS
-from trainer.metrics import image_quality
+from trainer.metrics import image_quality, validation_metrics
 
-METRICS = ("psnr", "psnr_holes", "ssim", "ssim_holes", "l1", "l1_holes")
-ALL = -2  # in place of an interval's number: all rows; -1 is a ratio outside of all intervals
+ALL = -2  # in place of an interval's number: all rows; -1 is a ratio outside all intervals
+
+
+def interval_tag(bucket: int) -> str:
+    """``0.1-0.2``, ``all`` or ``other``: the form without spaces, for TensorBoard tags, summary.json and log lines."""
+    return _interval(bucket, "{:g}-{:g}")
 
 
 def interval_name(bucket: int) -> str:
-    """``all``, ``other`` or the hole ratios of an interval, such as ``0.1-0.2``."""
+    """``(0.1, 0.2]``, ``all`` or ``other``: the paper's notation, for tables, the report and metrics.json."""
+    return _interval(bucket, "({:g}, {:g}]")
+
+
+def _interval(bucket: int, form: str) -> str:
     if bucket < 0:
         return "all" if bucket == ALL else "other"
-    return "{:g}-{:g}".format(*RATIO_BUCKETS[bucket])
+    return form.format(*RATIO_BUCKETS[bucket])
 
 
 def score(output: np.ndarray, target: np.ndarray, mask: np.ndarray) -> dict[str, float]:
-    """`METRICS` of uint8 [height, width, 3] pictures; ``mask`` uint8 [height, width] of {0, 1}."""
-    output, target = (picture[None].astype(np.float64) / 255 for picture in (output, target))
+    """The `validation_metrics` of two images uint8 [height, width, 3]; ``mask`` uint8 [height, width] of {0, 1}."""
+    output, target = (image[None].astype(np.float64) / 255 for image in (output, target))
     found = image_quality.compare(output, target, mask[None, ..., None].astype(np.float64))
-    return {name: float(np.asarray(found[name])[0]) for name in METRICS}
-
-
-def square_target(pixels: np.ndarray, size: int) -> np.ndarray:
-    """The middle square of uint8 [height, width, 3], resized to [size, size, 3]."""
-    side = min(pixels.shape[:2])
-    top, left = (pixels.shape[0] - side) // 2, (pixels.shape[1] - side) // 2
-    square = pixels[top : top + side, left : left + side]
-    return cv2.resize(square, (size, size), interpolation=cv2.INTER_AREA if side > size else cv2.INTER_LINEAR)
+    return {name: float(np.asarray(found[name])[0]) for name in validation_metrics()}
 
 
 @dataclass(frozen=True)
 class Sum:
-    """Count, sum and sum of squares of finite floats, without rounding."""
+    """Count, sum and sum of squares of finite floats, exact."""
 
     count: int = 0
     total: Fraction = Fraction(0)
@@ -64,12 +63,12 @@ class Sum:
 
     @property
     def mean(self) -> float:
-        """NaN of nothing."""
+        """NaN for no values."""
         return float(self.total / self.count) if self.count else math.nan
 
     @property
     def error(self) -> float:
-        """Standard error of the mean, by the unbiased variance; NaN for fewer than two values."""
+        """Standard error of the mean, from the unbiased variance; NaN for fewer than two values."""
         if self.count < 2:
             return math.nan
         variance = (self.squares - self.total**2 / self.count) / (self.count - 1)
@@ -81,9 +80,9 @@ class Cell:
     """Sums of the scores of pairs.
 
     Attributes:
-        pairs: how many there are; of these
-        failed: have no scores, and
-        exact: have a picture equal to the target, whose PSNR is infinite and enters no mean.
+        pairs: number of pairs.
+        failed: how many of them have no scores.
+        exact: how many of them have an output equal to the target; their PSNR is infinite and enters no mean.
         sums: of the finite values, by metric.
     """
 
@@ -94,7 +93,10 @@ class Cell:
 
     @classmethod
     def of(cls, row: Mapping[str, float | None], names: Iterable[str]) -> Cell:
-        """One pair's; values that are missing, None or not finite enter no sum, and without an ``l1`` it failed."""
+        """The cell of one pair. Values that are missing, None or not finite enter no sum.
+
+        ``l1`` tells how the pair went, being finite for every image: a pair without it failed, one with 0 is exact.
+        """
         values = ((name, row.get(name)) for name in names)
         sums = {name: Sum.of(value) for name, value in values if value is not None and math.isfinite(value)}
         return cls(1, int("l1" not in sums), int(row.get("l1") == 0), sums)
@@ -110,10 +112,10 @@ Tally = dict[int, Cell]  # by interval
 
 
 def tally_of(rows: Iterable[Mapping[str, float]]) -> Tally:
-    """Sums of rows that have ``bucket`` (number of the interval) and `METRICS`; under `ALL` those of all rows."""
+    """Sums of rows that hold ``bucket`` (number of the interval) and the `validation_metrics`; `ALL` has every row."""
     tally: Tally = {}
     for row in rows:
-        cell = Cell.of(row, METRICS)
+        cell = Cell.of(row, validation_metrics())
         tally = merge(tally, {int(row["bucket"]): cell, ALL: cell})
     return tally
 
@@ -123,12 +125,13 @@ def merge(one: Tally, other: Tally) -> Tally:
 
 
 def summarize(tally: Tally) -> dict[int, dict[str, float]]:
-    """By interval, in order: ``count`` of pairs, and how many of them are ``failed`` or ``exact`` (see `Cell`); of each
-    metric the mean under its name and ``{metric}_error``."""
+    """By interval, in order: ``count`` of pairs, how many of them ``failed`` or are ``exact`` (see `Cell`), and for
+    each metric its mean as ``{metric}`` and standard error as ``{metric}_error``; NaN where there are too few values.
+    """
     cells: dict[int, dict[str, float]] = {}
     for bucket, found in sorted(tally.items()):
         cell = cells[bucket] = {"count": found.pairs, "failed": found.failed, "exact": found.exact}
-        for name in METRICS:
+        for name in validation_metrics():
             values = found.sums.get(name, Sum())
             cell |= {name: values.mean, f"{name}_error": values.error}
     return cells

@@ -42,6 +42,10 @@ class Metric:
         """Title and unit, such as ``PSNR (dB)``; the region is for the reader to add."""
         return f"{self.title} ({self.unit})" if self.unit else self.title
 
+    def format(self, value: float, sign: str = "") -> str:
+        """A stored value as it is printed, without the unit; ``sign`` "+" marks positive values too."""
+        return f"{self.factor * value:{sign}.{self.decimals}f}"
+
     @property
     def validated(self) -> bool:
         """Whether validation computes it: it does so for all metrics of single pairs that need no weights."""

@@ -6,7 +6,8 @@ Events are dicts with ``event``, their kind, and what else `describe` names; wor
 from __future__ import annotations
 
 from trainer.command import duration
-from trainer.metrics.intervals import ALL, interval_name
+from trainer.metrics import IMAGE, METRICS, validation_metrics
+from trainer.metrics.intervals import ALL, interval_tag
 
 
 class Describer:
@@ -36,11 +37,17 @@ class Describer:
         cells = event["cells"]
         every = cells[ALL]
         failed = f" ({every['failed']} failed: not finite)" if every["failed"] else ""
-        by_interval = [f"{interval_name(b)}: {cell['psnr']:.2f}" for b, cell in cells.items() if b != ALL]
+        first = validation_metrics(IMAGE)[0]  # the others stand without error and intervals: the line is long enough
+        lead, error = METRICS[first], every[f"{first}_error"]
+        scores = []
+        for name in validation_metrics(IMAGE):
+            metric = METRICS[name]
+            value = metric.format(every[name]) + (f" +- {metric.format(error)}" if name == first else "")
+            scores.append(f"{metric.title} {value} {metric.unit}".rstrip())
+        by_interval = [f"{interval_tag(b)}: {lead.format(cell[first])}" for b, cell in cells.items() if b != ALL]
         return (
-            f"validation step {event['step']}  PSNR {every['psnr']:.2f} +- {every['psnr_error']:.2f} dB  "
-            f"SSIM {every['ssim']:.3f}  l1 {100 * every['l1']:.2f} %  of {every['count']} pairs{failed}  "
-            f"(PSNR by hole ratio  {'  '.join(by_interval)})"
+            f"validation step {event['step']}  {'  '.join(scores)}  of {every['count']} pairs{failed}  "
+            f"({lead.title} by hole ratio  {'  '.join(by_interval)})"
         )
 
     def _checkpoint(self, event: dict) -> str:

@@ -23,7 +23,7 @@ from trainer.config import TrainConfig
 from trainer.data import batches as data
 from trainer.errors import UserError, user_error_in
 from trainer.inference.export_formats import export_model
-from trainer.metrics.intervals import interval_name
+from trainer.metrics.intervals import interval_tag
 from trainer.model import unet, vgg
 from trainer.runs import write_summary
 from trainer.training.ema import WeightAverage
@@ -275,7 +275,7 @@ class _Training:
         if self.step == begin:  # it was finished before
             return
         if validated:
-            cells = {interval_name(bucket): cell for bucket, cell in validated["cells"].items()}
+            cells = {interval_tag(bucket): cell for bucket, cell in validated["cells"].items()}
             validated = {"step": validated["step"], "cells": cells}
         best = pointers.read(self.run, pointers.BEST)
         if best and best.checkpoint is None:  # of a pointer that was found broken

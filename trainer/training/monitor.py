@@ -9,8 +9,9 @@ import numpy as np
 import tensorflow as tf
 
 from trainer.checkpoints.pointers import Score
-from trainer.config import BEST, TrainConfig
-from trainer.metrics.intervals import ALL, METRICS, interval_name
+from trainer.config import TrainConfig
+from trainer.metrics import METRICS, validation_metrics
+from trainer.metrics.intervals import ALL, interval_tag
 from trainer.tensorboard import EventLog
 from trainer.training.validation import HeldOut, Validator, read_pairs
 
@@ -27,7 +28,7 @@ class Observer:
         step: steps that were done when this process began.
 
     Attributes:
-        validated: ``step`` and ``cells`` (`scores.summarize`) of the last validation.
+        validated: ``step`` and ``cells`` (`intervals.summarize`) of the last validation.
     """
 
     def __init__(
@@ -72,14 +73,14 @@ class Observer:
         if self._worker == 0:
             self._report({"event": "validation", **self.validated})
             for bucket, cell in cells.items():
-                group = "validation" if bucket == ALL else f"validation_{interval_name(bucket)}"
-                self._log.add_scalars(step, {f"{group}/{metric}": cell[metric] for metric in METRICS})
+                group = "validation" if bucket == ALL else f"validation_{interval_tag(bucket)}"
+                self._log.add_scalars(step, {f"{group}/{name}": cell[name] for name in validation_metrics()})
             if self._config.validation.pictures:
                 self._draw(step, *self._validator.examples())
         metric = self._config.checkpoint.best
         # Means leave out the pairs that failed; weights that fail on any are never the best.
         value = math.nan if cells[ALL]["failed"] else cells[ALL][metric]
-        return Score(metric=metric, value=value, higher_is_better=BEST[metric])
+        return Score(metric=metric, value=value, higher_is_better=METRICS[metric].higher_is_better)
 
     def draw_batch(self, step: int, weights: Arrays, targets: tf.Tensor, masks: tf.Tensor) -> None:
         """Logs pictures of a training batch, where there is nothing held out."""

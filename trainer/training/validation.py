@@ -21,7 +21,7 @@ from trainer.data import records
 from trainer.data.manifest import Shard, load_manifest
 from trainer.errors import UserError
 from trainer.images import rgb
-from trainer.metrics import image_quality, intervals
+from trainer.metrics import image_quality, intervals, validation_metrics
 from trainer.model.unet import build_unet
 from trainer.tensorboard import picture_grid
 from trainer.training.sharing import make_sum
@@ -104,7 +104,7 @@ def read_pairs(held_out: HeldOut, split: str, worker: int, workers: int) -> list
     for number, record in _read_records(held_out.masks, mask_shards, set(numbers)):
         parsed = records.parse_mask(record)
         mask = decode_mask(parsed["mask/encoded"].numpy())
-        target = intervals.square_target(pixels[image_of[number]], mask.shape[0])
+        target = rgb.center_square(pixels[image_of[number]], mask.shape[0])
         pairs.append(Pair(number, target, mask, int(parsed["mask/bucket"])))
     return pairs
 
@@ -128,12 +128,12 @@ def _stack(pairs: list[Pair]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _score(pair: Pair, output: np.ndarray) -> list[float]:
-    """`scores.METRICS` of a network's output float [S, S, 3]; NaN if not all of it is finite."""
+    """The `validation_metrics`, in order, of a network's output float [S, S, 3]; NaN if not all of it is finite."""
     if not np.all(np.isfinite(output)):
-        return [np.nan] * len(intervals.METRICS)
+        return [np.nan] * len(validation_metrics())
     filled = np.rint(np.clip(output, 0, 1) * 255).astype(np.uint8)
     found = intervals.score(np.where(pair.mask[..., None] == 1, pair.target, filled), pair.target, pair.mask)
-    return [found[name] for name in intervals.METRICS]
+    return [found[name] for name in validation_metrics()]
 
 
 class Validator:
@@ -163,15 +163,15 @@ class Validator:
         checkpoints.assign_variables(self._network.variables, arrays)
 
     def validate(self) -> dict[int, dict[str, float]]:
-        """`scores.summarize` of all workers' pairs. All workers must call this together, with the same weights."""
+        """`intervals.summarize` of all workers' pairs. All workers must call this together, with the same weights."""
         # One row per pair, each filled by one worker and 0 on the others: their sum is exact.
-        rows = np.zeros((self._count, 1 + len(intervals.METRICS)))
+        rows = np.zeros((self._count, 1 + len(validation_metrics())))
         for begin in range(0, len(self._pairs), self._batch):
             batch = self._pairs[begin : begin + self._batch]
             targets, masks = _stack(batch)
             for pair, output in zip(batch, self._predict(targets * masks, masks).numpy(), strict=True):
                 rows[pair.number] = [pair.bucket, *_score(pair, output)]
-        columns = ("bucket", *intervals.METRICS)
+        columns = ("bucket", *validation_metrics())
         everyones = (dict(zip(columns, row, strict=True)) for row in self._sum(rows).tolist())
         return intervals.summarize(intervals.tally_of(everyones))
 
