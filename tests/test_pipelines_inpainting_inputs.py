@@ -6,7 +6,7 @@ import pytest
 
 from pipelines.inpainting import inputs
 from pipelines.inpainting.inputs import Item, common_folder, match_files, match_listed, output_names, read_pairs
-from pipelines.transforms.dataset_writer import Reject
+from pipelines.transforms.rejects import Reject
 from trainer import storage
 from trainer.errors import UserError
 

@@ -8,7 +8,7 @@ import apache_beam as beam
 from apache_beam.metrics import MetricsFilter
 
 from pipelines.inpainting import outputs
-from pipelines.transforms.dataset_writer import Reject
+from pipelines.transforms.rejects import Reject
 
 
 def record(number: int, status: str = "done") -> dict:

@@ -19,7 +19,7 @@ from pipelines.mask_dataset.sources import (
     list_sources,
     read_sources,
 )
-from pipelines.transforms.dataset_writer import Reject
+from pipelines.transforms.rejects import Reject
 from trainer import storage
 from trainer.errors import UserError
 
@@ -141,7 +141,7 @@ def test_videos_that_cannot_be_used_are_rejected(tmp_path, capfd):
 
 def test_frames_beyond_the_limit_are_rejected(tmp_path, monkeypatch):
     path = write_video(tmp_path / "clip.avi", 10)
-    monkeypatch.setattr(videos.images, "MAX_PIXELS", 256 * 192 - 1)
+    monkeypatch.setattr(videos.rgb, "MAX_PIXELS", 256 * 192 - 1)
     assert_rejected(one("video", path), "decode", "expected frames of at most 49151 pixels. Received 256 x 192.")
 
 

@@ -13,6 +13,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipelines.launch import run_pipeline
 from pipelines.transforms import dataset_writer
+from pipelines.transforms.rejects import Reject
 from trainer import storage
 from trainer.data import manifest as datasets
 from trainer.errors import UserError
@@ -28,8 +29,8 @@ FIELDS = {"kind": "mask", "seed": 3, "code_version": "1", "parameters": {"count"
 RECORDS = [("train", f"key-{i}", b"record %d" % i * i) for i in range(9)] + [("val", "key-0", b"other")]
 NUM_SHARDS = {"train": 16, "val": 2}  # more than records, so that some are empty
 REJECTS = [
-    dataset_writer.Reject(source="in/z.jpg", stage="read", error="UserError: gone", split="train"),
-    dataset_writer.Reject(source="in/b.jpg", stage="decode", error="ImageError: empty", split="train"),
+    Reject(source="in/z.jpg", stage="read", error="UserError: gone", split="train"),
+    Reject(source="in/b.jpg", stage="decode", error="ImageError: empty", split="train"),
 ]
 
 
@@ -175,11 +176,3 @@ def test_inputs_that_got_lost_leave_no_dataset(tmp_path):
     with pytest.raises(Exception, match="inputs = records . rejects"):
         write_dataset(tmp_path, inputs=13)
     assert not datasets.has_manifest(str(tmp_path))
-
-
-def test_a_reject_is_one_line():
-    found = dataset_writer.reject("gs://b/é\n.jpg", "decode", ValueError("two\n  lines\tof 'text'"), "val")
-    assert found.error == "ValueError: two lines of 'text'"
-    data = dataset_writer.reject_lines([found, dataset_writer.Reject(source="a", stage="s", error="e")])
-    assert data.count(b"\n") == 2 and data.endswith(b"\n")
-    assert [json.loads(line)["source"] for line in data.splitlines()] == ["a", "gs://b/é\n.jpg"]

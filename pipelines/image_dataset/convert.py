@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 from pipelines.image_dataset.parts import Item, Part, sample_items, to_text
-from pipelines.transforms.dataset_writer import Reject, reject
+from pipelines.transforms.rejects import Reject, Rejected, blame
 from trainer import storage
 from trainer.data import records
 from trainer.errors import ImageError, UserError
@@ -104,14 +104,15 @@ def convert_images(
 ) -> Iterator[bytes]:
     """Serialized records in the items' order; what cannot be used is added to ``rejects``."""
     for item, read in read_images(items, spec):
-        stage = "read"
-        try:
-            data = read()
-            stage = "decode"
-            record = image_record(item, data, spec, labels)
+        split, _, _, address, _, _, member = item
         # A connection that fails is neither: it ends the attempt, so that the runner makes another.
-        except (ImageError, UserError) as error:
-            split, _, _, address, _, _, member = item
-            rejects.append(reject(to_text(address), stage, error, split, to_text(member)))
-            continue
-        yield record
+        faults, where = (ImageError, UserError), {"split": split, "member": to_text(member)}
+        try:
+            with blame(to_text(address), "read", faults, **where):
+                data = read()
+            with blame(to_text(address), "decode", faults, **where):
+                record = image_record(item, data, spec, labels)
+        except Rejected as lost:
+            rejects.append(lost.reject)
+        else:
+            yield record

@@ -17,17 +17,15 @@ import cv2
 
 from pipelines.image_dataset.convert import convert_images
 from pipelines.image_dataset.parts import Item, Part, list_part
-from pipelines.transforms.dataset_writer import Reject, hash_key, save_shard, shard_of
+from pipelines.transforms.dataset_writer import hash_key, save_shard, shard_of
 from pipelines.transforms.progress import ReportProgress
+from pipelines.transforms.rejects import REJECTED, Reject, tag_rejects
 from trainer.images import rgb
-
-REJECTED = "rejected"
 
 
 def list_images(part: Part) -> Iterator[Item | beam.pvalue.TaggedOutput]:
     """`list_part`, with the rejects under the tag ``rejected``."""
-    for found in list_part(part):
-        yield beam.pvalue.TaggedOutput(REJECTED, found) if isinstance(found, Reject) else found
+    return tag_rejects(list_part(part))
 
 
 def split_of(item: Item) -> str:

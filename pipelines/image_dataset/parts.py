@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from pipelines.image_dataset import ilsvrc
 from pipelines.image_dataset.tar_index import TarError, list_members
-from pipelines.transforms.dataset_writer import Reject, reject
+from pipelines.transforms.rejects import Reject, reject
 from trainer import storage
 
 # split, key, synset, address, first byte in the file, bytes, name in the archive. Names of files need not be

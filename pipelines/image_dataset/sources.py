@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pipelines.image_dataset import ilsvrc
 from pipelines.image_dataset.parts import Part
 from pipelines.image_dataset.tar_index import TarError, list_members
-from pipelines.transforms.dataset_writer import Reject, reject
+from pipelines.transforms.rejects import Reject, reject
 from trainer import storage
 from trainer.errors import UserError
 from trainer.storage import globs

@@ -14,7 +14,7 @@ import posixpath
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from pipelines.transforms.dataset_writer import Reject, reject
+from pipelines.transforms.rejects import Reject, reject
 from trainer import storage
 from trainer.errors import UserError
 from trainer.storage import globs

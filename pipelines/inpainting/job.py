@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import apache_beam as beam
 from apache_beam.ml.inference.base import KeyedModelHandler, RunInference
@@ -20,9 +21,9 @@ from pipelines.inpainting import inputs as pairs
 from pipelines.inpainting import outputs
 from pipelines.inpainting.inputs import Item
 from pipelines.inpainting.loading import HOLELESS, Settings, Task, load_item, read_item
-from pipelines.inpainting.outputs import FINISHED, REJECTED
-from pipelines.transforms.dataset_writer import Reject, reject
+from pipelines.inpainting.outputs import FINISHED
 from pipelines.transforms.model_handler import BATCH_PIXELS, Filled, FillModelHandler
+from pipelines.transforms.rejects import REJECTED, Reject, Rejected, blame, tag_rejects
 from pipelines.transforms.thread_map import InBackground
 from trainer.images import EXTENSIONS, pictures
 from trainer.inference import predict
@@ -31,26 +32,29 @@ from trainer.inference import predict
 def write_result(result: tuple[Task, Filled | Exception], settings: Settings, output: str, replaces: bool) -> Iterator:
     """The record of one output that was written; or a tagged `Reject` of what could not be computed or written."""
     task, filled = result
-    begin, stage = time.perf_counter(), "inpaint"
+    begin, address = time.perf_counter(), task.item.image
     try:
-        if isinstance(filled, Exception):
-            raise filled
-        stage = "encode"
-        data = task.copy
-        if data is None:
-            stored = pictures.turn_back(filled.pixels, task.picture.orientation)
-            data = pictures.encode(task.picture.replace(stored), settings.format, settings.quality)
-        stage = "write"
-        details = {
-            "height": task.size[0],
-            "width": task.size[1],
-            "hole_ratio": task.hole_ratio,
-            "windows": filled.windows,
-            "seconds": round(task.seconds + filled.seconds + time.perf_counter() - begin, 4),
-        }
-        yield outputs.write_output(task.item, data, details, output, replaces)
-    except Exception as error:
-        yield beam.pvalue.TaggedOutput(REJECTED, reject(task.item.image, stage, error))
+        with blame(address, "inpaint", Exception):
+            if isinstance(filled, Exception):
+                raise filled
+        with blame(address, "encode", Exception):
+            data = task.copy
+            if data is None:
+                stored = pictures.turn_back(filled.pixels, task.picture.orientation)
+                data = pictures.encode(task.picture.replace(stored), settings.format, settings.quality)
+        with blame(address, "write", Exception):
+            details = {
+                "height": task.size[0],
+                "width": task.size[1],
+                "hole_ratio": task.hole_ratio,
+                "windows": filled.windows,
+                "seconds": round(task.seconds + filled.seconds + time.perf_counter() - begin, 4),
+            }
+            record = outputs.write_output(task.item, data, details, output, replaces)
+    except Rejected as lost:
+        yield beam.pvalue.TaggedOutput(REJECTED, lost.reject)
+    else:
+        yield record
 
 
 # Transforms
@@ -132,7 +136,7 @@ class InpaintFiles(beam.PTransform):
         matched = (
             pipeline
             | MatchInputs(self._inputs, self._settings)
-            | beam.ParDo(_Split()).with_outputs(REJECTED, main="items")
+            | beam.FlatMap(_split).with_outputs(REJECTED, main="items")
         )
         there = pipeline | "Output" >> beam.Create([self._output]) | beam.FlatMap(outputs.list_finished)
         sorted_out = (
@@ -143,7 +147,7 @@ class InpaintFiles(beam.PTransform):
         recalled = (
             sorted_out[FINISHED]
             | "Recall" >> beam.FlatMap(outputs.recall, self._output)
-            | "SplitRecalled" >> beam.ParDo(_Split()).with_outputs(REJECTED, main="items")
+            | "SplitRecalled" >> beam.FlatMap(_split).with_outputs(REJECTED, main="items")
         )
         read = (
             sorted_out.items
@@ -175,16 +179,13 @@ def _by_output(item: Item) -> tuple[str, Item]:
     return item.output, item
 
 
+def _split(element: Any) -> Iterator:
+    return tag_rejects([element])
+
+
 def _pixels(result: tuple[Task, Filled | Exception]) -> int:
     height, width = result[0].size
     return height * width
-
-
-class _Split(beam.DoFn):
-    """Tags `Reject`s."""
-
-    def process(self, element):
-        yield beam.pvalue.TaggedOutput(REJECTED, element) if isinstance(element, Reject) else element
 
 
 def model_of(pin: predict.ModelPin) -> dict:

@@ -14,15 +14,15 @@ import numpy as np
 
 from masks.coverage import hole_ratio
 from pipelines.inpainting.inputs import Item
-from pipelines.inpainting.outputs import REJECTED
-from pipelines.transforms.dataset_writer import reject
 from pipelines.transforms.model_handler import Filled, Pair
+from pipelines.transforms.rejects import FAULTS, REJECTED, Reject, Rejected, blame
 from trainer import storage
 from trainer.errors import UserError
 from trainer.images import pictures
 from trainer.images import rgb as images
 
 HOLELESS = "holeless"
+_FAULTS = (*FAULTS, MemoryError)
 _COLOUR = re.compile(r"color=#([0-9a-fA-F]{6})(?:,(\d{1,3}))?")
 
 
@@ -129,50 +129,51 @@ def fit_mask(mask: np.ndarray, size: tuple[int, int], resize: bool) -> np.ndarra
     return mask[rows][:, columns]
 
 
-def _lost(item: Item, source: str, stage: str, error: Exception) -> beam.pvalue.TaggedOutput:
+def _lost(item: Item, lost: Reject) -> beam.pvalue.TaggedOutput:
     """The line is the image's, whichever of the two files is to blame."""
-    lost = reject(item.image, stage, error)
-    if source != item.image:
-        lost = dataclasses.replace(lost, error=f"{lost.error} ({source})")
+    if lost.source != item.image:
+        lost = dataclasses.replace(lost, source=item.image, error=f"{lost.error} ({lost.source})")
     return beam.pvalue.TaggedOutput(REJECTED, lost)
 
 
 def read_item(item: Item) -> Iterator:
     """`Files` of one item, or tagged `Reject`."""
-    begin, source = time.perf_counter(), item.image
+    begin, mask = time.perf_counter(), None
     try:
-        image = storage.read(source)
-        source = item.mask
-        mask = storage.read(source) if source else None
-    except (ValueError, UserError, OSError, MemoryError) as error:
-        yield _lost(item, source, "read", error)
-        return
-    yield Files(item, image, mask, time.perf_counter() - begin)
+        with blame(item.image, "read", _FAULTS):
+            image = storage.read(item.image)
+        if item.mask:
+            with blame(item.mask, "read", _FAULTS):
+                mask = storage.read(item.mask)
+    except Rejected as lost:
+        yield _lost(item, lost.reject)
+    else:
+        yield Files(item, image, mask, time.perf_counter() - begin)
 
 
 def load_item(files: Files, settings: Settings) -> Iterator:
     """(`Task`, `Pair`) of one item, both upright; tagged (`Task`, pixels) without holes; or tagged `Reject`."""
     begin, item = time.perf_counter(), files.item
-    source, stage = item.image, "decode"
     try:
-        picture = pictures.decode(files.image, settings.max_pixels)
-        pictures.check_encodable(picture, settings.format)
+        with blame(item.image, "decode", _FAULTS):
+            picture = pictures.decode(files.image, settings.max_pixels)
+            pictures.check_encodable(picture, settings.format)
         if files.mask is not None:
-            source = item.mask
-            mask = pictures.decode_mask(files.mask, settings.hole, settings.max_pixels)
-            source, stage = item.image, "match"
-            upright = pictures.turn(picture.pixels, picture.orientation)
-            mask = fit_mask(mask, upright.shape[:2], settings.resize_masks)
-        else:
-            stage = "match"
-            stored = holes_in(picture, settings.holes)
-            if settings.holes == "alpha":  # what is filled is to be seen
-                picture.pixels[..., -1][stored == 0] = np.iinfo(picture.pixels.dtype).max
-            upright, mask = (pictures.turn(part, picture.orientation) for part in (picture.pixels, stored))
-        if not mask.any():
-            raise MaskError("expected a valid pixel. Received a mask that is all hole.")
-    except (ValueError, UserError, OSError, MemoryError) as error:
-        yield _lost(item, source, stage, error)
+            with blame(item.mask, "decode", _FAULTS):
+                mask = pictures.decode_mask(files.mask, settings.hole, settings.max_pixels)
+        with blame(item.image, "match", _FAULTS):
+            if files.mask is not None:
+                upright = pictures.turn(picture.pixels, picture.orientation)
+                mask = fit_mask(mask, upright.shape[:2], settings.resize_masks)
+            else:
+                stored = holes_in(picture, settings.holes)
+                if settings.holes == "alpha":  # what is filled is to be seen
+                    picture.pixels[..., -1][stored == 0] = np.iinfo(picture.pixels.dtype).max
+                upright, mask = (pictures.turn(part, picture.orientation) for part in (picture.pixels, stored))
+            if not mask.any():
+                raise MaskError("expected a valid pixel. Received a mask that is all hole.")
+    except Rejected as lost:
+        yield _lost(item, lost.reject)
         return
     ratio = hole_ratio(mask)
     same_format = {"MPO": "JPEG"}.get(picture.format, picture.format) == settings.format.upper()

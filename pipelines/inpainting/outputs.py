@@ -21,13 +21,14 @@ from typing import Any
 import apache_beam as beam
 
 from pipelines.inpainting.inputs import ITEMS, MANIFEST, REJECTS, Item, MatchError
-from pipelines.transforms.dataset_writer import Reject, create_or_compare, reject, reject_lines
+from pipelines.transforms.dataset_writer import create_or_compare
+from pipelines.transforms.rejects import FAULTS, REJECTED, Reject, Rejected, blame, reject, reject_lines
 from trainer import storage
 from trainer.command import duration
 from trainer.errors import UserError
 
 RECORDS, JOB = ".items", "job.json"
-REJECTED, FINISHED = "rejected", "finished"
+FINISHED = "finished"
 
 
 def _dump(value: Any) -> bytes:
@@ -107,16 +108,18 @@ def sort_out(group: tuple[str, dict[str, Iterable]]) -> Iterator:
 def recall(item: Item, output: str) -> Iterator[dict | Reject]:
     """The record of a finished item, or a `Reject` if its output is one of other files."""
     try:
-        record = json.loads(storage.read(record_address(output, item.output)))
-        source = [record["image"], record["mask"]]
-        if source != [item.image, item.mask]:
-            raise UserError(
-                f"{storage.join(output, item.output)} is of {' and '.join(filter(None, source))}: "
-                "--overwrite, or choose another folder"
-            )
+        with blame(item.image, "resume", (*FAULTS, KeyError, TypeError)):
+            record = json.loads(storage.read(record_address(output, item.output)))
+            source = [record["image"], record["mask"]]
+            if source != [item.image, item.mask]:
+                raise UserError(
+                    f"{storage.join(output, item.output)} is of {' and '.join(filter(None, source))}: "
+                    "--overwrite, or choose another folder"
+                )
+    except Rejected as lost:
+        yield lost.reject
+    else:
         yield {**record, "status": "finished before"}
-    except (UserError, OSError, ValueError, KeyError, TypeError) as error:
-        yield reject(item.image, "resume", error)
 
 
 # Writing

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from masks.coverage import RATIO_BUCKETS
 from masks.sampling import MIXTURE, SOURCE_KINDS, MaskSpec
 from pipelines.mask_dataset.sources import THRESHOLD, SourceFile, SourceOptions, list_sources
-from pipelines.transforms.dataset_writer import Reject
+from pipelines.transforms.rejects import Reject
 from trainer.errors import UserError
 
 SPLITS = ("train", "val", "test")

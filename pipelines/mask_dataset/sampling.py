@@ -12,14 +12,14 @@ from masks.codec import encode_mask
 from masks.sampling import SOURCE_KINDS, MaskSpec, family_of, sample_mask
 from pipelines.mask_dataset.mask_summary import Cell, merge_tallies
 from pipelines.mask_dataset.sources import SourceFile, SourceOptions, decode_source, encode_source, read_sources
-from pipelines.transforms.dataset_writer import Record, Reject
+from pipelines.transforms.dataset_writer import Record
+from pipelines.transforms.rejects import REJECTED, Reject
 from trainer.data import records
 from trainer.errors import UserError
 
 # Consecutive indices drawn as one element: an element of Beam costs about as much as a small mask.
 CHUNK = 64
 TALLY = "tally"
-REJECTED = "rejected"
 
 
 def mask_values(spec: MaskSpec, index: int) -> dict:

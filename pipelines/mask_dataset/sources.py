@@ -24,7 +24,7 @@ from masks.codec import HOLES, decode_mask, encode_mask, read_mask_image
 from masks.families import occlusion
 from masks.sources import KINDS, Source
 from pipelines.mask_dataset.videos import VIDEO_SUFFIXES, frame_pairs, local_copy
-from pipelines.transforms.dataset_writer import Reject, reject
+from pipelines.transforms.rejects import Reject, Rejected, blame, reject
 from trainer import storage
 from trainer.errors import UserError
 from trainer.images import rgb
@@ -171,37 +171,44 @@ def _natural(name: str) -> list[tuple[int, str]]:
 
 def read_sources(file: SourceFile, options: SourceOptions) -> Iterator[tuple[str, Source] | Reject]:
     """The sources in one input, with keys such as ``clip.avi#120``, in order; or one reject."""
-    address, stage = file.addresses[0], "read"
+    name = "+".join(file.addresses)
     try:
-        if file.kind == "video":
-            with local_copy(address) as path:
-                stage = "decode"
-                pairs = frame_pairs(path, options.gap, options.interval, options.max_pairs)
-            stage, named = "flow", [(f"{file.key}#{index}", pair) for index, pair in pairs]
-            sources = list(_moving(named))
-        else:
-            data = [storage.read(address) for address in file.addresses]
-            stage = "decode"
-            if file.kind == "pair":
-                pair = decode_pair(*data)
-                stage, sources = "flow", list(_moving([(file.key, pair)]))
-            elif file.kind == "still":
-                sources = [(file.key, decode_still(data[0]))]
-            else:
-                sources = [(file.key, decode_mask_file(data[0], options))]
-        if not sources:
-            raise ValueError("expected frames that show something in motion before something else. Found none.")
-    except (ValueError, UserError, OSError) as error:
-        yield reject("+".join(file.addresses), stage, error)
+        found = _decode_video(file, options) if file.kind == "video" else _decode_images(file, options)
+        with blame(name, "flow"):
+            sources = found if file.kind in ("mask", "still") else _moving(found)
+    except Rejected as lost:
+        yield lost.reject
     else:
         yield from sources
 
 
-def _moving(pairs: list[tuple[str, Source]]) -> Iterator[tuple[str, Source]]:
-    """Those whose frames occlude something, in either order."""
-    for key, source in pairs:
-        if not all(holes.all() for holes in occlusion.bands_both_ways(source)):
-            yield key, source
+def _decode_video(file: SourceFile, options: SourceOptions) -> list[tuple[str, Source]]:
+    """Raises `Rejected`."""
+    address = file.addresses[0]
+    with blame(address, "read"), local_copy(address) as path, blame(address, "decode"):
+        pairs = frame_pairs(path, options.gap, options.interval, options.max_pairs)
+    return [(f"{file.key}#{index}", pair) for index, pair in pairs]
+
+
+def _decode_images(file: SourceFile, options: SourceOptions) -> list[tuple[str, Source]]:
+    """Raises `Rejected`."""
+    name = "+".join(file.addresses)
+    with blame(name, "read"):
+        data = [storage.read(address) for address in file.addresses]
+    with blame(name, "decode"):
+        if file.kind == "pair":
+            return [(file.key, decode_pair(*data))]
+        if file.kind == "still":
+            return [(file.key, decode_still(data[0]))]
+        return [(file.key, decode_mask_file(data[0], options))]
+
+
+def _moving(pairs: list[tuple[str, Source]]) -> list[tuple[str, Source]]:
+    """Those whose frames occlude something, in either order. Raises ``ValueError`` if none do."""
+    found = [pair for pair in pairs if not all(holes.all() for holes in occlusion.bands_both_ways(pair[1]))]
+    if not found:
+        raise ValueError("expected frames that show something in motion before something else. Found none.")
+    return found
 
 
 def decode_mask_file(data: bytes, options: SourceOptions) -> Source:

@@ -9,42 +9,18 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import itertools
-import json
 import operator
 from collections.abc import Iterable
 
 import apache_beam as beam
 
+from pipelines.transforms.rejects import Reject, reject_lines
 from trainer import storage
 from trainer.data import manifest as datasets
 from trainer.data import records
 from trainer.errors import UserError
 
 Record = tuple[str, str, bytes]  # split, key (unique within the split), serialized example
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Reject:
-    """An input that could not be used, and why.
-
-    Attributes:
-        source: the input's address.
-        stage: what failed: ``read``, ``decode``, ``match`` ...
-        error: class and message in one line.
-        split: the part of the dataset it would have been in.
-        member: its name in ``source``, where that is an archive.
-    """
-
-    source: str
-    stage: str
-    error: str
-    split: str = ""
-    member: str = ""
-
-
-def reject(source: str, stage: str, error: Exception, split: str = "", member: str = "") -> Reject:
-    text = " ".join(f"{type(error).__name__}: {error}".split())
-    return Reject(source=source, stage=stage, error=text, split=split, member=member)
 
 
 def hash_key(key: str | bytes) -> int:
@@ -96,12 +72,6 @@ def write_shard(group: tuple[tuple[str, int], Iterable], folder: str, num_shards
     (split, shard), items = group
     ordered = sorted(items)
     return save_shard((record for _, record in ordered), folder, split, shard, num_shards)
-
-
-def reject_lines(rejects: Iterable[Reject]) -> bytes:
-    """JSON lines in source order."""
-    ordered = sorted(rejects, key=lambda r: (r.source, r.member, r.stage, r.error))
-    return b"".join(json.dumps(dataclasses.asdict(r), sort_keys=True).encode() + b"\n" for r in ordered)
 
 
 def write_rejects(group: tuple[str, Iterable[Reject]], folder: str) -> int:

@@ -1,0 +1,95 @@
+"""Rejects: inputs that could not be used, each with the stage that failed and the reason.
+
+try:
+    with blame(item.image, "read"):
+        data = storage.read(item.image)
+    with blame(item.image, "decode"):
+        image = decode(data)
+except Rejected as lost:
+    yield beam.pvalue.TaggedOutput(REJECTED, lost.reject)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import apache_beam as beam
+
+from trainer.errors import UserError
+
+REJECTED = "rejected"  # tag of the output that rejects leave a transform by
+FAULTS = (ValueError, UserError, OSError)  # what reading and decoding a bad input raise
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reject:
+    """An input that could not be used, and why.
+
+    Attributes:
+        source: the input's address.
+        stage: what failed: ``read``, ``decode``, ``match`` ...
+        error: class and message in one line.
+        split: the part of the dataset it would have been in.
+        member: its name in ``source``, where that is an archive.
+    """
+
+    source: str
+    stage: str
+    error: str
+    split: str = ""
+    member: str = ""
+
+
+def reject(source: str, stage: str, error: BaseException, split: str = "", member: str = "") -> Reject:
+    """The `Reject` of an input whose ``stage`` raised ``error``."""
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return Reject(source=source, stage=stage, error=text, split=split, member=member)
+
+
+class Rejected(Exception):
+    """An input cannot be used; raised by `blame`. ``reject`` says which and why, ``__cause__`` is the original."""
+
+    def __init__(self, found: Reject):
+        super().__init__(found)
+        self.reject = found
+
+    def __str__(self) -> str:
+        return f"{self.reject.source}: {self.reject.stage}: {self.reject.error}"
+
+
+@contextlib.contextmanager
+def blame(
+    source: str,
+    stage: str,
+    faults: type[Exception] | tuple[type[Exception], ...] = FAULTS,
+    split: str = "",
+    member: str = "",
+) -> Iterator[None]:
+    """Blames an input for the errors raised inside: they become `Rejected`. Of nested blames the innermost counts.
+
+    Args:
+        source, stage, split, member: of the `Reject`.
+        faults: exceptions that are the input's own fault; others pass through, so that the runner tries again.
+    """
+    try:
+        yield
+    except Rejected:
+        raise
+    except faults as error:
+        raise Rejected(reject(source, stage, error, split, member)) from error
+
+
+def tag_rejects(found: Iterable[Any]) -> Iterator[Any]:
+    """Passes elements on, `Reject`s under the tag `REJECTED`."""
+    for element in found:
+        yield beam.pvalue.TaggedOutput(REJECTED, element) if isinstance(element, Reject) else element
+
+
+def reject_lines(rejects: Iterable[Reject]) -> bytes:
+    """JSON lines in source order."""
+    ordered = sorted(rejects, key=lambda r: (r.source, r.member, r.stage, r.error))
+    return b"".join(json.dumps(dataclasses.asdict(r), sort_keys=True).encode() + b"\n" for r in ordered)
