@@ -25,7 +25,7 @@ def read_curves(run: str, tags: Iterable[str]) -> dict[str, Curve]:
     wanted, found = set(tags), {}
     folder = storage.join(run, FOLDER)
     for address in sorted(name for name in storage.find(folder) if _PARTS.search(name)):
-        for data in records.unframe_records(storage.read(address)):
+        for data in records.read_records(address):
             event = tf.compat.v1.Event.FromString(data)
             if event.HasField("session_log"):
                 for curve in found.values():

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from trainer import storage
 from trainer.data import records
 
 # The contract other people's tools read, written down once more by hand: key and kind of value.
@@ -178,6 +179,10 @@ def test_framed_bytes_are_those_of_tensorflows_writer(tmp_path):
             writer.write(record)
     assert records.frame_records(iter(some_records())) == path.read_bytes()
     assert list(records.unframe_records(path.read_bytes())) == some_records()
+    checksum = storage.crc32c(path.read_bytes())
+    assert list(records.read_records(str(path))) == list(records.read_records(str(path), checksum)) == some_records()
+    with pytest.raises(storage.Corrupt, match="file.tfrecord is corrupt"):
+        records.read_records(str(path), "AAAAAA==")
 
 
 def test_no_records_are_no_bytes():

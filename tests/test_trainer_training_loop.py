@@ -21,8 +21,10 @@ PROGRAM = """
 import json, sys
 import numpy as np
 import tensorflow as tf
-from trainer import checkpoints, data, loop, presets, validation
+from trainer import presets
+from trainer.data import batches as data
 from trainer.errors import UserError
+from trainer.training import loop, validation
 
 root = sys.argv[1]
 held = validation.HeldOut(images=f"{root}/images", masks=f"{root}/masks", pairs=7)

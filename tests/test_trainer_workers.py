@@ -22,8 +22,10 @@ PROGRAM = """
 import json, sys
 import numpy as np
 import tensorflow as tf
-from trainer import data, loop, presets, validation
+from trainer import presets
+from trainer.data import batches as data
 from trainer.errors import UserError
+from trainer.training import loop, validation
 
 root, run, worker, workers = *sys.argv[1:3], *map(int, sys.argv[3:5])
 tf.config.threading.set_intra_op_parallelism_threads(1)

@@ -49,7 +49,7 @@ Source = tuple[str, bytes, str]  # an image's name, its file, and why there is n
 def read_shard(shard: tuple[str, str, int]) -> Iterator[tuple[int, bytes]]:
     """(position in the split, serialized record) of one shard, given address, crc32c and first position."""
     address, checksum, first = shard
-    return enumerate(records.unframe_records(storage.read(address, checksum)), start=first)
+    return enumerate(records.read_records(address, checksum), start=first)
 
 
 def read_images(shard: tuple[str, str, int], places: dict[int, int]) -> Iterator[tuple[int, Source]]:

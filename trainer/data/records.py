@@ -13,6 +13,8 @@ from collections.abc import Iterable, Iterator
 
 import google_crc32c
 
+from trainer import storage
+
 _BYTES, _FLOAT, _INT = "bytes", "float", "int"  # kinds of values; their field in the Feature message below
 _FIELDS = {_BYTES: 1, _FLOAT: 2, _INT: 3}
 
@@ -141,3 +143,16 @@ def unframe_records(data: bytes) -> Iterator[bytes]:
         (length,) = struct.unpack_from("<Q", data, position)
         yield data[position + 12 : position + 12 + length]
         position += 16 + length
+
+
+def read_records(address: str, checksum: str | None = None) -> Iterator[bytes]:
+    """The records of the TFRecord file at ``address``, in order.
+
+    Args:
+        checksum: crc32c of the file, from the dataset's manifest; None skips the check.
+
+    Raises:
+        NotFound: there is no such file.
+        Corrupt: its checksum differs.
+    """
+    return unframe_records(storage.read(address, checksum))

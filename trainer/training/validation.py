@@ -115,8 +115,8 @@ def _read_records(folder: str, shards: tuple[Shard, ...], wanted: set[int]) -> I
     for shard in shards:
         places = range(first, first + shard.records)
         if not wanted.isdisjoint(places):
-            data = storage.read(storage.join(folder, shard.name), shard.crc32c)
-            for place, record in zip(places, records.unframe_records(data), strict=True):
+            found = records.read_records(storage.join(folder, shard.name), shard.crc32c)
+            for place, record in zip(places, found, strict=True):
                 if place in wanted:
                     yield place, record
         first += shard.records
