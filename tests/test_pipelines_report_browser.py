@@ -57,8 +57,8 @@ def make_page() -> str:
     for pair in chosen:
         for i, name in enumerate((gallery.HOLES, *METHODS, gallery.TARGET)):
             if (pair, name) != (FAILED, "ns"):
-                colour = np.full((64, 64, 3), (255 - 30 * i, 40 * i, 10 * pair), np.uint8)
-                pictures.append((pair, name, gallery._encode(colour)))
+                color = np.full((64, 64, 3), (255 - 30 * i, 40 * i, 10 * pair), np.uint8)
+                pictures.append((pair, name, gallery._encode(color)))
     curves = {"network": {"loss/total": [(step, 1 / step) for step in range(1, 150)], "validation/psnr": [(100, 20.0)]}}
     return report_page.render_page(report, rows, chosen, pictures, curves, published=True)
 
@@ -138,8 +138,8 @@ def test_every_image_is_drawn(opened):
     assert (count, broken) == (15 * 7 - 1, 0)
 
 
-def shown_colours(browser) -> tuple[list[int], list[int], float]:
-    """Colours of the first picture's left and right edges, and where, in percent, the one gives way to the other."""
+def shown_colors(browser) -> tuple[list[int], list[int], float]:
+    """Colors of the first picture's left and right edges, and where, in percent, the one gives way to the other."""
     x, y, width = map(round, middle_of(browser, ".compare"))
     line = browser.screenshot()[y - width // 4, x - width // 2 : x + width // 2].astype(int)
     first, last = line[6], line[-6]
@@ -147,9 +147,9 @@ def shown_colours(browser) -> tuple[list[int], list[int], float]:
     return first.tolist(), last.tolist(), 100 * changed[0] / width if len(changed) else 100.0
 
 
-def is_number(colour: list[int], number: int) -> bool:
+def is_number(color: list[int], number: int) -> bool:
     """Whether it is what `make_page` gives to a pair's picture of that number, up to the pair's blue."""
-    return colour[:2] == pytest.approx([255 - 30 * number, 40 * number], abs=8)
+    return color[:2] == pytest.approx([255 - 30 * number, 40 * number], abs=8)
 
 
 def middle_of(browser, selector: str) -> tuple[float, float, float]:
@@ -164,26 +164,26 @@ def middle_of(browser, selector: str) -> tuple[float, float, float]:
 def test_a_slider_uncovers_the_other_picture(opened, width):
     opened.resize(width)
     x, y, wide = middle_of(opened, ".compare")
-    first, last, at = shown_colours(opened)
+    first, last, at = shown_colors(opened)
     assert is_number(first, 0) and is_number(last, 1) and abs(at - 50) < 3
     opened.press(x, y, to=x - 0.3 * wide)
-    assert abs(shown_colours(opened)[2] - 20) < 4
+    assert abs(shown_colors(opened)[2] - 20) < 4
     opened.press(x - 0.3 * wide, y, to=x + 0.4 * wide)
-    assert abs(shown_colours(opened)[2] - 90) < 4
+    assert abs(shown_colors(opened)[2] - 90) < 4
     for _ in range(20):
         opened.key("ArrowLeft", 37)  # the slider that was dragged has the focus
-    assert abs(shown_colours(opened)[2] - 70) < 4
+    assert abs(shown_colors(opened)[2] - 70) < 4
     opened.key("Home", 36)
-    assert is_number(shown_colours(opened)[0], 1)
+    assert is_number(shown_colors(opened)[0], 1)
     opened.key("End", 35)
-    assert is_number(shown_colours(opened)[1], 0)
+    assert is_number(shown_colors(opened)[1], 0)
 
 
 def test_sliders_compare_what_is_chosen(opened):
     for side, value in (("left", "target"), ("right", "mean")):
         select = f"document.querySelector('select[name={side}]')"
         opened.run(f"{select}.value = '{value}', {select}.dispatchEvent(new Event('change'))")
-    first, last, at = shown_colours(opened)
+    first, last, at = shown_colors(opened)
     assert is_number(first, 6) and is_number(last, 5) and abs(at - 50) < 3
     assert opened.run("document.querySelector('.at-left').textContent") == "target"
 
