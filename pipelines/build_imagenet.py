@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from trainer.command import ArgumentParser, quiet_imports, run_command
+from trainer.command import ArgumentParser, code_version, quiet_imports, run_command
 from trainer.errors import UserError
 
 
@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
         from pipelines.image_dataset import sources
         from pipelines.image_dataset.convert import choose_num_shards, measure_split
         from pipelines.image_dataset.image_shards import ListImages, WriteImages
-        from pipelines.launch import claim_dataset, code_version, parse_options, run_pipeline
+        from pipelines.launch import claim_dataset, parse_options, run_pipeline
         from pipelines.transforms.dataset_writer import WriteRest
         from trainer import storage
         from trainer.data import manifest

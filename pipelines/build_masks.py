@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from trainer.command import ArgumentParser, quiet_imports, run_command
+from trainer.command import ArgumentParser, code_version, quiet_imports, run_command
 
 MASKS_PER_SHARD = 16_384  # 82 MB of `shapes` at 512 x 512
 
@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
     with quiet_imports():
         import apache_beam as beam
 
-        from pipelines.launch import claim_dataset, code_version, parse_options, run_pipeline
+        from pipelines.launch import claim_dataset, parse_options, run_pipeline
         from pipelines.mask_dataset.mask_summary import SHEET, write_summary
         from pipelines.mask_dataset.plan import find_files, make_plan, parameters_of
         from pipelines.mask_dataset.sampling import SampleMasks, SampleMasksFromSources

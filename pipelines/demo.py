@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 from trainer.command import ArgumentParser, quiet_imports, run_command
 from trainer.errors import UserError
-from trainer.train import resolve_config
+from trainer.presets import resolve_config
 
 PHOTOS = Path(__file__).parent / "photos"
 FOLDERS = ("masks", "test-masks", "records", "run", "pictures", "holes", "inpainted", "report")

@@ -18,7 +18,7 @@ import json
 import sys
 from collections.abc import Sequence
 
-from trainer.command import SOME_REJECTED, ArgumentParser, quiet_imports, run_command
+from trainer.command import SOME_REJECTED, ArgumentParser, code_version, quiet_imports, run_command
 from trainer.errors import UserError
 
 
@@ -66,7 +66,7 @@ def main(argv: Sequence[str]) -> int:
         from pipelines.evaluation.job import Data, Job, build
         from pipelines.evaluation.methods import find_contenders
         from pipelines.evaluation.rounds import Weights
-        from pipelines.launch import code_version, parse_options, run_pipeline
+        from pipelines.launch import parse_options, run_pipeline
         from trainer import storage
         from trainer.inference.baselines import BASELINES
         from trainer.metrics.fid import load_inception

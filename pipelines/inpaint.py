@@ -20,7 +20,7 @@ import json
 import sys
 from collections.abc import Sequence
 
-from trainer.command import SOME_REJECTED, ArgumentParser, quiet_imports, run_command
+from trainer.command import SOME_REJECTED, ArgumentParser, code_version, quiet_imports, run_command
 from trainer.errors import UserError
 
 
@@ -100,7 +100,7 @@ def main(argv: Sequence[str]) -> int:
         from pipelines.inpainting import outputs
         from pipelines.inpainting.job import InpaintFiles, Inputs, model_of
         from pipelines.inpainting.loading import Settings, parse_holes
-        from pipelines.launch import code_version, parse_options, run_pipeline
+        from pipelines.launch import parse_options, run_pipeline
         from pipelines.transforms.model_handler import FillModelHandler
         from trainer import storage
         from trainer.images import EXTENSIONS

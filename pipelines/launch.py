@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import importlib.metadata
 import logging
 import re
 import sys
@@ -30,10 +29,6 @@ worker_handlers.DATA_BUFFER_TIME_LIMIT_MS = 0
 
 # Beam's RunInference cannot measure memory where PyTorch is missing, and says so on every load.
 _NOISE = re.compile(r"Resource module is not available|No semi_persistent_directory found")
-
-
-def code_version() -> str:
-    return importlib.metadata.version("pconv")
 
 
 def parse_options(parser: ArgumentParser, argv: Sequence[str]) -> tuple[argparse.Namespace, PipelineOptions]:

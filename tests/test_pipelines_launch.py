@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import inspect
 import logging
-import re
-from pathlib import Path
 
 import apache_beam as beam
 import pytest
@@ -15,8 +13,6 @@ from pipelines import launch
 from trainer import storage
 from trainer.command import ArgumentParser
 from trainer.errors import UserError
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def parse(*argv):
@@ -192,11 +188,6 @@ def test_a_folder_that_cannot_be_written_to(tmp_path):
     for name in ("file", "file/below"):
         with pytest.raises(UserError, match="cannot write to .*file"):
             launch.claim_dataset(str(tmp_path / name), overwrite=False)
-
-
-def test_code_version_is_the_projects():
-    declared = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.M)
-    assert launch.code_version() == declared[1]
 
 
 def test_the_runner_flushes_no_stream_from_a_second_thread():

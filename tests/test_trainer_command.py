@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from trainer.command import ArgumentParser, duration
+from trainer.command import ArgumentParser, code_version, duration
 from trainer.errors import UserError
 
 
@@ -99,3 +101,8 @@ def test_quiet_imports_show_everything_when_loading_fails():
 )
 def test_durations_are_written_as_on_a_clock(seconds, text):
     assert duration(seconds) == text
+
+
+def test_code_version_is_the_projects():
+    pyproject = Path(__file__).resolve().parents[1] / "pyproject.toml"
+    assert code_version() == re.search(r'^version = "(.+)"$', pyproject.read_text(), re.M)[1]

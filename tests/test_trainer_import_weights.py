@@ -183,7 +183,7 @@ def swap_last(layers):
         ("naoto0804", lambda path: write_pth(path, {"model": {"n": 3}}), 'state dict "model"'),
         ("naoto0804", lambda path: write_pth(path, {"model": {}}), "weights: expected an array enc_1"),
         ("naoto0804", lambda path: write_h5(path, draw_pconv_keras()), "expected a file of torch.save"),
-        ("lama", lambda path: path.write_text("no"), "--from: expected one of.*Received 'lama'"),
+        ("lama", lambda path: path.write_text("no"), "--from: invalid choice: 'lama' .*pconv-keras.*naoto0804"),
         ("naoto0804", lambda path: None, "weights does not exist"),
     ],
 )

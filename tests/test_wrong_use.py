@@ -51,7 +51,7 @@ CASES = {
         "trainer.train", TRAIN + " --masks {died}", "died has no manifest.json: .* did not finish"
     ),
     # Names that are not known.
-    "preset": Case("trainer.train", TRAIN + " --preset papre", r"--preset: .*'demo'.*'paper'.* Received 'papre'"),
+    "preset": Case("trainer.train", TRAIN + " --preset papre", r"--preset: invalid choice: 'papre' .*demo.*paper"),
     "key": Case(
         "trainer.train",
         TRAIN + " --set unet.filter=8",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.metadata
 import os
 import sys
 import tempfile
@@ -17,6 +18,11 @@ from trainer.errors import UserError
 
 WRONG_USE = 2
 SOME_REJECTED = 3
+
+
+def code_version() -> str:
+    """Version of this project, kept with everything it writes."""
+    return importlib.metadata.version("pconv")
 
 
 def duration(seconds: float) -> str:

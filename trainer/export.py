@@ -3,33 +3,47 @@
     python -m trainer.export --run gs://B/runs/a --format saved_model,onnx
     python -m trainer.export --run gs://B/runs/a --format onnx --output exported
 
-Files that are there already stay as they are. ONNX needs the package tf2onnx (pip install 'pconv[onnx]').
+Existing files are kept as they are. ONNX needs the package tf2onnx (pip install 'pconv[onnx]').
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Sequence
 
 from trainer import storage
 from trainer.command import ArgumentParser, quiet_imports, run_command
 from trainer.errors import UserError
+from trainer.inference import EXPORT_FORMATS
 
 
-def parse_arguments(argv: Sequence[str]):
+def _formats(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",")]
+    if unknown := [name for name in names if name not in EXPORT_FORMATS]:
+        raise argparse.ArgumentTypeError(f"expected some of {', '.join(EXPORT_FORMATS)}. Received {unknown[0]!r}.")
+    return names
+
+
+def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = ArgumentParser(prog="python -m trainer.export", description=__doc__)
     parser.add_argument("--run", required=True, help="folder of the training run")
-    parser.add_argument("--format", default="keras", help="keras, saved_model, onnx, or several with commas between")
+    parser.add_argument(
+        "--format",
+        type=_formats,
+        default=["keras"],
+        help=f"{', '.join(EXPORT_FORMATS)}, or several separated by commas (default keras)",
+    )
     parser.add_argument("--output", help="folder for the files (default: the run's exports/step-...)")
     return parser.parse_args(argv)
 
 
 def read_card(folder: str, crc32c: str, own: bool) -> dict | None:
-    """The card in a folder, None if there is none.
+    """The model card in a folder, None if it has none.
 
     Args:
-        crc32c: of the checkpoint that the folder may hold an export of.
-        own: whether it is the run's, where an export that was cut short is completed.
+        crc32c: of the checkpoint that is to be exported; the folder may hold an export of no other.
+        own: whether the folder is the run's, where an export that was interrupted is completed.
 
     Raises:
         UserError: the folder holds something else.
@@ -47,7 +61,7 @@ def read_card(folder: str, crc32c: str, own: bool) -> dict | None:
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{folder}/{CARD} is not the card of an export") from None
     if not same:
-        raise UserError(f"{folder} holds the export of another checkpoint; --output gives this one another folder")
+        raise UserError(f"{folder} holds the export of another checkpoint; --output puts this one into another folder")
     return card
 
 
@@ -55,11 +69,8 @@ def main(argv: Sequence[str]) -> int:
     arguments = parse_arguments(argv)
     with quiet_imports():
         from trainer import checkpoints
-        from trainer.inference import EXPORT_FORMATS, export_formats
+        from trainer.inference import export_formats
         from trainer.inference.predict import find_model
-    formats = [name.strip() for name in arguments.format.split(",")]
-    if unknown := [name for name in formats if name not in EXPORT_FORMATS]:
-        raise UserError(f"--format: expected some of {', '.join(EXPORT_FORMATS)}. Received {unknown[0]!r}.")
     run = storage.normalize(arguments.run)
     pin = find_model(run)
     checkpoint = checkpoints.load_checkpoint(pin.checkpoint, ("model",))
@@ -69,8 +80,9 @@ def main(argv: Sequence[str]) -> int:
     if folder != own:
         read_card(folder, pin.checkpoint.crc32c, own=False)
     storage.require_writable(folder)
-    export_formats.export_model(run, pin.config, checkpoint, card["metrics"] if card else {}, formats, folder)
-    print(f"{', '.join(formats)} of step {checkpoint.state['step']} in {folder}")
+    metrics = card["metrics"] if card else {}
+    export_formats.export_model(run, pin.config, checkpoint, metrics, arguments.format, folder)
+    print(f"{', '.join(arguments.format)} of step {checkpoint.state['step']} in {folder}")
     return 0
 
 

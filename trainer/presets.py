@@ -22,6 +22,7 @@ from trainer.config import (
     UNetConfig,
     ValidationConfig,
 )
+from trainer.errors import UserError
 
 PRESETS = {
     # A small network that two CPU workers train in about three minutes, on the terms that need no
@@ -106,11 +107,11 @@ def override(config: TrainConfig, assignments: Iterable[str]) -> TrainConfig:
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         if not equals:
-            raise ValueError(f"--set: expected key=value. Received {assignment!r}.")
+            raise ValueError(f"expected key=value. Received {assignment!r}.")
         if key not in valid:
             near = difflib.get_close_matches(key, valid, n=1)
             hint = f" Did you mean {near[0]}?" if near else ""
-            raise ValueError(f"--set: unknown key {key!r}.{hint} Valid keys: {', '.join(valid)}.")
+            raise ValueError(f"unknown key {key!r}.{hint} Valid keys: {', '.join(valid)}.")
         group, _, name = key.rpartition(".")
         owner = getattr(config, group) if group else config
         changes.setdefault(group, {})[name] = _parse(key, text, get_type_hints(type(owner))[name])
@@ -123,6 +124,18 @@ def override(config: TrainConfig, assignments: Iterable[str]) -> TrainConfig:
         with _inside(group):
             top[group] = dataclasses.replace(getattr(config, group), **values)
     return dataclasses.replace(config, **top)
+
+
+def resolve_config(preset: str, assignments: Iterable[str]) -> TrainConfig:
+    """A preset with overrides, as commands have them from their options.
+
+    Raises:
+        UserError: see `override`.
+    """
+    try:
+        return override(PRESETS[preset], assignments)
+    except ValueError as error:
+        raise UserError(str(error)) from None
 
 
 def resolve_epochs(config: TrainConfig, images: int) -> TrainConfig:

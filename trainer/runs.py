@@ -1,24 +1,90 @@
-"""What a finished run was: RUN/summary.json, which the last process of the run writes."""
+"""A training run's folder: its config.json, who may change it, and its summary.json.
+
+RUN/config.json      the resolved `TrainConfig`; a run that continues may change only what no step computes with
+RUN/checkpoints/     see `trainer.checkpoints`
+RUN/exports/, RUN/logs/
+RUN/summary.json     what the last process of the run left; written when it ends
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 import json
 import math
+from collections.abc import Collection
+from typing import Any
 
-from trainer import storage
+from trainer import presets, storage
 from trainer.checkpoints.pointers import Pin
+from trainer.command import code_version
+from trainer.config import TrainConfig
+from trainer.errors import NotFound, UserError
 
-SUMMARY = "summary.json"
+CONFIG, SUMMARY = "config.json", "summary.json"
+
+# What may change when a run continues: none of these alter what a step computes.
+_FREE = ("scaling.", "checkpoint.", "validation.", "log_every", "skip_nonfinite")
 
 
-def code_version() -> str:
-    return importlib.metadata.version("pconv")
+class ConfigChanged(UserError):
+    """The run's config.json differs from the config it should continue with."""
 
 
-def plain(value):
-    """JSON's form of nested dicts and lists: what is no number there becomes null, keys become texts."""
+def _read_config(run: str) -> tuple[TrainConfig | None, object]:
+    """The run's config, None if it has none yet, and the generation of the file."""
+    address = storage.join(run, CONFIG)
+    data, generation = storage.read_versioned(address)
+    try:
+        return (None if data is None else presets.from_json(data)), generation
+    except ValueError as error:
+        raise UserError(f"{address} is not a config: {error}") from None
+
+
+def read_config(run: str) -> TrainConfig:
+    """The config of an existing run.
+
+    Raises:
+        UserError: the folder does not exist, is not a run's, or its config cannot be read.
+    """
+    config, _ = _read_config(run)
+    if config is None:
+        if not storage.find(run):
+            raise NotFound(f"run {run} does not exist")
+        raise UserError(f"{run} has no {CONFIG}: it is not the folder of a training run")
+    return config
+
+
+def compare_config(run: str, config: TrainConfig, allowed: Collection[str] = ()) -> object:
+    """Checks that a run may start or continue with ``config``; returns the generation of its ``config.json``.
+
+    Args:
+        allowed: dotted keys whose values may differ, besides those that alter no step's computation.
+
+    Raises:
+        ConfigChanged: other keys differ; the message names them.
+        UserError: the run's ``config.json`` is not a config.
+    """
+    present, generation = _read_config(run)
+    if present is None:
+        return generation
+    ours, theirs = presets.flatten(config), presets.flatten(present)
+    changed = [key for key in ours if ours[key] != theirs[key] and key not in allowed and not key.startswith(_FREE)]
+    if changed:
+        listed = ", ".join(f"{key} is {theirs[key]}, asked for {ours[key]}" for key in changed)
+        raise ConfigChanged(f"{run} was started with another config: {listed}.")
+    return generation
+
+
+def settle_config(run: str, config: TrainConfig, allowed: Collection[str] = ()) -> None:
+    """Writes ``config.json`` of a new run, or of one that continues with permitted changes; see `compare_config`."""
+    generation = compare_config(run, config, allowed)
+    address, data = storage.join(run, CONFIG), presets.to_json(config)
+    if storage.read_versioned(address)[0] != data:
+        storage.replace(address, data, generation)
+
+
+def plain(value: Any) -> Any:
+    """``value``, nested dicts and lists, as strict JSON: keys become strings, NaN and infinities become null."""
     if isinstance(value, dict):
         return {str(key): plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -27,10 +93,10 @@ def plain(value):
 
 
 def write_summary(run: str, pins: dict[str, Pin | None], export: str, export_files: dict[str, str], facts: dict) -> str:
-    """Writes the summary in place of an earlier one; returns its address.
+    """Writes the summary, replacing an earlier one; returns its address.
 
     Args:
-        pins: the checkpoints to name: ``latest``, ``best``.
+        pins: checkpoints by name: ``latest``, ``best``.
         export: the export's folder.
         export_files: crc32c of its files by name.
         facts: other JSON values, such as ``steps`` and ``seconds``.

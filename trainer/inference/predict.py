@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from trainer import checkpoints, presets, storage
+from trainer import checkpoints, presets, runs, storage
 from trainer.checkpoints import pointers
 from trainer.config import TrainConfig
 from trainer.errors import DeviceError, UserError
@@ -59,15 +59,7 @@ def find_model(run: str, which: str | int | None = checkpoints.LATEST) -> ModelP
     Raises:
         UserError: the folder is no run, or the run has no such checkpoint.
     """
-    data, _ = storage.read_versioned(storage.join(run, "config.json"))
-    if data is None:
-        if not storage.find(run):
-            raise storage.NotFound(f"run {run} does not exist")
-        raise UserError(f"{run} has no config.json: it is not the folder of a training run")
-    try:
-        config = presets.from_json(data)
-    except ValueError as error:
-        raise UserError(f"{run}/config.json is not a config: {error}") from None
+    config = runs.read_config(run)
     if which is None:
         best = pointers.read(run, checkpoints.BEST)
         which = checkpoints.BEST if best is not None and best.checkpoint is not None else checkpoints.LATEST
