@@ -19,7 +19,7 @@ from trainer.config import PhaseConfig, TrainConfig, UNetConfig
 from trainer.data import records
 from trainer.errors import UserError
 from trainer.inference import baselines
-from trainer.metrics import inception
+from trainer.metrics import fid
 from trainer.metrics.fid import CLASSES, frechet_distance
 from trainer.model.unet import build_unet
 
@@ -73,7 +73,7 @@ def made(tmp_path_factory):
     checkpoints.save_checkpoint(f"{folder}/run", {"model": arrays, "optimizer": {}}, state, keep=1)
     storage.create(f"{folder}/run/config.json", presets.to_json(CONFIG))
     rng = np.random.default_rng(0)
-    weights = {name: rng.random(shape, np.float32) - 0.5 for name, shape in inception.expected_shapes().items()}
+    weights = {name: rng.random(shape, np.float32) - 0.5 for name, shape in fid.expected_shapes().items()}
     weights |= {name: abs(array) + 0.5 for name, array in weights.items() if name.endswith("running_var")}
     np.savez(folder / "fid.npz", **weights, **{"fc.bias": np.zeros(CLASSES)})
     return folder
@@ -105,7 +105,7 @@ def test_cells_hold_the_distances_of_their_pictures(made, report):
     decoded = [np.asarray(Image.open(io.BytesIO(masks[row["mask"]]))).astype(np.uint8) for row in rows]
     filled = [baselines.fill_mean(target, mask) for target, mask in zip(targets, decoded, strict=True)]
     with np.load(made / "fid.npz") as arrays:
-        network = inception.Inception(dict(arrays))
+        network = fid.Inception(dict(arrays))
     outputs, originals = (np.asarray(network(np.stack(p).astype(np.float32) / 255)) for p in (filled, targets))
     for cell in metrics["cells"]:
         members = [
@@ -146,7 +146,7 @@ def test_two_processes_write_the_same_bytes(made, report, tmp_path, soak):
 
 def test_wrong_weights_are_refused_at_launch(made, tmp_path):
     np.savez(tmp_path / "w.npz", **{"fc.bias": np.zeros(CLASSES)})
-    message = "w.npz holds no weights for FID: inception: expected Conv2d_1a_3x3.conv.weight"
+    message = "w.npz: FID: expected Conv2d_1a_3x3.conv.weight"
     with pytest.raises(UserError, match=message):
         main(arguments(made, tmp_path / "out", "--fid", f"{tmp_path}/w.npz"))
     with pytest.raises(UserError, match="none.npz does not exist"):

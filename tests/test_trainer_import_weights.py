@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
-import zipfile
 from collections import OrderedDict
 from pathlib import Path
 
@@ -11,6 +9,7 @@ import h5py
 import keras
 import numpy as np
 import pytest
+from torch_files import write_pth
 
 from trainer import import_weights
 from trainer.checkpoints.restore import find_latest, load_checkpoint
@@ -59,37 +58,6 @@ def draw_naoto():
             norm = {f"{name}.bn.{key}": rng.random(filters) + 0.5 for key in ("weight", "bias", "running_mean")}
             state |= norm | {f"{name}.bn.running_var": np.ones(filters), f"{name}.bn.num_batches_tracked": np.int64(9)}
     return OrderedDict((key, array.astype("float32") if array.ndim else array) for key, array in state.items())
-
-
-class TorchPickler(pickle._Pickler):
-    """Arrays as torch.save writes tensors, without torch: the pure-Python pickler takes names that do not exist."""
-
-    def __init__(self, stream):
-        super().__init__(stream, protocol=2)
-        self.arrays = []
-
-    def save(self, value, *arguments, **options):
-        if not isinstance(value, (np.ndarray, np.int64)):
-            return super().save(value, *arguments, **options)
-        self.write(b"ctorch._utils\n_rebuild_tensor_v2\n((")
-        super().save("storage")
-        self.write(b"ctorch\nFloatStorage\n" if value.dtype == "float32" else b"ctorch\nLongStorage\n")
-        for item in (str(len(self.arrays)), "cpu", value.size):
-            super().save(item)
-        self.write(b"tQ")
-        for item in (0, value.shape, tuple(s // value.itemsize for s in value.strides), False, OrderedDict()):
-            super().save(item)
-        self.write(b"tR")
-        self.arrays.append(value)
-
-
-def write_pth(path, value):
-    with zipfile.ZipFile(path, "w") as archive:
-        with archive.open("1000000/data.pkl", "w") as stream:
-            pickler = TorchPickler(stream)
-            pickler.dump(value)
-        for i, array in enumerate(pickler.arrays):
-            archive.writestr(f"1000000/data/{i}", array.tobytes())
 
 
 def write_naoto(path, state):

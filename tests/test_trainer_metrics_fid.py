@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import io
+from collections import OrderedDict
 
 import numpy as np
 import pytest
 from scipy import linalg
+from torch_files import write_pth
 
 from trainer import storage
 from trainer.errors import UserError
-from trainer.metrics import inception
-from trainer.metrics.fid import CLASSES, frechet_distance, load_inception
-from trainer.metrics.inception import Inception
+from trainer.metrics import fid
+from trainer.metrics.fid import CLASSES, Inception, frechet_distance, load_inception
 
-# What the network of pytorch-fid 0.3.0 with PyTorch 2.13 gave for `draw_weights` and `draw_pictures`: of each picture
+# What the network of pytorch-fid 0.3.0 with PyTorch 2.13 gave for `draw_weights` and `draw_images`: of each picture
 # the first three features, and the mean and standard deviation of all 2,048.
 EXPECTED = [
     [1.3414124250411987, 4.426009654998779, 1.9012738466262817, 3.656211160921444, 5.110381455877875],
@@ -25,7 +25,7 @@ EXPECTED = [
 def draw_weights() -> dict[str, np.ndarray]:
     """He's initialisation, and normalizations that change something."""
     rng, arrays = np.random.default_rng(3), {}
-    for name, shape in inception.expected_shapes().items():
+    for name, shape in fid.expected_shapes().items():
         if name.endswith("conv.weight"):
             arrays[name] = rng.standard_normal(shape, np.float32) * np.float32((2 / np.prod(shape[1:])) ** 0.5)
         elif name.endswith(("bn.weight", "running_var")):
@@ -35,7 +35,7 @@ def draw_weights() -> dict[str, np.ndarray]:
     return arrays
 
 
-def draw_pictures() -> np.ndarray:
+def draw_images() -> np.ndarray:
     return np.random.default_rng(7).random((2, 70, 81, 3), np.float32)
 
 
@@ -45,12 +45,12 @@ def weights() -> dict[str, np.ndarray]:
 
 
 def test_features_are_those_of_pytorch_fid(weights):
-    network, pictures = Inception(weights | {"fc.bias": np.zeros(CLASSES)}), draw_pictures()
+    network, pictures = Inception(weights | {"fc.bias": np.zeros(CLASSES)}), draw_images()
     found = np.asarray(network(pictures))
-    assert found.shape == (2, inception.FEATURES) and found.dtype == np.float32
+    assert found.shape == (2, fid.FEATURES) and found.dtype == np.float32
     summary = np.column_stack([found[:, :3], found.mean(1, np.float64), found.std(1, dtype=np.float64)])
     np.testing.assert_allclose(summary, EXPECTED, rtol=0, atol=2e-5)
-    with pytest.raises(ValueError, match=r"inception: expected pictures \[B, H, W, 3\]. Received \(2, 70, 81, 1\)"):
+    with pytest.raises(ValueError, match=r"FID: expected images \[B, H, W, 3\]. Received \(2, 70, 81, 1\)"):
         network(pictures[..., :1])
 
 
@@ -86,26 +86,30 @@ def test_closed_forms():
     few = np.random.default_rng(0).normal(size=(3, 2048)).astype(np.float32)
     assert 0 <= frechet_distance(few, few) < 1e-9
     for pair in ((x, x[:1]), (x, x[:, :2]), (x[0], x[0])):
-        with pytest.raises(ValueError, match=r"fid: expected two \[N, D\] of one D, N of 2 or more. Received"):
+        with pytest.raises(ValueError, match=r"FID: expected two \[N, D\] of one D, N of 2 or more. Received"):
             frechet_distance(*pair)
 
 
 def test_weights_come_from_their_file_alone(weights, tmp_path):
-    file = io.BytesIO()
-    np.savez(file, **weights, **{"fc.bias": np.zeros(CLASSES, np.float32)})
-    address = str(tmp_path / "w.npz")
-    (tmp_path / "w.npz").write_bytes(file.getvalue())
-    np.testing.assert_array_equal(load_inception(address)(draw_pictures()), Inception(weights)(draw_pictures()))
-    with pytest.raises(storage.Corrupt, match="expected crc32c"):
-        load_inception(address, storage.crc32c(b"other"))
-    for data in (b"", b"PK no zip", file.getvalue()[:1000]):
-        (tmp_path / "w.npz").write_bytes(data)
-        with pytest.raises(UserError, match="w.npz holds no weights for FID"):
-            load_inception(address)
+    arrays = weights | {"fc.bias": np.zeros(CLASSES, np.float32), "Mixed_7c.n.num_batches_tracked": np.int64(0)}
+    np.savez(tmp_path / "w.npz", **arrays)
+    write_pth(tmp_path / "w.pth", OrderedDict(arrays))
+    expected = Inception(weights)(draw_images())
+    for name in ("w.npz", "w.pth"):
+        path = tmp_path / name
+        np.testing.assert_array_equal(load_inception(str(path))(draw_images()), expected)
+        with pytest.raises(storage.Corrupt, match="expected crc32c"):
+            load_inception(str(path), storage.crc32c(b"other"))
+        for data in (b"", b"PK no zip", path.read_bytes()[:1000]):
+            path.write_bytes(data)
+            with pytest.raises(UserError, match=f"{name}: expected (an .npz|a) file of (plain arrays|torch.save)"):
+                load_inception(str(path))
     # Torchvision's network, of the same shapes up to its number of classes, is not the one of FID.
     np.savez(tmp_path / "w.npz", **{"fc.bias": np.zeros(1000, np.float32)})
-    with pytest.raises(UserError, match=r"expected the 2015 network, with fc.bias \(1008,\). Received \(1000,\)"):
-        load_inception(address)
+    with pytest.raises(
+        UserError, match=r"w.npz: FID: expected the 2015 network, with fc.bias \(1008,\). Received \(1000,\)"
+    ):
+        load_inception(str(tmp_path / "w.npz"))
 
 
 def test_wrong_arrays_are_refused(weights):
@@ -114,5 +118,5 @@ def test_wrong_arrays_are_refused(weights):
         {key: array for key, array in weights.items() if key != name},
         weights | {name: weights[name].transpose(0, 1, 3, 2)},
     ):
-        with pytest.raises(ValueError, match=rf"inception: expected {name} \(160, 160, 1, 7\). Received"):
+        with pytest.raises(ValueError, match=rf"FID: expected {name} \(160, 160, 1, 7\). Received"):
             Inception(wrong)

@@ -103,6 +103,17 @@ def read_torch(data: bytes, name: str) -> Any:
         raise UserError(f"{name}: expected a file of torch.save. Received a damaged or other one ({kind})") from None
 
 
+def read_state_dict(data: bytes, name: str) -> dict[str, np.ndarray]:
+    """The arrays of a PyTorch state dict: from an `.npz` file if ``name`` ends so, else from what `torch.save` wrote.
+
+    Args, Raises: as `read_npz` and `read_torch`; also for a file that holds anything but named arrays.
+    """
+    state = read_npz(data, name) if name.endswith(".npz") else read_torch(data, name)
+    if not isinstance(state, dict) or not all(isinstance(array, np.ndarray) for array in state.values()):
+        raise UserError(f"{name}: expected a state dict, tensors by name. Received something else")
+    return state
+
+
 def _read_torch_zip(data: bytes) -> Any:
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         (pickled,) = (item for item in archive.namelist() if item.endswith("/data.pkl"))

@@ -18,7 +18,6 @@ from pipelines.evaluation.pairing import BORDERS
 from pipelines.evaluation.rounds import Case, Weights, pictures_of
 from pipelines.evaluation.scoreboard import ANY
 from trainer.metrics import fid
-from trainer.metrics.inception import Inception
 
 DECIMALS = 6  # further ones depend on how many threads the linear algebra has
 
@@ -41,7 +40,7 @@ Distances = dict[tuple[int | str, int | str], tuple[int, float]]  # by interval 
 
 
 @functools.lru_cache(maxsize=1)
-def _load(weights: Weights) -> Inception:
+def _load(weights: Weights) -> fid.Inception:
     return fid.load_inception(*weights)
 
 

@@ -1,10 +1,12 @@
-"""LPIPS, a distance of pictures learned from people's judgements (Zhang et al., CVPR 2018, arXiv 1801.03924).
+"""LPIPS, a perceptual distance between images, learned from human judgments (Zhang et al., CVPR 2018,
+arXiv 1801.03924).
 
-The weights are not part of this project and are never downloaded: their file is given by address. It is an ``.npz``
-with the arrays of two PyTorch state dicts under their own names: torchvision's ``alexnet`` or ``vgg16`` and, of the
-package lpips, version 0.1 of the same network:
+The weights are not part of this project and are never downloaded; their file is given by address. It holds the arrays
+of two PyTorch state dicts under their own names: torchvision's ``alexnet`` or ``vgg16``, and the linear layers of the
+package lpips, version 0.1, for the same network. Saved by PyTorch, or as an ``.npz``:
 
     state = {**alexnet(weights="IMAGENET1K_V1").state_dict(), **torch.load("lpips/weights/v0.1/alex.pth")}
+    torch.save(state, "lpips_alex.pth")
     numpy.savez("lpips_alex.npz", **{name: tensor.cpu().numpy() for name, tensor in state.items()})
 
     features.N.weight [out, in, height, width], features.N.bias [out], linK.model.1.weight [1, channels, 1, 1]
@@ -12,25 +14,24 @@ package lpips, version 0.1 of the same network:
 
 from __future__ import annotations
 
-import io
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from keras import ops
 
-from trainer import storage
+from trainer import storage, weight_files
 from trainer.errors import UserError
 
-# Of images in [-1, 1], as the package lpips has them.
-SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
-SMALLEST = 32  # pixels that an image needs to reach the last layer of either network
+# Normalization of images in [-1, 1], as in the package lpips.
+SHIFT = np.array([-0.030, -0.088, -0.188], np.float32)
+SCALE = np.array([0.458, 0.448, 0.450], np.float32)
+MIN_SIDE = 32  # pixels: smaller images do not reach the last layer of either network
 
 
 @dataclass(frozen=True)
 class Conv:
-    """A convolution with ReLU: its number in ``features``, size, stride and padding; ``tap``: its output counts."""
+    """A convolution with ReLU: its number in ``features``, size and stride; ``tap``: its output enters the distance."""
 
     number: int
     kernel: int
@@ -38,7 +39,7 @@ class Conv:
     tap: bool = True
 
 
-# Layers by network; an int is the size of a max pooling of stride 2.
+# Layers by network; an int is the size of a max pooling with stride 2.
 NETWORKS: dict[str, tuple[Conv | int, ...]] = {
     "alex": (Conv(0, 11, 4), 3, Conv(3, 5), 3, Conv(6, 3), Conv(8, 3), Conv(10, 3)),
     "vgg": (
@@ -49,6 +50,7 @@ NETWORKS: dict[str, tuple[Conv | int, ...]] = {
         *(Conv(24, 3, tap=False), Conv(26, 3, tap=False), Conv(28, 3)),
     ),
 }
+# Channels in and out of each convolution.
 CHANNELS = {
     "alex": {0: (3, 64), 3: (64, 192), 6: (192, 384), 8: (384, 256), 10: (256, 256)},
     "vgg": dict(
@@ -63,7 +65,7 @@ CHANNELS = {
 
 
 def expected_shapes(network: str) -> dict[str, tuple[int, ...]]:
-    """Shapes of the arrays of a network by name."""
+    """Shapes of the weight arrays of a network by name."""
     convs = [layer for layer in NETWORKS[network] if isinstance(layer, Conv)]
     shapes: dict[str, tuple[int, ...]] = {}
     for conv in convs:
@@ -76,29 +78,29 @@ def expected_shapes(network: str) -> dict[str, tuple[int, ...]]:
 
 
 class Lpips:
-    """The distance with the weights of one network.
+    """The distance, with the weights of one network.
 
     Args:
         arrays: by name, as above; others are ignored.
 
     Raises:
-        ValueError: they are those of no known network.
+        ValueError: the arrays are those of neither network.
     """
 
     def __init__(self, arrays: Mapping[str, np.ndarray]):
         found = {name: array.shape for name, array in arrays.items()}
         fits = [name for name in NETWORKS if expected_shapes(name).items() <= found.items()]
         if not fits:
-            raise ValueError(f"lpips: expected the arrays of one of {tuple(NETWORKS)}. Received {sorted(found)[:6]}.")
+            raise ValueError(f"LPIPS: expected the arrays of one of {tuple(NETWORKS)}. Received {sorted(found)[:6]}.")
         self.network = fits[0]
         names = expected_shapes(self.network)
         self._arrays = {name: np.asarray(arrays[name], np.float32) for name in names}
 
     def __call__(self, output, target):
-        """Distances float32 [B] of pictures [B, H, W, 3] in [0, 1] of 32 x 32 pixels or more; 0 for equal ones."""
+        """Distances float32 [B] of images [B, H, W, 3] in [0, 1], at least 32 x 32 pixels; 0 for equal ones."""
         shapes = [tuple(output.shape), tuple(target.shape)]
-        if shapes[0] != shapes[1] or len(shapes[0]) != 4 or shapes[0][3] != 3 or min(shapes[0][1:3]) < SMALLEST:
-            raise ValueError(f"lpips: expected two [B, H, W, 3] of {SMALLEST} pixels or more. Received {shapes}.")
+        if shapes[0] != shapes[1] or len(shapes[0]) != 4 or shapes[0][3] != 3 or min(shapes[0][1:3]) < MIN_SIDE:
+            raise ValueError(f"LPIPS: expected two [B, H, W, 3] of {MIN_SIDE} pixels or more. Received {shapes}.")
         total = 0.0
         for place, (x, y) in enumerate(zip(self._features(output), self._features(target), strict=True)):
             weights = self._arrays[f"lin{place}.model.1.weight"].reshape(-1)
@@ -106,7 +108,7 @@ class Lpips:
         return total
 
     def _features(self, image) -> list:
-        x = (2 * ops.cast(image, "float32") - 1 - np.float32(SHIFT)) / np.float32(SCALE)
+        x = (2 * ops.cast(image, "float32") - 1 - SHIFT) / SCALE
         found = []
         for layer in NETWORKS[self.network]:
             if isinstance(layer, int):
@@ -128,10 +130,9 @@ def _unit(x):
 
 
 def load_lpips(address: str, crc32c: str | None = None) -> Lpips:
-    """Reads the weights' file; raises `UserError` if it is not one."""
-    data = storage.read(address, crc32c)
+    """Reads the weights file; raises `UserError` if it holds something else."""
+    arrays = weight_files.read_state_dict(storage.read(address, crc32c), address)
     try:
-        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-            return Lpips(dict(arrays))
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{address} holds no weights of LPIPS: {error}") from None
+        return Lpips(arrays)
+    except ValueError as error:
+        raise UserError(f"{address}: {error}") from None

@@ -155,11 +155,7 @@ def _in_order(weights_of: dict[str, list[np.ndarray]]) -> dict[str, np.ndarray]:
 
 
 def _read_torchvision(address: str) -> dict[str, np.ndarray]:
-    data = storage.read(storage.normalize(address))
-    read = weight_files.read_npz if address.endswith(".npz") else weight_files.read_torch
-    stored = read(data, address)
-    if not isinstance(stored, dict) or not all(isinstance(array, np.ndarray) for array in stored.values()):
-        raise UserError(f"{address}: expected the state dict of torchvision's vgg16. Received something else")
+    stored = weight_files.read_state_dict(storage.read(storage.normalize(address)), address)
     names, expected = {}, {}
     for layer, index in zip(LAYERS, _TORCH_INDICES, strict=True):
         names |= {f"features.{index}.weight": f"{layer}/kernel", f"features.{index}.bias": f"{layer}/bias"}
