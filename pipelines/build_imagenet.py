@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
         from pipelines.image_dataset.convert import choose_num_shards, measure_split
         from pipelines.image_dataset.image_shards import ListImages, WriteImages
         from pipelines.launch import claim_dataset, parse_options, run_pipeline
-        from pipelines.transforms.dataset_writer import WriteRest
+        from pipelines.transforms.dataset_writer import FinishDataset
         from trainer import storage
         from trainer.data import manifest
         from trainer.images import rgb
@@ -89,7 +89,7 @@ def main(argv: Sequence[str]) -> int:
         lost = (unlisted, outside) | "Lost" >> beam.Flatten()
         inputs = (items, lost) | "Inputs" >> beam.Flatten() | beam.combiners.Count.Globally()
         rejects = (lost, unused) | "Rejects" >> beam.Flatten()
-        (shards, rejects, inputs) | WriteRest(output, num_shards, fields)
+        (shards, rejects, inputs) | FinishDataset(output, num_shards, fields)
 
     run_pipeline(options, build)
     counts = manifest.load_manifest(output, "image").counts

@@ -1,4 +1,4 @@
-"""How every job starts: our options first, Beam's after them, one line for what goes wrong."""
+"""Launching Beam jobs: option parsing (ours, then Beam's), the default runner, and one-line errors."""
 
 from __future__ import annotations
 
@@ -22,47 +22,59 @@ from trainer.errors import UserError, user_error_in
 # and without; this one runs in the process (docs: beam.apache.org/documentation/runners/direct).
 DEFAULT_RUNNER = "FnApiRunner"
 
-# Where its in-process runner feeds other processes, Beam 2.77 flushes each stream from a second thread every 1,000 ms,
-# and what is written between that thread's get() and its clear() is lost: of 44,800 elements of 4.6 kB 13,000 to
-# 27,000 at 5 ms, up to 3,000 of 60,000 masks now and then at 1,000 ms. 0 leaves flushing to the writer alone.
-worker_handlers.DATA_BUFFER_TIME_LIMIT_MS = 0
-
-# Beam's RunInference cannot measure memory where PyTorch is missing, and says so on every load.
+# Beam's RunInference cannot measure memory where PyTorch is missing, and warns on every load.
 _NOISE = re.compile(r"Resource module is not available|No semi_persistent_directory found")
+
+
+def disable_flush_timer() -> None:
+    """Stops Beam's in-process runner from flushing its data streams by a timer, which loses elements.
+
+    Where the runner feeds other processes, Beam 2.77 flushes each stream from a second thread every 1,000 ms, and what
+    is written between that thread's ``get()`` and its ``clear()`` is lost: 13,000 to 27,000 of 44,800 elements of
+    4.6 kB at 5 ms, at times up to 3,000 of 60,000 masks at 1,000 ms. 0 leaves flushing to the writer alone.
+    """
+    worker_handlers.DATA_BUFFER_TIME_LIMIT_MS = 0
 
 
 def parse_options(parser: ArgumentParser, argv: Sequence[str]) -> tuple[argparse.Namespace, PipelineOptions]:
     """Splits ``argv`` into the job's options and Beam's.
 
     Raises:
-        UserError: an option that neither knows (Beam alone would drop it with a warning), or options of
-            Beam that make no pipeline: an unknown runner, or one that lacks what it needs.
+        UserError: an option is unknown to both (Beam alone would drop it with a warning), or Beam cannot make a
+            pipeline of its options: the runner is unknown, or lacks a required option.
     """
     parser.epilog = "Options of Apache Beam (--runner, --direct_num_workers, --region ...) may follow."
     ours, rest = parser.parse_known_args(argv)
-    known = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    for kind in dict.fromkeys(PipelineOptions.__subclasses__()):
-        kind._add_argparse_args(known)
-    try:
-        _, unknown = known.parse_known_args(rest)
-    except (argparse.ArgumentError, SystemExit) as error:
-        raise UserError(f"{error} ({parser.prog})") from None
-    if unknown:
-        names = [option for action in [*parser._actions, *known._actions] for option in action.option_strings]
-        near = difflib.get_close_matches(unknown[0].partition("=")[0], names, n=1)
-        hint = f" Did you mean {near[0]}?" if near else ""
-        raise UserError(f"unknown option {unknown[0]}.{hint} ({parser.prog} --help lists the options)")
+    _require_known(rest, parser)
     options = PipelineOptions(rest)
     standard = options.view_as(StandardOptions)
     if standard.runner is None:
         standard.runner = DEFAULT_RUNNER
     if standard.runner == "PortableRunner" and not options.view_as(PortableOptions).job_endpoint:
-        raise UserError("--runner PortableRunner: expected --job_endpoint, HOST:PORT, or embed for one in this process")
+        raise UserError(
+            "--runner PortableRunner: expected --job_endpoint: HOST:PORT, or embed to start one in this process"
+        )
     try:
         beam.Pipeline(options=options)
     except (ValueError, ImportError, AttributeError) as error:
         raise UserError(f"--runner {standard.runner}: {error}") from None
     return ours, options
+
+
+def _require_known(rest: Sequence[str], parser: ArgumentParser) -> None:
+    """Raises `UserError` for an option that Beam does not know or cannot parse; ``parser`` has the job's own."""
+    beams = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    for kind in dict.fromkeys(PipelineOptions.__subclasses__()):
+        kind._add_argparse_args(beams)  # type: ignore[arg-type]  # declared for a private subclass of the parser
+    try:
+        _, unknown = beams.parse_known_args(rest)
+    except (argparse.ArgumentError, SystemExit) as error:
+        raise UserError(f"{error} ({parser.prog})") from None
+    if unknown:
+        names = [option for action in [*parser._actions, *beams._actions] for option in action.option_strings]
+        near = difflib.get_close_matches(unknown[0].partition("=")[0], names, n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise UserError(f"unknown option {unknown[0]}.{hint} ({parser.prog} --help lists the options)")
 
 
 def _user_error(error: BaseException) -> UserError | None:
@@ -80,11 +92,12 @@ def _is_worth_logging(record: logging.LogRecord) -> bool:
 
 
 def run_pipeline(options: PipelineOptions, build: Callable[[beam.Pipeline], None]) -> None:
-    """Builds and runs a pipeline to its end.
+    """Builds a pipeline, runs it, and waits for it to finish.
 
     Raises:
-        UserError: the job failed because of something the user can put right.
+        UserError: the job failed because of something the user can fix.
     """
+    disable_flush_timer()
     for handler in logging.getLogger().handlers:
         handler.addFilter(_is_worth_logging)
     try:
@@ -98,10 +111,10 @@ def run_pipeline(options: PipelineOptions, build: Callable[[beam.Pipeline], None
 
 
 def claim_dataset(output: str, overwrite: bool) -> bool:
-    """Whether a dataset has yet to be written to the folder ``output``; empties it first if asked to.
+    """Whether a dataset is still to be written to the folder ``output``; removes an existing one if asked to.
 
     Raises:
-        UserError: the folder cannot be written to.
+        UserError: the folder is not writable.
     """
     storage.require_writable(output)
     if overwrite:
@@ -113,6 +126,6 @@ def claim_dataset(output: str, overwrite: bool) -> bool:
             if (folder, name.rpartition(".")[2]) in (("", "tfrecord"), ("rejects", "jsonl")):
                 storage.delete(address)
     elif manifest.has_manifest(output):
-        print(f"{output} is finished already; nothing to do (--overwrite writes it again)", file=sys.stderr)
+        print(f"{output} is already complete, nothing to do (use --overwrite to rebuild)", file=sys.stderr)
         return False
     return True

@@ -198,7 +198,7 @@ def test_one_split(tree, tmp_path, capsys):
 def test_a_second_run_does_nothing(tree, written, capsys):
     before = {path: path.stat() for path in written.rglob("*")}
     assert main(["--input", str(tree), "--output", str(written), "--split", "val"]) == 0
-    assert "is finished already" in capsys.readouterr().err
+    assert "is already complete" in capsys.readouterr().err
     assert {path: path.stat() for path in written.rglob("*")} == before
 
 

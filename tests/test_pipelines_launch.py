@@ -169,7 +169,7 @@ def test_a_new_folder_is_claimed(tmp_path):
 def test_a_finished_dataset_is_left_alone(tmp_path, capsys):
     make_files(tmp_path, FILES)
     assert not launch.claim_dataset(str(tmp_path), overwrite=False)
-    assert "finished already; nothing to do (--overwrite" in capsys.readouterr().err
+    assert "is already complete, nothing to do (use --overwrite to rebuild)" in capsys.readouterr().err
     assert all((tmp_path / name).read_text() == name for name in FILES)
 
 
@@ -190,12 +190,17 @@ def test_a_folder_that_cannot_be_written_to(tmp_path):
             launch.claim_dataset(str(tmp_path / name), overwrite=False)
 
 
-def test_the_runner_flushes_no_stream_from_a_second_thread():
-    """Beam's in-process runner loses elements where it does: see `launch`. A Beam that works otherwise shows here."""
+def test_the_runner_flushes_no_stream_from_a_second_thread(monkeypatch):
+    """Where it does, Beam's in-process runner loses elements: `launch.disable_flush_timer`.
+
+    A version of Beam that takes the interval from elsewhere fails here.
+    """
     from apache_beam.runners.portability.fn_api_runner import worker_handlers
     from apache_beam.runners.worker import data_plane
 
-    assert launch and "DATA_BUFFER_TIME_LIMIT_MS" in inspect.getsource(worker_handlers.GrpcServer.__init__)
+    monkeypatch.setattr(worker_handlers, "DATA_BUFFER_TIME_LIMIT_MS", 1000)  # Beam's own
+    run(str)
+    assert "DATA_BUFFER_TIME_LIMIT_MS" in inspect.getsource(worker_handlers.GrpcServer.__init__)
     servicer = data_plane.BeamFnDataServicer(worker_handlers.DATA_BUFFER_TIME_LIMIT_MS)
     stream = servicer.get_conn_by_worker_id("worker").output_stream("instruction", "transform")
     assert type(stream) is data_plane.SizeBasedBufferingClosableOutputStream

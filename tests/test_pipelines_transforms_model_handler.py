@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from pipelines.transforms.model_handler import FillModelHandler, InpaintModelHandler, Pair
+from pipelines.transforms.model_handler import FillModelHandler, Pair
 from trainer.errors import DeviceError, UserError
 from trainer.inference import predict
 
@@ -26,14 +26,14 @@ def test_an_element_that_fails_fails_alone(marked):
     batch = [Pair(np.full((4, 4, 3), i, np.uint8), diagonal) for i in range(4)]
     for i in marked:
         batch[i].image[0, 0] = MARK
-    results = list(InpaintModelHandler(None, 4).run_inference(batch, predict.Model(refuse_marked, stride=2)))
+    results = FillModelHandler(None, 4).run_inference(batch, predict.Model(refuse_marked, stride=2))
     assert len(results) == 4
     for i, result in enumerate(results):
         if i in marked:
             assert isinstance(result, ValueError)
         else:
-            assert result.shape == (4, 4, 3), result
-            assert np.all(result[diagonal == 1] == i) and np.all(result[diagonal == 0] == 128)
+            assert result.pixels.shape == (4, 4, 3), result
+            assert np.all(result.pixels[diagonal == 1] == i) and np.all(result.pixels[diagonal == 0] == 128)
 
 
 @pytest.mark.parametrize("batch_size", [None, 1, 4])
@@ -52,7 +52,7 @@ def test_windows_and_seconds_are_told_and_batches_are_filled(batch_size):
     assert shapes == {None: [3], 1: [1, 1, 1], 4: [4]}[batch_size]
 
 
-def test_large_pictures_make_batches_alone():
+def test_large_images_make_batches_alone():
     weigh = FillModelHandler(None, 8).batch_elements_kwargs()["element_size_fn"]
     sizes = [(1, 1), (512, 512), (1024, 1024), (512, 513), (4000, 6000)]
     masks = [np.broadcast_to(np.uint8(1), size) for size in sizes]
@@ -64,7 +64,5 @@ def test_a_missing_device_is_told_in_the_words_of_the_command(monkeypatch):
         raise DeviceError(f"device {options['device']}: this machine has no GPU")
 
     monkeypatch.setattr(predict, "load_model", load)
-    with pytest.raises(DeviceError, match="^device gpu: this machine has no GPU"):
-        InpaintModelHandler(None, None, device="gpu").load_model()
     with pytest.raises(UserError, match="^--device gpu: this machine has no GPU"):
         FillModelHandler(None, None, device="gpu").load_model()

@@ -8,7 +8,7 @@ import apache_beam as beam
 import pytest
 from apache_beam.testing.util import assert_that, equal_to
 
-from pipelines.transforms.thread_map import InBackground
+from pipelines.transforms.thread_map import ThreadMap
 
 
 def halves_and_odd(number: int, extra: int):
@@ -22,7 +22,7 @@ def test_what_comes_out_is_what_flat_map_gives():
     with beam.Pipeline("FnApiRunner") as pipeline:
         numbers = pipeline | beam.Create(range(50))
         plain = numbers | beam.FlatMap(halves_and_odd, 100).with_outputs("odd", main="even")
-        found = numbers | beam.ParDo(InBackground(halves_and_odd, 100, most=3)).with_outputs("odd", main="even")
+        found = numbers | beam.ParDo(ThreadMap(halves_and_odd, 100, max_in_flight=3)).with_outputs("odd", main="even")
         expected = [n + 100 for n in range(1, 50, 2)]
         assert_that(found.odd, equal_to(expected), label="odd")
         assert_that(plain.odd, equal_to(expected), label="plain odd")
@@ -31,8 +31,8 @@ def test_what_comes_out_is_what_flat_map_gives():
         assert_that(plain.even, equal_to(even), label="plain even")
 
 
-def started(function, **options) -> InBackground:
-    step = InBackground(function, **options)
+def started(function, **options) -> ThreadMap:
+    step = ThreadMap(function, **options)
     step.setup()
     step.start_bundle()
     return step
@@ -63,7 +63,7 @@ def test_no_more_is_taken_than_may_be_in_memory():
         taken.append(number)
         yield number
 
-    step = started(take, most=6, weigh=abs)
+    step = started(take, max_in_flight=6, weigh=abs)
     for number in (3, -3, 1, 5, 9, 2):
         given.append(list(step.process(number)))
     # 3 and -3 fill it; for 1 the eldest leaves, for 5 the next; 9 waits for all others and is waited for.

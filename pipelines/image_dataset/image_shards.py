@@ -18,7 +18,7 @@ import cv2
 from pipelines.image_dataset.convert import convert_images
 from pipelines.image_dataset.parts import Item, Part, list_part
 from pipelines.transforms.dataset_writer import hash_key, save_shard, shard_of
-from pipelines.transforms.progress import ReportProgress
+from pipelines.transforms.progress import Progress
 from pipelines.transforms.rejects import REJECTED, Reject, tag_rejects
 from trainer.images import rgb
 
@@ -70,14 +70,14 @@ class ListImages(beam.PTransform):
 class ConvertShard(beam.DoFn):
     """From ((split, shard), items) to the shard as a dict, and what could not be used under the tag ``rejected``."""
 
-    def __init__(
-        self, folder: str, num_shards: dict[str, int], spec: rgb.ImageSpec, labels: dict[str, int], total: int | None
-    ):
+    def __init__(self, folder: str, num_shards: dict[str, int], spec: rgb.ImageSpec, labels: dict[str, int]):
         super().__init__()
         self._folder, self._num_shards, self._spec, self._labels = folder, num_shards, spec, labels
-        self._progress = ReportProgress("images", total)
+        self._progress = Progress("images")
+        self._converted = beam.metrics.Metrics.counter("pconv", "images")
 
     def setup(self):
+        self._progress.start()
         cv2.setNumThreads(1)  # the runner has as many workers as it was told there are cores
         warnings.filterwarnings("ignore", module="PIL")  # broken metadata; what matters becomes a reject
 
@@ -86,10 +86,15 @@ class ConvertShard(beam.DoFn):
         ordered = sorted(items)
         rejects: list[Reject] = []
         found = convert_images(ordered, self._spec, self._labels, rejects)
-        counted = (record for record in found for _ in self._progress.process(None))
-        yield save_shard(counted, self._folder, split, shard, self._num_shards)
+        yield save_shard(self._counted(found), self._folder, split, shard, self._num_shards)
         for line in rejects:
             yield beam.pvalue.TaggedOutput(REJECTED, line)
+
+    def _counted(self, serialized: Iterable[bytes]) -> Iterator[bytes]:
+        for record in serialized:
+            yield record
+            self._converted.inc()
+            self._progress.add()
 
 
 class WriteImages(beam.PTransform):
@@ -100,7 +105,6 @@ class WriteImages(beam.PTransform):
         num_shards: number of shards by split.
         spec: what images are stored as.
         labels: of each synset.
-        total: number of images in all, if known.
     """
 
     def __init__(
@@ -109,11 +113,10 @@ class WriteImages(beam.PTransform):
         num_shards: dict[str, int],
         spec: rgb.ImageSpec,
         labels: dict[str, int],
-        total: int | None = None,
     ):
         super().__init__()
         self._num_shards = num_shards
-        self._convert = ConvertShard(folder, num_shards, spec, labels, total)
+        self._convert = ConvertShard(folder, num_shards, spec, labels)
 
     def expand(self, items) -> tuple[beam.PCollection[dict], beam.PCollection[Reject]]:
         written = (

@@ -24,7 +24,7 @@ from pipelines.inpainting.loading import HOLELESS, Settings, Task, load_item, re
 from pipelines.inpainting.outputs import FINISHED
 from pipelines.transforms.model_handler import BATCH_PIXELS, Filled, FillModelHandler
 from pipelines.transforms.rejects import REJECTED, Reject, Rejected, blame, tag_rejects
-from pipelines.transforms.thread_map import InBackground
+from pipelines.transforms.thread_map import ThreadMap
 from trainer.images import EXTENSIONS, pictures
 from trainer.inference import predict
 
@@ -152,14 +152,15 @@ class InpaintFiles(beam.PTransform):
         read = (
             sorted_out.items
             | beam.Reshuffle()
-            | "Read" >> beam.ParDo(InBackground(read_item, threads=4, most=4)).with_outputs(REJECTED, main="files")
+            | "Read"
+            >> beam.ParDo(ThreadMap(read_item, threads=4, max_in_flight=4)).with_outputs(REJECTED, main="files")
         )
         loaded = read.files | "Load" >> beam.FlatMap(load_item, self._settings).with_outputs(
             REJECTED, HOLELESS, main="pairs"
         )
         filled = loaded.pairs | "Inpaint" >> RunInference(KeyedModelHandler(self._handler))
-        write = InBackground(
-            write_result, self._settings, self._output, self._replaces, weigh=_pixels, most=BATCH_PIXELS
+        write = ThreadMap(
+            write_result, self._settings, self._output, self._replaces, weigh=_pixels, max_in_flight=BATCH_PIXELS
         )
         written = [
             source | f"Write{name}" >> beam.ParDo(write).with_outputs(REJECTED, main="records")

@@ -11,10 +11,6 @@ OUTPUT/x/a.png               an output
 from __future__ import annotations
 
 import json
-import sys
-import threading
-import time
-import uuid
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -22,9 +18,9 @@ import apache_beam as beam
 
 from pipelines.inpainting.inputs import ITEMS, MANIFEST, REJECTS, Item, MatchError
 from pipelines.transforms.dataset_writer import create_or_compare
+from pipelines.transforms.progress import Progress
 from pipelines.transforms.rejects import FAULTS, REJECTED, Reject, Rejected, blame, reject, reject_lines
 from trainer import storage
-from trainer.command import duration
 from trainer.errors import UserError
 
 RECORDS, JOB = ".items", "job.json"
@@ -165,32 +161,6 @@ def _failure(found: Reject) -> dict:
 # Reporting
 
 
-class _Progress:
-    """What one process has seen; prints a line at most every ``interval`` seconds, and when all are done."""
-
-    def __init__(self, interval: float = 2.0):
-        self._lock, self._interval = threading.Lock(), interval
-        self._seen = self._made = 0
-        self._begin = self._printed = time.monotonic()
-
-    def add(self, total: int, is_new: bool) -> None:
-        with self._lock:
-            self._seen += 1
-            self._made += is_new
-            now = time.monotonic()
-            if now - self._printed < self._interval and self._seen != total:
-                return
-            self._printed = now
-            # What an earlier run finished says nothing of the rate.
-            rate = self._made / max(now - self._begin, 1e-3)
-            left = max(0, total - self._seen)
-            eta = f", {duration(left / rate)} left" if rate and left else ""
-            print(f"  {self._seen} of {total} images, {rate:.1f}/s{eta}", file=sys.stderr, flush=True)
-
-
-_progress: dict[str, _Progress] = {}  # by job: a process may run one after another
-
-
 class ReportItems(beam.DoFn):
     """Passes outcomes (records as dicts, and `Reject`s) on, counts them, and says how many there were and how fast.
 
@@ -200,13 +170,13 @@ class ReportItems(beam.DoFn):
 
     def __init__(self, total: int):
         super().__init__()
-        self._total, self._job = total, uuid.uuid4().hex
+        self._progress = Progress("images", total)
         count, spread = beam.metrics.Metrics.counter, beam.metrics.Metrics.distribution
         self._counts = {name: count("pconv", name) for name in ("outputs", "rejects", "finished_before", "windows")}
         self._spreads = {name: spread("pconv", name) for name in ("hole_permille", "milliseconds", "output_bytes")}
 
     def setup(self):
-        _progress.setdefault(self._job, _Progress())
+        self._progress.start()
 
     def process(self, outcome: dict | Reject):
         is_new = isinstance(outcome, Reject) or outcome["status"] == "done"
@@ -221,5 +191,5 @@ class ReportItems(beam.DoFn):
                 self._spreads["output_bytes"].update(outcome["bytes"])
             else:
                 self._counts["finished_before"].inc()
-        _progress[self._job].add(self._total, is_new)
+        self._progress.add(is_new)
         yield outcome

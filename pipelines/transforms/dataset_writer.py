@@ -1,4 +1,4 @@
-"""From keyed records to a dataset: the same bytes on any runner, however often a step is retried.
+"""Dataset writer: keyed records to shards, rejects and a manifest; the same bytes on any runner and after any retry.
 
 (split, key, record) -> shard blake2b(key) % k -> group -> sort -> one object, created once --+
 rejects              -> group -> sort -> rejects/<split>.jsonl                                +-> manifest.json
@@ -24,7 +24,7 @@ Record = tuple[str, str, bytes]  # split, key (unique within the split), seriali
 
 
 def hash_key(key: str | bytes) -> int:
-    """64 bits made of the key alone, the same in every process (Python's ``hash`` is not)."""
+    """64-bit hash of a key, the same in every process (Python's ``hash`` is not)."""
     data = key.encode() if isinstance(key, str) else key
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big")
 
@@ -35,16 +35,18 @@ def shard_of(key: str | bytes, num_shards: int) -> int:
 
 
 def create_or_compare(address: str, data: bytes) -> None:
-    """Creates a file; one that is there already must be what an earlier attempt wrote.
+    """Creates a file; an existing one must be what an earlier attempt wrote.
 
     Raises:
-        UserError: it has other contents.
+        UserError: a file with other contents exists.
     """
     try:
         storage.create(address, data)
     except storage.AlreadyExists:
         if storage.checksum(address) != storage.crc32c(data):
-            raise UserError(f"{address} exists with other contents: --overwrite, or choose another folder") from None
+            raise UserError(
+                f"{address} exists with other contents: use --overwrite, or choose another folder"
+            ) from None
 
 
 def place_record(record: Record, num_shards: dict[str, int]) -> tuple[tuple[str, int], tuple[str, bytes]]:
@@ -53,10 +55,10 @@ def place_record(record: Record, num_shards: dict[str, int]) -> tuple[tuple[str,
     return (split, shard_of(key, num_shards[split])), (key, serialized)
 
 
-def save_shard(found: Iterable[bytes], folder: str, split: str, shard: int, num_shards: dict[str, int]) -> dict:
+def save_shard(serialized: Iterable[bytes], folder: str, split: str, shard: int, num_shards: dict[str, int]) -> dict:
     """Writes serialized records as one shard; returns its `datasets.Shard` as a dict."""
     count = itertools.count()
-    data = records.frame_records(record for record, _ in zip(found, count, strict=False))
+    data = records.frame_records(record for record, _ in zip(serialized, count, strict=False))
     name = datasets.shard_name(split, shard, num_shards[split])
     create_or_compare(storage.join(folder, name), data)
     info = datasets.Shard(name=name, split=split, records=next(count), bytes=len(data), crc32c=storage.crc32c(data))
@@ -64,7 +66,7 @@ def save_shard(found: Iterable[bytes], folder: str, split: str, shard: int, num_
 
 
 def write_shard(group: tuple[tuple[str, int], Iterable], folder: str, num_shards: dict[str, int]) -> dict:
-    """Writes one shard, its records in key order; returns its `datasets.Shard` as a dict.
+    """Writes one shard, records in key order; returns its `datasets.Shard` as a dict.
 
     Args:
         group: (split, shard) and its (key, serialized) pairs.
@@ -91,33 +93,33 @@ def write_manifest(
     rejects: list[int],
     statistics: list[dict],
 ) -> None:
-    """Writes the manifest of ``inputs`` inputs, after everything that it lists; shards without records first."""
+    """Writes shards without records, then the manifest of ``inputs`` inputs; everything else it lists exists."""
     written = {shard["name"] for shard in shards}
-    every = [(split, shard) for split, count in num_shards.items() for shard in range(count)]
-    empty = [key for key in every if datasets.shard_name(*key, num_shards[key[0]]) not in written]
+    keys = [(split, shard) for split, count in num_shards.items() for shard in range(count)]
+    empty = [key for key in keys if datasets.shard_name(*key, num_shards[key[0]]) not in written]
     shards = [*shards, *(save_shard((), folder, *key, num_shards) for key in empty)]
-    shards = sorted((datasets.Shard(**shard) for shard in shards), key=lambda shard: shard.name)
-    counts = {"inputs": inputs, "records": sum(s.records for s in shards), "rejects": sum(rejects)}
-    found = {key: value for part in statistics for key, value in part.items()}
-    manifest = datasets.Manifest(**fields, counts=counts, shards=tuple(shards), statistics=found)
+    listed = sorted((datasets.Shard(**shard) for shard in shards), key=lambda shard: shard.name)
+    counts = {"inputs": inputs, "records": sum(s.records for s in listed), "rejects": sum(rejects)}
+    merged = {key: value for part in statistics for key, value in part.items()}
+    manifest = datasets.Manifest(**fields, counts=counts, shards=tuple(listed), statistics=merged)
     create_or_compare(storage.join(folder, datasets.MANIFEST), datasets.dump_manifest(manifest))
 
 
-class WriteRest(beam.PTransform):
-    """Writes what a dataset has beside its shards: rejects, and the manifest when all else is there.
+class FinishDataset(beam.PTransform):
+    """Completes a dataset whose shards are written: rejects, empty shards, and last the manifest.
 
-    Input: PCollections of shards as dicts, of `Reject`, with one int, the number of inputs, and (left out, or) of
-    dicts that together are the manifest's statistics.
+    Input: PCollections of shards as dicts, of `Reject`, of one int, the number of inputs, and optionally of dicts that
+    are merged into the manifest's statistics.
 
     Args:
         folder: the dataset's address.
-        num_shards: number of shards by split; those that nothing fell into are written here.
-        fields: of the `datasets.Manifest`, all but counts and shards.
+        num_shards: number of shards by split.
+        fields: of the `datasets.Manifest`, all but counts, shards and statistics.
     """
 
     def __init__(self, folder: str, num_shards: dict[str, int], fields: dict):
         super().__init__()
-        self.arguments = (folder, fields, num_shards)
+        self._folder, self._num_shards, self._fields = folder, num_shards, fields
 
     def expand(self, inputs):
         shards, rejects, count, *rest = inputs
@@ -125,34 +127,34 @@ class WriteRest(beam.PTransform):
             rejects
             | "RejectSplit" >> beam.WithKeys(operator.attrgetter("split"))
             | "GroupRejects" >> beam.GroupByKey()
-            | "WriteRejects" >> beam.Map(write_rejects, self.arguments[0])
+            | "WriteRejects" >> beam.Map(write_rejects, self._folder)
         )
         statistics = rest[0] if rest else count.pipeline | "NoStatistics" >> beam.Create([])
-        before = [beam.pvalue.AsList(written) for written in (shards, rejected, statistics)]
-        return count | "WriteManifest" >> beam.Map(write_manifest, *self.arguments, *before)
+        written = [beam.pvalue.AsList(part) for part in (shards, rejected, statistics)]
+        return count | "WriteManifest" >> beam.Map(
+            write_manifest, self._folder, self._fields, self._num_shards, *written
+        )
 
 
 class WriteDataset(beam.PTransform):
     """Writes records and rejects as a dataset.
 
-    Input: PCollections of `Record`, and what `WriteRest` takes after the shards.
+    Input: PCollections of `Record`, and what `FinishDataset` takes after the shards.
 
     Args:
-        folder: the dataset's address.
-        num_shards: number of shards by split; empty ones are written too.
-        fields: of the `datasets.Manifest`, all but counts and shards.
+        folder, num_shards, fields: as of `FinishDataset`.
     """
 
     def __init__(self, folder: str, num_shards: dict[str, int], fields: dict):
         super().__init__()
-        self.folder, self.num_shards, self.fields = folder, num_shards, fields
+        self._folder, self._num_shards, self._fields = folder, num_shards, fields
 
     def expand(self, inputs):
-        found, *rest = inputs
+        examples, *rest = inputs
         shards = (
-            found
-            | "Place" >> beam.Map(place_record, self.num_shards)
+            examples
+            | "Place" >> beam.Map(place_record, self._num_shards)
             | "GroupByShard" >> beam.GroupByKey()
-            | "WriteShards" >> beam.Map(write_shard, self.folder, self.num_shards)
+            | "WriteShards" >> beam.Map(write_shard, self._folder, self._num_shards)
         )
-        return (shards, *rest) | WriteRest(self.folder, self.num_shards, self.fields)
+        return (shards, *rest) | FinishDataset(self._folder, self._num_shards, self._fields)

@@ -1,9 +1,9 @@
-"""Our network in Beam's RunInference."""
+"""The inpainting network in Beam's RunInference."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,34 +12,38 @@ from apache_beam.ml.inference.base import ModelHandler
 from trainer.errors import DeviceError, UserError
 from trainer.inference import predict
 
-_PIXELS = 512 * 512
-_WEIGHT = 16  # of a batch: pixels in memory, in pictures of 512 x 512
-BATCH_PIXELS = _WEIGHT * _PIXELS
+_UNIT_PIXELS = 512 * 512  # of weight 1
+_BATCH_WEIGHT = 16  # of the pairs in memory for one batch
+BATCH_PIXELS = _BATCH_WEIGHT * _UNIT_PIXELS
 
 
 class Pair(NamedTuple):
-    """An image, as `predict.inpaint_batch` takes it, and its mask uint8 [height, width] of {0, 1}."""
+    """An image, as `predict.fill_batch` takes it, and its mask uint8 [height, width] of {0, 1}."""
 
     image: np.ndarray
     mask: np.ndarray
 
 
 class Filled(NamedTuple):
-    """A pair with its holes filled: pixels like the image's, windows computed, and its share of the seconds taken."""
+    """A pair with its holes filled: pixels like the image's, windows computed, and its share of the batch's seconds."""
 
     pixels: np.ndarray
     windows: int
     seconds: float
 
 
-class InpaintModelHandler(ModelHandler[Pair, Any, predict.Model]):
-    """`predict.inpaint_batch` for RunInference; an element that fails gives its exception, alone.
+class FillModelHandler(ModelHandler[Pair, Filled | Exception, predict.Model]):
+    """`predict.fill_batch` for RunInference, for keyed pairs of any size: as many make a batch as fit its memory.
+
+    An element that fails gives its exception instead of `Filled`, and takes no other element with it.
 
     Args:
         pin: the network, from `predict.find_model`; workers read it from storage, once per process.
-        batch_size: elements of a batch; batches are not grown or shrunk, short ones are padded. None: what suits the
-            device.
+        batch_size: windows computed together; short batches are padded. None: what suits the device.
         options: of `predict.load_model`: ``precision``, ``device``, ``window``.
+
+    Raises (when it loads the network):
+        UserError: the device does not exist, in the words of the command's option.
     """
 
     def __init__(self, pin: predict.ModelPin, batch_size: int | None, **options):
@@ -47,15 +51,14 @@ class InpaintModelHandler(ModelHandler[Pair, Any, predict.Model]):
         self.pin, self._batch_size, self._options = pin, batch_size, options
 
     def load_model(self) -> predict.Model:
-        return predict.load_model(self.pin, batch_size=self._batch_size, **self._options)
+        try:
+            return predict.load_model(self.pin, batch_size=self._batch_size, **self._options)
+        except DeviceError as error:
+            raise UserError(f"--{error}") from None
 
     def run_inference(
         self, batch: Sequence[Pair], model: predict.Model, inference_args: dict[str, Any] | None = None
-    ) -> Iterable[Any]:
-        """One result for each element: pixels, or the exception."""
-        return [result.pixels if isinstance(result, Filled) else result for result in self._fill(batch, model)]
-
-    def _fill(self, batch: Sequence[Pair], model: predict.Model) -> list[Filled | Exception]:
+    ) -> list[Filled | Exception]:
         begin = time.perf_counter()
         try:
             pixels, windows = predict.fill_batch([pair.image for pair in batch], [pair.mask for pair in batch], model)
@@ -63,7 +66,7 @@ class InpaintModelHandler(ModelHandler[Pair, Any, predict.Model]):
             if len(batch) == 1:
                 return [error]
             alone = predict.with_batch_size(model, 1) if model.batch_size else model
-            return [result for pair in batch for result in self._fill([pair], alone)]
+            return [result for pair in batch for result in self.run_inference([pair], alone)]
         seconds = time.perf_counter() - begin
         area = sum(pair.mask.size for pair in batch)
         return [
@@ -72,40 +75,18 @@ class InpaintModelHandler(ModelHandler[Pair, Any, predict.Model]):
         ]
 
     def batch_elements_kwargs(self) -> dict[str, Any]:
-        size = self._batch_size or 1
-        return {"min_batch_size": size, "max_batch_size": size}
+        weight = max(_BATCH_WEIGHT, self._batch_size or 0)
+        return {"min_batch_size": weight, "max_batch_size": weight, "element_size_fn": _Weight(weight)}
 
     def get_metrics_namespace(self) -> str:
         return "pconv"
 
 
-class FillModelHandler(InpaintModelHandler):
-    """The same with `Filled` for results, for elements of any size: as many make a batch as memory is meant for.
-
-    It belongs to a command: its errors speak of options.
-    """
-
-    def load_model(self) -> predict.Model:
-        try:
-            return super().load_model()
-        except DeviceError as error:
-            raise UserError(f"--{error}") from None
-
-    def run_inference(
-        self, batch: Sequence[Pair], model: predict.Model, inference_args: dict[str, Any] | None = None
-    ) -> list[Filled | Exception]:
-        return self._fill(batch, model)
-
-    def batch_elements_kwargs(self) -> dict[str, Any]:
-        most = max(_WEIGHT, self._batch_size or 0)
-        return {"min_batch_size": most, "max_batch_size": most, "element_size_fn": _Weight(most)}
-
-
 class _Weight:
-    """What a keyed pair takes of a batch's weight; a picture too large for any batch is one alone."""
+    """Weight of a keyed pair in a batch; an image too large for any batch makes one alone."""
 
-    def __init__(self, most: int):
-        self._most = most
+    def __init__(self, max_weight: int):
+        self._max_weight = max_weight
 
     def __call__(self, element: tuple[Any, Pair]) -> int:
-        return min(self._most, -(-element[1].mask.size // _PIXELS))
+        return min(self._max_weight, -(-element[1].mask.size // _UNIT_PIXELS))

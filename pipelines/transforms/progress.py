@@ -1,51 +1,83 @@
-"""A rate on the terminal (or in the workers' logs) while a job runs."""
+"""Progress reporting: counts and rates on the terminal (or in the workers' logs) while a job runs."""
 
 from __future__ import annotations
 
 import sys
 import threading
 import time
+import uuid
+from collections.abc import Iterator
+from typing import Any
 
 import apache_beam as beam
 
+from trainer.command import duration
+
 
 class _Counter:
-    """Counts what one process has seen and prints a line at most every ``interval`` seconds."""
+    """Counts what one process has seen and prints a line at most every ``interval`` seconds, and at the end."""
 
-    def __init__(self, interval: float = 2.0):
-        self._lock = threading.Lock()
-        self._interval, self._count = interval, 0
+    def __init__(self, interval: float):
+        self._lock, self._interval = threading.Lock(), interval
+        self._seen = self._new = 0
         self._begin = self._printed = time.monotonic()
 
-    def add(self, label: str, total: int | None) -> None:
+    def add(self, label: str, total: int | None, is_new: bool) -> None:
         with self._lock:
-            self._count += 1
+            self._seen += 1
+            self._new += is_new
             now = time.monotonic()
-            if now - self._printed < self._interval and self._count != total:
+            if now - self._printed < self._interval and self._seen != total:
                 return
             self._printed = now
-            rate = self._count / max(now - self._begin, 1e-9)
+            rate = self._new / max(now - self._begin, 1e-3)
+            left = max(0, total - self._seen) if total else 0
             of = f" of {total}" if total else ""
-            print(f"  {self._count}{of} {label}, {rate:.1f}/s", file=sys.stderr, flush=True)
+            eta = f", {duration(left / rate)} left" if rate and left else ""
+            print(f"  {self._seen}{of} {label}, {rate:.1f}/s{eta}", file=sys.stderr, flush=True)
 
 
+# By job, for a process may run several, one after another. DoFns are copied; their copies count together.
 _counters: dict[str, _Counter] = {}
 
 
-class ReportProgress(beam.DoFn):
-    """Passes elements on and reports how many this process has seen, and how fast.
+class Progress:
+    """Prints how many elements this process has seen, how fast, and how much time is left.
 
     Args:
         label: what is counted, in the plural.
-        total: how many there will be in all, if known at launch.
+        total: how many there will be in all processes, if known at launch.
+        interval: seconds between two lines.
+    """
+
+    def __init__(self, label: str, total: int | None = None, interval: float = 2.0):
+        self._label, self._total, self._interval, self._key = label, total, interval, uuid.uuid4().hex
+
+    def start(self) -> None:
+        """Starts the clock of this process; for a DoFn's ``setup``."""
+        _counters.setdefault(self._key, _Counter(self._interval))
+
+    def add(self, is_new: bool = True) -> None:
+        """Counts one element; one that is not new (an earlier run finished it) says nothing of the rate."""
+        _counters[self._key].add(self._label, self._total, is_new)
+
+
+class ReportProgress(beam.DoFn):
+    """Passes elements on, counts them, and prints `Progress`.
+
+    Args:
+        label, total: as of `Progress`; the counter is called after ``label``.
     """
 
     def __init__(self, label: str, total: int | None = None):
         super().__init__()
-        self._label, self._total = label, total
+        self._progress = Progress(label, total)
         self._seen = beam.metrics.Metrics.counter("pconv", label.replace(" ", "_"))
 
-    def process(self, element):
+    def setup(self):
+        self._progress.start()
+
+    def process(self, element: Any) -> Iterator[Any]:
         self._seen.inc()
-        _counters.setdefault(self._label, _Counter()).add(self._label, self._total)
+        self._progress.add()
         yield element

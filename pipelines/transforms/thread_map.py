@@ -1,10 +1,10 @@
-"""Beam's FlatMap in threads of its own: what waits for storage or compresses goes on while the network computes."""
+"""Beam's FlatMap in threads: waiting for storage and compressing go on while the network computes."""
 
 from __future__ import annotations
 
 import collections
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import apache_beam as beam
@@ -15,16 +15,16 @@ def _one(element: Any) -> int:
     return 1
 
 
-class InBackground(beam.DoFn):
+class ThreadMap(beam.DoFn):
     """What ``function`` yields for each element, in the order of the elements, in the global window.
 
-    A bundle ends when all of its elements are done; an error of ``function`` is the bundle's, as with FlatMap.
+    A bundle ends when all of its elements are done; an error of ``function`` fails the bundle, as with FlatMap.
 
     Args:
-        function: takes an element and ``arguments``; in several threads at once.
-        threads: how many.
-        most: weight of the elements that may be waiting or under way together, which bounds memory. One that weighs
-            more is taken when all others are done, and waited for.
+        function: takes an element and ``arguments``; called from several threads at once.
+        threads: number of threads.
+        max_in_flight: total weight of the elements that may be waiting or running, which bounds memory. A heavier
+            element starts when all others are done, and the bundle waits for it.
         weigh: weight of an element, 1 by default.
     """
 
@@ -33,25 +33,26 @@ class InBackground(beam.DoFn):
         function: Callable[..., Iterable],
         *arguments: Any,
         threads: int = 2,
-        most: int = 8,
+        max_in_flight: int = 8,
         weigh: Callable[[Any], int] = _one,
     ):
         super().__init__()
         self._function, self._arguments, self._threads = function, arguments, threads
-        self._most, self._weigh = most, weigh
+        self._max_in_flight, self._weigh = max_in_flight, weigh
 
     def setup(self):
         self._pool = ThreadPoolExecutor(self._threads)
 
     def start_bundle(self):
-        self._under_way, self._weight = collections.deque(), 0
+        self._in_flight: collections.deque[tuple[Future[list], int]] = collections.deque()
+        self._weight = 0
 
     def process(self, element):
         weight = self._weigh(element)
-        yield from self._results(self._most - weight)
-        self._under_way.append((self._pool.submit(self._call, element), weight))
+        yield from self._results(self._max_in_flight - weight)
+        self._in_flight.append((self._pool.submit(self._call, element), weight))
         self._weight += weight
-        if weight > self._most:
+        if weight > self._max_in_flight:
             yield from self._results(0)
 
     def finish_bundle(self):
@@ -67,10 +68,10 @@ class InBackground(beam.DoFn):
     def _call(self, element: Any) -> list:
         return list(self._function(element, *self._arguments))
 
-    def _results(self, rest: int) -> Iterator:
-        """Of the eldest elements, until those under way weigh no more than ``rest``."""
-        while self._under_way and self._weight > rest:
-            future, weight = self._under_way.popleft()
+    def _results(self, max_weight: int) -> Iterator[Any]:
+        """Results of the oldest elements, until those in flight weigh at most ``max_weight``."""
+        while self._in_flight and self._weight > max_weight:
+            future, weight = self._in_flight.popleft()
             found = future.result()
             self._weight -= weight
             yield from found
