@@ -1,4 +1,4 @@
-"""Many masks on one picture, to look at: rows and columns of small copies with their names."""
+"""Contact sheets: one image with small copies of many masks in labeled rows and columns."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ import numpy as np
 GAP = 8  # pixels between copies
 HEADING = 22  # pixels of height for a line of text
 _FONT, _SIZE = cv2.FONT_HERSHEY_SIMPLEX, 0.45
-_PAPER, _INK = 216, 40  # so that both black holes and white valid pixels stand out
+_PAPER, _INK = 216, 40  # both black holes and white valid pixels stand out from them
 
 
 def contact_sheet(
     rows: Mapping[str, Sequence[np.ndarray | None]], columns: Sequence[str], cell: int = 128
 ) -> np.ndarray:
-    """A picture with one copy per cell, holes black.
+    """An image with one mask per cell, holes black.
 
     Args:
-        rows: name to masks, uint8 [height, width] of {0, 1}, one per column; None leaves its cell empty.
+        rows: masks, uint8 [height, width] of {0, 1}, by row name, one per column; None leaves its cell empty.
         columns: names of the columns.
-        cell: side of a cell in pixels; a copy keeps its proportions inside.
+        cell: side of a cell in pixels; masks keep their aspect ratio.
 
     Returns:
-        uint8 [rows * (cell + GAP) + HEADING + GAP, label + columns * (cell + GAP)], grey.
+        uint8 [rows * (cell + GAP) + HEADING + GAP, label + columns * (cell + GAP)], grayscale.
 
     Raises:
-        ValueError: a row has not one mask per column.
+        ValueError: a row does not have one mask per column.
     """
     texts = [cv2.getTextSize(name, _FONT, _SIZE, 1)[0][0] for name in rows]
     label = max(texts, default=0) + 2 * GAP

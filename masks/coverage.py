@@ -1,4 +1,4 @@
-"""How much of a mask is hole, and where: measuring it.
+"""Measurements of masks: hole pixels, hole ratio, ratio bucket, border contact.
 
 A mask is uint8 [height, width] of {0, 1}: 1 = valid, 0 = hole.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-# The paper's six intervals of its test set, each (low, high]: low is outside, high is inside.
+# The six intervals of the paper's test set, each (low, high]: low is excluded, high is included.
 RATIO_BUCKETS = ((0.01, 0.1), (0.1, 0.2), (0.2, 0.3), (0.3, 0.4), (0.4, 0.5), (0.5, 0.6))
 
 
@@ -35,11 +35,11 @@ def hole_ratio(mask: np.ndarray) -> float:
 
 
 def bucket_of(ratio: float) -> int:
-    """Number, 0 to 5, of the entry of ``RATIO_BUCKETS`` that holds ``ratio``; -1 when none does.
+    """Index, 0 to 5, of the interval in ``RATIO_BUCKETS`` that contains ``ratio``; -1 if none does.
 
-    The intervals are (low, high]: 0.1 is in bucket 0, the next larger number in bucket 1; 0.01 and everything below
-    it, everything above 0.6, and NaN are in none. The bounds are the float64 numbers written in ``RATIO_BUCKETS``, so
-    a ratio that has been through float32 may have moved across one.
+    The intervals are (low, high]: 0.1 is in bucket 0, the next larger number in bucket 1; 0.01 and less, more than 0.6,
+    and NaN are in none. The bounds are the float64 numbers written in ``RATIO_BUCKETS``, so a ratio that was stored as
+    float32 may have moved across one.
     """
     for bucket, (low, high) in enumerate(RATIO_BUCKETS):
         if low < ratio <= high:
@@ -48,15 +48,15 @@ def bucket_of(ratio: float) -> int:
 
 
 def border_margin(height: int, width: int) -> int:
-    """Pixels that count as near the border: 50 at 512 x 512, in proportion to the shorter side, 1 or more."""
+    """Width in pixels of the region near the border: 50 at 512 x 512, scaled with the shorter side, at least 1."""
     return max(1, (50 * min(height, width) + 256) // 512)
 
 
 def touches_border(mask: np.ndarray, margin: int) -> bool:
     """Whether any hole pixel is less than ``margin`` pixels away from the border.
 
-    Pixels of the outermost rows and columns are 0 pixels away. So margin=1 looks at these alone, and margin=0 at
-    nothing: the answer is False.
+    Pixels in the outermost rows and columns are 0 pixels away, so margin=1 tests only these, and margin=0 is always
+    False.
 
     Raises:
         ValueError: ``margin`` is negative, or ``mask`` is not a two-dimensional array of uint8 or bool.
@@ -72,15 +72,15 @@ def touches_border(mask: np.ndarray, margin: int) -> bool:
 
 
 def pixel_interval(low: float, high: float, pixels: int) -> tuple[int, int]:
-    """Fewest and most hole pixels n, of ``pixels``, with low < n / pixels <= high in float64; fewest > most: none."""
-    fewest, most = int(low * pixels), int(high * pixels)
-    # low * pixels may round to either side of a whole number; hole_ratio divides, so division decides.
-    while fewest / pixels > low:
-        fewest -= 1
-    while fewest / pixels <= low:
-        fewest += 1
-    while most / pixels <= high:
-        most += 1
-    while most / pixels > high:
-        most -= 1
-    return fewest, most
+    """Smallest and largest n with low < n / ``pixels`` <= high in float64; smallest > largest if there is no such n."""
+    smallest, largest = int(low * pixels), int(high * pixels)
+    # low * pixels may round to either side of an integer; hole_ratio divides, so division decides.
+    while smallest / pixels > low:
+        smallest -= 1
+    while smallest / pixels <= low:
+        smallest += 1
+    while largest / pixels <= high:
+        largest += 1
+    while largest / pixels > high:
+        largest -= 1
+    return smallest, largest

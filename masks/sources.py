@@ -1,33 +1,41 @@
-"""What some families start from instead of from nothing: the masks of others, frames of a film, a photograph.
+"""Sources: the pixels that some families start from, namely an existing mask, video frames or a photograph.
 
-This module knows no files and no buckets: who reads them decodes them, and gives the pixels in a `Source`.
+This module reads no files: callers decode them and pass the pixels in a `Source`.
 """
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
-# kind: number of arrays, and how many axes each has.
+
+class Layout(NamedTuple):
+    """Number of arrays that a source has, all uint8 and of one shape, and of axes that each of them has."""
+
+    arrays: int
+    axes: int
+
+
 KINDS = {
-    "mask": (1, 2),  # uint8 [height, width] of {0, 1}, 0 = hole
-    "still": (1, 3),  # uint8 [height, width, 3]: one photograph
-    "frames": (2, 3),  # uint8 [height, width, 3] twice, of one size: a frame and one soon after it, or a stereo pair
+    "mask": Layout(arrays=1, axes=2),  # [height, width] of {0, 1}, 0 = hole
+    "still": Layout(arrays=1, axes=3),  # [height, width, 3]: one photograph
+    "frames": Layout(arrays=2, axes=3),  # [height, width, 3] twice: a frame and one soon after it, or a stereo pair
 }
 
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """Pixels that a family starts from. Two sources are equal when kind and pixels are.
+    """Pixels that a family starts from. Two sources are equal if kind and pixels are.
 
     Attributes:
-        kind: a key of ``KINDS``, which says what ``pixels`` are.
-        pixels: one or two arrays; they are not to be written on.
+        kind: a key of ``KINDS``, which describes ``pixels``.
+        pixels: one or two arrays; do not write to them.
 
     Raises:
-        ValueError: an unknown kind, or pixels of another number, dtype or shape than the kind has.
+        ValueError: unknown kind, or pixels whose number, dtype or shape does not fit the kind.
     """
 
     kind: str
@@ -49,11 +57,11 @@ class Source:
         ]
         if len(fits) != number or not all(fits) or len(set(shapes)) != 1:
             raise ValueError(
-                f"pixels: expected {number} of uint8 with {axes} axes for kind {self.kind!r}. Received {shapes}."
+                f"pixels: expected {number} uint8 arrays of {axes} axes for kind {self.kind!r}. Received {shapes}."
             )
         digest = hashlib.blake2b(f"{self.kind} {shapes[0]}".encode(), digest_size=16)
         for array in self.pixels:
-            digest.update(np.ascontiguousarray(array))
+            digest.update(np.ascontiguousarray(array).data)
         object.__setattr__(self, "digest", digest.digest())
 
     def __eq__(self, other: object) -> bool:

@@ -86,12 +86,12 @@ BROKEN = {
 def test_bytes_that_are_no_image_are_refused(name):
     data = BROKEN[name]
     for decode in (codec.decode_mask, lambda data: codec.read_mask_image(data, hole="black")):
-        with pytest.raises(ValueError, match=f"data: expected a whole image file. Received {len(data)} bytes"):
+        with pytest.raises(ValueError, match=f"data: expected a complete image file. Received {len(data)} bytes"):
             decode(data)
 
 
-def test_decode_mask_refuses_greys():
-    with pytest.raises(ValueError, match="read_mask_image reads others. Received greys, such as 254"):
+def test_decode_mask_refuses_gray():
+    with pytest.raises(ValueError, match="read_mask_image reads other masks. Received gray values, such as 254"):
         codec.decode_mask(image_bytes(np.array([[0, 254], [255, 255]], np.uint8)))
 
 

@@ -89,5 +89,5 @@ def test_pixel_interval_against_counting():
     for pixels in (1, 7, 10, 100, 256, 961, 1000):
         for low, high in bounds:
             allowed = [n for n in range(pixels + 1) if low < n / pixels <= high]
-            fewest, most = coverage.pixel_interval(low, high, pixels)
-            assert list(range(fewest, most + 1)) == allowed, (low, high, pixels)
+            smallest, largest = coverage.pixel_interval(low, high, pixels)
+            assert list(range(smallest, largest + 1)) == allowed, (low, high, pixels)

@@ -29,7 +29,7 @@ def test_paint_until_cuts_the_last_mark_alone(area):
     cross = exactness.Mark(cv2.line, ((2, 0), (2, 4), 0, 1), area, (2, 4))
     marks = [row_mark(1, 0, 3, area, 0), row_mark(4, 4, 6, area, 4), cross, row_mark(3, 0, 6, area, 0)]
     mask = np.ones((5, 7), np.uint8)
-    exactness.paint_until(mask, marks, target=9, most=9)
+    exactness.paint_until(mask, marks, target=9, max_holes=9)
     assert same(mask, ".......", "####...", ".......", "..#....", "..#.###")
 
 

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
+from masks.canvas import Canvas
 from masks.coverage import RATIO_BUCKETS
 from masks.families import blobs
 from masks.sampling import BORDERS, MaskSpec, sample_mask
@@ -33,7 +34,9 @@ def random(key: int) -> np.random.Generator:
 
 def draw(index: int, height=128, width=128, hole_ratio=(0.2, 0.3), border="any") -> np.ndarray:
     spec = MaskSpec(generator="blobs", height=height, width=width, hole_ratio=hole_ratio, border=border)
-    return blobs.draw_blobs(random(index), spec)
+    mask = np.ones((spec.height, spec.width), np.uint8)
+    blobs.draw_blobs(random(index), spec.canvas(mask))
+    return mask
 
 
 @pytest.mark.parametrize(("fields", "index", "expected"), GOLDEN)
@@ -72,8 +75,8 @@ def test_numbers_stay_exact():
 @pytest.mark.parametrize("hole_ratio", [*RATIO_BUCKETS, (0.0, 1.0)])
 def test_the_level_is_the_first_that_meets_the_target(hole_ratio, border, monkeypatch):
     targets = []
-    original = MaskSpec.draw_target
-    monkeypatch.setattr(MaskSpec, "draw_target", lambda *args: (targets.append(original(*args)), targets[-1])[1])
+    original = Canvas.draw_target
+    monkeypatch.setattr(Canvas, "draw_target", lambda *args: (targets.append(original(*args)), targets[-1])[1])
     for index in range(20):
         holes = np.count_nonzero(draw(index, hole_ratio=hole_ratio, border=border) == 0)
         assert hole_ratio[0] < holes / 128**2 <= hole_ratio[1]

@@ -33,13 +33,15 @@ def random(key: int) -> np.random.Generator:
 
 def draw(index: int, side=256, hole_ratio=(0.2, 0.3), border="any") -> np.ndarray:
     spec = MaskSpec(generator="boxes", height=side, width=side, hole_ratio=hole_ratio, border=border)
-    return boxes.draw_boxes(random(index), spec)
+    mask = np.ones((spec.height, spec.width), np.uint8)
+    boxes.draw_boxes(random(index), spec.canvas(mask))
+    return mask
 
 
 def first_boxes(key: int, shape=(256, 256), ratio=0.25, border="any", count=8) -> list[tuple[np.ndarray, np.ndarray]]:
     """Centres and corners in pixels."""
     drawn = zip(boxes._boxes(random(key), shape, ratio, border), range(count), strict=False)
-    return [(centre / 16, corners / 16) for (centre, corners), _ in drawn]
+    return [(center / 16, corners / 16) for (center, corners), _ in drawn]
 
 
 @pytest.mark.parametrize(("fields", "index", "expected"), GOLDEN)
@@ -56,7 +58,7 @@ def test_corners_are_those_of_rectangles_of_all_shapes_and_turns():
             lengths = np.hypot(*edges.T)
             assert lengths == pytest.approx(np.roll(lengths, 2), abs=0.2)
             assert abs(edges[0] @ edges[1]) < 0.15 * (lengths[0] + lengths[1])  # 1/16 of a pixel off
-            assert np.abs(corners.sum(0)).max() < 0.3  # seen from the centre
+            assert np.abs(corners.sum(0)).max() < 0.3  # seen from the center
             shapes.append(lengths[:2])
             # Shares of the square root of 0.25 * 256^2, which is 128.
             assert lengths.min() > 0.1 * 128 - 0.2 and lengths.max() < 0.75 * 128 + 0.2
@@ -76,16 +78,16 @@ def test_corners_are_those_of_rectangles_of_all_shapes_and_turns():
 
 def test_painted_pixels_are_those_inside():
     for key in range(20):
-        for centre, corners in first_boxes(key, count=2):
+        for center, corners in first_boxes(key, count=2):
             mask = np.ones((256, 256), np.uint8)
-            boxes._paint(mask, np.rint(centre * 16), np.rint(corners * 16))
+            boxes._paint(mask, np.rint(center * 16), np.rint(corners * 16))
             rows, columns = np.mgrid[:256, :256]
             inside = np.full(mask.shape, np.inf)  # pixels from the nearest side, more than 0 inside
             for corner, following in zip(corners, np.roll(corners, -1, 0), strict=True):
                 edge = (following - corner) / np.hypot(*(following - corner))
-                x, y = centre + corner
+                x, y = center + corner
                 across = (columns - x) * edge[1] - (rows - y) * edge[0]
-                inside = np.minimum(inside, across if across[int(centre[1]), int(centre[0])] > 0 else -across)
+                inside = np.minimum(inside, across if across[int(center[1]), int(center[0])] > 0 else -across)
             assert not mask[inside > 1].any() and mask[inside < -1].all()
 
 
@@ -95,8 +97,8 @@ def test_inner_boxes_lie_inside_as_a_whole(shape, ratio):
     """At a low ratio, few of them lie at the sides."""
     at_sides = []
     for key in range(60):
-        for centre, corners in first_boxes(key, shape, ratio, "none"):
-            points = centre + corners
+        for center, corners in first_boxes(key, shape, ratio, "none"):
+            points = center + corners
             assert points.min() > -0.15 and (points.max(0) < np.array([shape[1], shape[0]]) - 1 + 0.15).all()
             at_sides.append(points.min() < 1 or (points.max(0) > np.array([shape[1], shape[0]]) - 2).any())
     assert np.mean(at_sides) < 0.25 if ratio < 0.1 else np.mean(at_sides) > 0.5

@@ -13,7 +13,9 @@ from masks.sampling import MaskSpec
 
 def draw(index: int, height=128, width=128, hole_ratio=(0.2, 0.3), border="any") -> np.ndarray:
     spec = MaskSpec(generator="shapes", height=height, width=width, hole_ratio=hole_ratio, border=border)
-    return shapes.draw_shapes(np.random.Generator(np.random.Philox(key=index)), spec)
+    mask = np.ones((spec.height, spec.width), np.uint8)
+    shapes.draw_shapes(np.random.Generator(np.random.Philox(key=index)), spec.canvas(mask))
+    return mask
 
 
 @pytest.mark.parametrize("border", ["any", "none", "touch"])

@@ -33,7 +33,9 @@ def random(key: int) -> np.random.Generator:
 
 def draw(index: int, height=128, width=128, hole_ratio=(0.2, 0.3), border="any") -> np.ndarray:
     spec = MaskSpec(generator="strokes", height=height, width=width, hole_ratio=hole_ratio, border=border)
-    return strokes.draw_strokes(random(index), spec)
+    mask = np.ones((spec.height, spec.width), np.uint8)
+    strokes.draw_strokes(random(index), spec.canvas(mask))
+    return mask
 
 
 @pytest.mark.parametrize(("fields", "index", "expected"), GOLDEN)
@@ -77,7 +79,7 @@ def test_a_stroke_hangs_together_and_a_mask_of_few_is_few_pieces():
         marks = strokes._marks(random(index), mask.shape, 0.3, "any")
         first = next(marks)
         first.draw(mask, *first.args)
-        for line in range(strokes.FEWEST_LINES):
+        for line in range(strokes.MIN_LINES):
             mark = next(marks)
             assert mask[mark.anchor[1], mark.anchor[0]] == 0  # where the line before ended
             mark.draw(mask, *mark.args)

@@ -31,6 +31,13 @@ def random(key: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=key))
 
 
+def draw(spec: MaskSpec, key: int) -> np.ndarray:
+    """What the family draws, before anything is settled."""
+    mask = np.ones((spec.height, spec.width), np.uint8)
+    walks.draw_walks(random(key), spec.canvas(mask))
+    return mask
+
+
 @pytest.mark.parametrize(("fields", "index", "expected"), GOLDEN)
 def test_golden_pixels(fields, index, expected):
     mask = sample_mask(MaskSpec(generator="walks", **fields), index)
@@ -42,7 +49,7 @@ def test_golden_pixels(fields, index, expected):
 def test_what_one_brush_has_covered_hangs_together_at_any_time(radius, border):
     """A later visit in place of the first one would tear it."""
     for key in range(10):
-        times = walks._times(random(key), (200, 300), 0.02, radius, border, few=1)
+        times = walks._times(random(key), (200, 300), 0.02, radius, border, max_brushes=1)
         for time in (1, 2, 10, 50, 120, 254):
             pieces, _ = cv2.connectedComponents((times <= time).astype(np.uint8))
             assert pieces == 2, (key, time)  # valid pixels, and one piece
@@ -82,7 +89,7 @@ def test_walks_wander_as_far_as_random_walks_do(monkeypatch):
     reflect = walks._reflect
     monkeypatch.setattr(walks, "_reflect", lambda place, last: (recorded.append(place.copy()), reflect(place, last)))
     for key in range(30):
-        walks._times(random(key), (400, 4000), 0.3, 3, "any", few=6)
+        walks._times(random(key), (400, 4000), 0.3, 3, "any", max_brushes=6)
     squares, expected = 0.0, 0.0
     for places in recorded:
         moved = places[500] - places[0]
@@ -126,10 +133,10 @@ def test_a_walk_is_walked_on_where_it_was_short(monkeypatch):
     for key in range(10):
         calls.clear()
         spec = MaskSpec(generator="walks", height=200, width=200, hole_ratio=(0.3, 0.32))
-        mask = walks.draw_walks(random(key), spec)
+        mask = draw(spec, key)
         continued += len(calls) > 1
         assert all(not mask[times < 255].any() for times in calls[:-1])
-        assert len(calls) == walks.PARTS or 0.3 < np.mean(mask == 0) <= 0.32
+        assert len(calls) == walks.MAX_PARTS or 0.3 < np.mean(mask == 0) <= 0.32
     assert continued >= 5
 
 
@@ -149,13 +156,13 @@ def test_work_is_bounded(monkeypatch):
     calls = []
     monkeypatch.setattr(walks, "_times", lambda rng, shape, *rest: calls.append(1) or np.full(shape, 255, np.uint8))
     spec = MaskSpec(generator="walks", height=64, width=64, hole_ratio=(0.999, 1.0))
-    assert walks.draw_walks(random(0), spec).all() and len(calls) == walks.PARTS
+    assert draw(spec, 0).all() and len(calls) == walks.MAX_PARTS
 
 
 def test_thin_brushes_and_thick_ones_in_proportion_to_the_side():
-    """Radius of the largest disc in masks of little hole, as a share of the side."""
+    """Radius of the largest disc in masks of little hole, as a fraction of the side."""
     for side in (128, 512):
         spec = MaskSpec(generator="walks", height=side, width=side, hole_ratio=(0.01, 0.02))
-        drawn = [walks.draw_walks(random(key), spec) for key in range(60)]
+        drawn = [draw(spec, key) for key in range(60)]
         thickness = [cv2.distanceTransform(1 - mask, cv2.DIST_L2, 5).max() / side for mask in drawn]
         assert min(thickness) < 0.02 and 0.02 < np.median(thickness) < 0.04

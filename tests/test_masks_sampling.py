@@ -15,7 +15,8 @@ import pytest
 import masks
 from masks import sampling
 from masks.coverage import RATIO_BUCKETS
-from masks.sampling import GENERATORS, MaskSpec, sample_mask
+from masks.families import FAMILIES, Family
+from masks.sampling import MaskSpec, sample_mask
 
 # A change here means that mask datasets made before can no longer be made again.
 GOLDEN = [
@@ -112,10 +113,14 @@ def test_order_and_earlier_masks_do_not_matter():
         mask[:] = 0  # a caller may write on its mask
 
 
-def test_every_field_of_the_spec_and_the_index_key_the_chance(monkeypatch):
+def draw_noise(rng, canvas):
+    canvas.region[:] = rng.integers(0, 2, canvas.region.shape, np.uint8)
+
+
+def test_every_field_of_the_spec_and_the_index_is_in_the_random_key(monkeypatch):
     """With a family that reads nothing but ``rng``, and masks that need no settling."""
     for name in ("noise", "more noise"):
-        monkeypatch.setitem(GENERATORS, name, lambda rng, spec: rng.integers(0, 2, (128, 128), np.uint8))
+        monkeypatch.setitem(FAMILIES, name, Family(draw_noise))
     noise = dict(generator="noise", hole_ratio=(0.4, 0.6))
     changes = [{}, dict(seed=1), dict(seed=-1), dict(seed=10), dict(border="touch"), dict(generator="more noise")]
     changes += [dict(hole_ratio=(0.4, 0.6001)), dict(hole_ratio=(0.3999, 0.6))]
@@ -188,7 +193,8 @@ def test_specs_that_cannot_be_are_refused(fields, message):
 
 def test_border_none_up_to_its_room_is_accepted():
     spec = make(hole_ratio=(0.634, 0.7), border="none")
-    assert (spec.fewest_holes, spec.most_holes) == (10388, 10404)  # 0.634 * 16384 = 10387.456
+    canvas = spec.canvas(np.ones((128, 128), np.uint8))
+    assert (canvas.min_holes, canvas.max_holes) == (10388, 10404)  # 0.634 * 16384 = 10387.456
     assert_meets(sample_mask(spec, 0), spec)
 
 
@@ -205,24 +211,22 @@ def test_wrong_indices_are_refused(index):
         sample_mask(make(), index)
 
 
-def frame(rng, spec):
+def draw_frame(rng, canvas):
     """Holes in the outermost pixels alone."""
-    mask = np.ones((spec.height, spec.width), np.uint8)
-    mask[[0, -1]] = mask[:, [0, -1]] = 0
-    return mask
+    canvas.region[[0, -1]] = canvas.region[:, [0, -1]] = 0
 
 
 FAMILIES_OFF_THE_MARK = {
-    "all valid": lambda rng, spec: np.ones((spec.height, spec.width), np.uint8),
-    "all hole": lambda rng, spec: np.zeros((spec.height, spec.width), np.uint8),
-    "noise": lambda rng, spec: rng.integers(0, 2, (spec.height, spec.width), np.uint8),
-    "frame": frame,
+    "all valid": lambda rng, canvas: None,
+    "all hole": lambda rng, canvas: canvas.region.fill(0),
+    "noise": draw_noise,
+    "frame": draw_frame,
 }
 
 
 @pytest.mark.parametrize("name", FAMILIES_OFF_THE_MARK)
 def test_a_family_that_misses_is_settled(name, monkeypatch):
-    monkeypatch.setitem(GENERATORS, name, FAMILIES_OFF_THE_MARK[name])
+    monkeypatch.setitem(FAMILIES, name, Family(FAMILIES_OFF_THE_MARK[name]))
     for border in sampling.BORDERS:
         for hole_ratio in (*RATIO_BUCKETS, (0.2, 0.20006), (0.0, 0.0001)):
             spec = make((97, 161), hole_ratio, generator=name, border=border)
@@ -233,16 +237,13 @@ def test_a_family_that_misses_is_settled(name, monkeypatch):
 
 
 def test_a_family_on_the_mark_is_left_alone(monkeypatch):
-    drawn = []
 
-    def block(rng, spec):
-        mask = np.ones((spec.height, spec.width), np.uint8)
-        mask[40:90, 40:90] = 0  # 2500 of 16384 pixels: 0.153
-        drawn.append(mask.copy())
-        return mask
+    def block(rng, canvas):
+        canvas.region[40:90, 40:90] = 0  # 2500 of 16384 pixels: 0.153
 
-    monkeypatch.setitem(GENERATORS, "block", block)
-    for border in ("any", "none"):
-        assert np.array_equal(sample_mask(make(generator="block", border=border), 0), drawn[-1])
+    monkeypatch.setitem(FAMILIES, "block", Family(block))
+    for border, first in (("any", 40), ("none", 13 + 40)):
+        mask = sample_mask(make(generator="block", border=border), 0)
+        assert not mask[first : first + 50, first : first + 50].any() and np.count_nonzero(mask == 0) == 2500
     touching = sample_mask(make(generator="block", border="touch"), 0)
     assert not touching[40:90, 78:].any() and np.count_nonzero(touching == 0) == 2500  # the right side was nearest

@@ -7,7 +7,7 @@ import pickle
 import numpy as np
 import pytest
 
-from masks import sampling
+from masks.families import FAMILIES, Family
 from masks.sampling import MaskSpec, family_of, sample_mask
 from masks.sources import Source
 
@@ -51,13 +51,12 @@ def test_other_pixels_are_refused(kind, pixels):
 def families(monkeypatch):
     """Three families that fill rows from the top; ``from_mask`` starts from a source."""
 
-    def rows(count):
-        return lambda rng, spec: np.repeat([[0], [1]], [count, spec.height - count], 0).repeat(spec.width, 1)
+    def copy_source(rng, canvas):
+        canvas.region[:] = canvas.source.pixels[0]
 
     for name, count in (("two", 2), ("three", 3)):
-        monkeypatch.setitem(sampling.GENERATORS, name, lambda rng, spec, c=count: rows(c)(rng, spec).astype(np.uint8))
-    monkeypatch.setitem(sampling.GENERATORS, "from_mask", lambda rng, spec: spec.source.pixels[0].copy())
-    monkeypatch.setitem(sampling.SOURCE_KINDS, "from_mask", ("mask",))
+        monkeypatch.setitem(FAMILIES, name, Family(lambda rng, canvas, count=count: canvas.region[:count].fill(0)))
+    monkeypatch.setitem(FAMILIES, "from_mask", Family(copy_source, source_kinds=("mask",)))
 
 
 def make(**fields) -> MaskSpec:

@@ -13,6 +13,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
+from masks.families import FAMILIES, Family
 from masks.sampling import MaskSpec, sample_mask
 from pipelines.build_masks import main, parser
 from pipelines.mask_dataset.plan import make_plan
@@ -177,9 +178,10 @@ def test_the_papers_test_set_is_twelve_thousand_masks_of_twelve_kinds():
 
 
 def test_a_mixture_says_which_family_each_mask_is_of(tmp_path, monkeypatch):
-    from masks.sampling import GENERATORS
+    def draw_noise(rng, canvas):
+        canvas.region[:] = rng.integers(0, 2, canvas.region.shape, np.uint8)
 
-    monkeypatch.setitem(GENERATORS, "noise", lambda rng, spec: rng.integers(0, 2, (spec.height, spec.width), np.uint8))
+    monkeypatch.setitem(FAMILIES, "noise", Family(draw_noise))
     options = ["--count", "60", "--size", "32", "--generator", "mixture", "--weights", "noise=1,shapes=2"]
     manifest = build(tmp_path, *options)
     weights = manifest["parameters"]["weights"]

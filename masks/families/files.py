@@ -1,29 +1,23 @@
-"""The ``files`` family: masks that are there already, augmented as in the paper, brought to the ratio asked for."""
+"""The ``files`` family: existing masks, augmented as in the paper and brought to the requested hole ratio."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
+from masks.canvas import Canvas
 from masks.families.augment import cover
 
-if TYPE_CHECKING:
-    from masks.sampling import MaskSpec
-
-# Augmentations drawn for each mask, of which the one nearest to the ratio stays.
+# Augmentations drawn for each copy; the one nearest to the hole ratio is kept.
 TRIES = 4
 
 
-def draw_files(rng: np.random.Generator, spec: MaskSpec) -> np.ndarray:
-    """One mask from the holes of ``spec.source``, see `masks.families.augment`.
+def draw_files(rng: np.random.Generator, canvas: Canvas) -> None:
+    """Draws the holes of ``canvas.source``, a mask, augmented as in `masks.families.augment`.
 
     Args:
-        rng: the only source of chance.
-        spec: size, interval of hole pixels, border rule, and a source of kind ``mask``.
-
-    Returns:
-        uint8 [height, width] of {0, 1}, 0 = hole.
+        rng: random generator; the only source of randomness.
+        canvas: what to draw on, with a source of kind ``mask``.
     """
-    (holes,) = spec.source.pixels
-    return cover(rng, holes, spec, TRIES)
+    assert canvas.source is not None  # sample_mask checks it
+    (holes,) = canvas.source.pixels
+    cover(rng, holes, canvas, TRIES)

@@ -7,7 +7,8 @@ import dataclasses
 from dataclasses import dataclass
 
 from masks.coverage import RATIO_BUCKETS
-from masks.sampling import MIXTURE, SOURCE_KINDS, MaskSpec
+from masks.families import FAMILIES
+from masks.sampling import MIXTURE, MaskSpec
 from pipelines.mask_dataset.sources import THRESHOLD, SourceFile, SourceOptions, list_sources
 from pipelines.transforms.rejects import Reject
 from trainer.errors import UserError
@@ -117,10 +118,10 @@ def find_files(options: argparse.Namespace, plan: Plan) -> tuple[list[SourceFile
     Raises:
         UserError: an option is missing, contradicts another, or matches no file.
     """
-    needed = {kind for family in plan.specs[0].families for kind in SOURCE_KINDS.get(family, ())}
+    needed = {kind for family in plan.specs[0].families for kind in FAMILIES[family].source_kinds}
     given = {"mask": options.mask_files, "frames": options.frames, "still": options.stills}
     for family in plan.specs[0].families:
-        kinds = SOURCE_KINDS.get(family, ())
+        kinds = FAMILIES[family].source_kinds
         if kinds and not any(given[kind] for kind in kinds):
             raise UserError(f"--generator {family}: expected {' or '.join(_FLAGS[kind] for kind in kinds)}.")
     for kind, address in given.items():

@@ -9,7 +9,8 @@ import apache_beam as beam
 
 from masks import coverage
 from masks.codec import encode_mask
-from masks.sampling import SOURCE_KINDS, MaskSpec, family_of, sample_mask
+from masks.families import FAMILIES
+from masks.sampling import MaskSpec, family_of, sample_mask
 from pipelines.mask_dataset.mask_summary import Cell, merge_tallies
 from pipelines.mask_dataset.sources import SourceFile, SourceOptions, decode_source, encode_source, read_sources
 from pipelines.transforms.dataset_writer import Record
@@ -97,7 +98,7 @@ def assign_sources(
     ordered = sorted(found)
     names = {}
     for family in specs[0].families:
-        if kinds := SOURCE_KINDS.get(family):
+        if kinds := FAMILIES[family].source_kinds:
             names[family] = [name for name in ordered if name.partition(":")[0] in kinds]
             if not names[family]:
                 why = "; ".join(f"{r.source}: {r.error}" for r in sorted(rejects, key=lambda r: r.source)[:3])

@@ -20,7 +20,8 @@ import numpy as np
 
 from masks.codec import encode_mask
 from masks.coverage import RATIO_BUCKETS
-from masks.sampling import GENERATORS, SOURCE_KINDS, MaskSpec, sample_mask
+from masks.families import FAMILIES
+from masks.sampling import MaskSpec, sample_mask
 from masks.sources import Source
 
 ROUNDS = int(os.environ.get("ROUNDS", "5"))
@@ -58,8 +59,8 @@ def make_sources(kinds):
 
 def make_tasks(family):
     """(spec, index) of the masks of one round."""
-    sources = make_sources(SOURCE_KINDS[family]) if family in SOURCE_KINDS else [None]
-    masks = 1 if family in SOURCE_KINDS else MASKS
+    kinds = FAMILIES[family].source_kinds
+    sources, masks = (make_sources(kinds), 1) if kinds else ([None], MASKS)
     fields = dict(generator=family, height=SIZE, width=SIZE)
     return [
         (MaskSpec(**fields, hole_ratio=interval, source=sources[(number * masks + index) % len(sources)]), index)
@@ -112,4 +113,4 @@ def format_rate(rate):
 
 
 if __name__ == "__main__":
-    main([name for name in sys.argv[1:] if name in GENERATORS] or list(GENERATORS))
+    main([name for name in sys.argv[1:] if name in FAMILIES] or list(FAMILIES))

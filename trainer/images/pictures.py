@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from masks.codec import mask_of_grey, read_mask_image
+from masks.codec import mask_of_gray, read_mask_image
 from trainer.errors import ImageError
 from trainer.images import rgb
 
@@ -164,7 +164,7 @@ def decode_mask(data: bytes, hole: str, max_pixels: int = rgb.MAX_PIXELS) -> np.
         image = _load(data)  # OpenCV would fill what is missing with grey
         is_plain = image.format == "PNG" and image.mode in ("1", "L") and "transparency" not in image.info
         if is_plain and _orientation(image) == 1:  # the same as below, without decoding twice
-            return mask_of_grey(np.asarray(image.convert("L")), hole)
+            return mask_of_gray(np.asarray(image.convert("L")), hole)
         return read_mask_image(data, hole)
     except Exception as error:
         raise ImageError(f"the pixels cannot be decoded: {error}") from None
