@@ -77,18 +77,11 @@ def _require_known(rest: Sequence[str], parser: ArgumentParser) -> None:
         raise UserError(f"unknown option {unknown[0]}.{hint} ({parser.prog} --help lists the options)")
 
 
-def _user_error(error: BaseException) -> UserError | None:
-    """The `UserError` that ``error`` is or has in its text, without the step's name that Beam appends."""
-    if isinstance(error, UserError):
-        return UserError(str(error).partition(" [while running")[0])
-    return user_error_in(error)
-
-
 def _is_worth_logging(record: logging.LogRecord) -> bool:
     """Whether a log record is neither noise nor the traceback of a `UserError`, of which one line is enough."""
     text = record.getMessage()
     raised = (RuntimeError(text), record.exc_info[1] if record.exc_info else None)
-    return not _NOISE.search(text) and not any(error and _user_error(error) for error in raised)
+    return not _NOISE.search(text) and not any(error and user_error_in(error) for error in raised)
 
 
 def run_pipeline(options: PipelineOptions, build: Callable[[beam.Pipeline], None]) -> None:
@@ -105,7 +98,7 @@ def run_pipeline(options: PipelineOptions, build: Callable[[beam.Pipeline], None
         build(pipeline)
         pipeline.run().wait_until_finish()
     except Exception as error:
-        if found := _user_error(error):
+        if found := user_error_in(error):
             raise found from None
         raise
 

@@ -21,7 +21,7 @@ from trainer.checkpoints import pointers
 from trainer.checkpoints.saver import Saver
 from trainer.config import TrainConfig
 from trainer.data import batches as data
-from trainer.errors import UserError, user_error_in
+from trainer.errors import user_error_in
 from trainer.inference.export_formats import export_model
 from trainer.metrics.intervals import interval_tag
 from trainer.model import unet, vgg
@@ -66,7 +66,7 @@ def train_loop_per_worker(job: dict[str, Any]) -> None:
         terms = train(config, *addresses, **where, report=report, held_out=job["held_out"], get_notice=notice)
     except Exception as error:
         # What the user has to put right would come again: whoever started the workers need not try it again.
-        if found := error if isinstance(error, UserError) else user_error_in(error):
+        if found := user_error_in(error):
             report({"event": "error", "worker": where["worker"], "message": str(found)})
         raise
     ray.train.report(terms)

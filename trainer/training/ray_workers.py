@@ -139,8 +139,7 @@ def _follow(events, fit: _Fit, workers: int) -> None:
     if messages:
         raise UserError(_join(messages))
     if fit.error is not None:
-        wrapped = [fit.error, *getattr(fit.error, "worker_failures", {}).values()]
-        raise next(filter(None, map(user_error_in, wrapped)), fit.error) from None
+        raise user_error_in(fit.error) or fit.error from None
 
 
 def _join(messages: dict[int, str]) -> str:
