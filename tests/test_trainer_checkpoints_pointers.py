@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from trainer import checkpoints, presets, storage
-from trainer.checkpoints import folders, pointers
+from trainer.checkpoints import files, pointers
 from trainer.checkpoints.files import is_whole, write_checkpoint
 from trainer.checkpoints.pointers import Score
 from trainer.errors import UserError
@@ -43,7 +43,7 @@ def score(value, metric="psnr", higher=True):
 
 
 def steps_in(run):
-    return [step for step, _ in reversed(folders.newest_first(run))]
+    return [step for step, _ in reversed(files.newest_first(run))]
 
 
 def name_of(pin):
@@ -145,10 +145,10 @@ def test_only_the_last_to_claim_moves_pointers(run):
         lambda: move(run, late, 300, first),
         lambda: pointers.move_best(run, late, 300, score(9.0), first),
         lambda: write(run, 400, first),
-        lambda: folders.prune(run, 1, first),
-        lambda: folders.sweep(run, first),
+        lambda: files.prune(run, 1, first),
+        lambda: files.sweep(run, first),
     ):
-        with pytest.raises(UserError, match=f"{run} is written by another process, which started later"):
+        with pytest.raises(UserError, match=f"{run} is being written by another process, which started later"):
             use()
     assert checkpoints.find_latest(run) == old == checkpoints.find(run, "best")
     pin = write(run, 200, second)
@@ -177,7 +177,7 @@ def test_the_newest_and_the_best_are_kept(run, keep):
     save(run, 3000, 1, 24.0)
     assert steps_in(run) == [3000]
     # Nothing is left of the others, folders and drafts neither.
-    assert storage.folders(run + "/checkpoints") == [name for _, name in folders.newest_first(run)]
+    assert storage.folders(run + "/checkpoints") == [name for _, name in files.newest_first(run)]
 
 
 def test_deleting_spares_what_is_newer_than_the_pointer_and_what_is_unfinished(run):
@@ -187,7 +187,7 @@ def test_deleting_spares_what_is_newer_than_the_pointer_and_what_is_unfinished(r
     waiting = [write(run, 200), write(run, 300)]
     storage.create(run + "/checkpoints/step-00000050-00000000/model.npz", b"half")
     storage.create(run + "/checkpoints/notes/manifest.json", b"somebody's")
-    names = folders.prune(run, 1)
+    names = files.prune(run, 1)
     assert [name[:13] for name in names] == ["step-00000100"]
     assert all(is_whole(pin) for pin in waiting) and is_whole(checkpoints.find_latest(run))
     assert storage.exists(run + "/checkpoints/step-00000050-00000000/model.npz")
@@ -198,7 +198,7 @@ def test_what_is_newer_than_the_pointer_takes_no_place_of_those_kept(run):
     for step in (100, 150, 200):
         save(run, step)
     write(run, 300)
-    folders.prune(run, 2)
+    files.prune(run, 2)
     assert steps_in(run) == [150, 200, 300]
 
 
@@ -228,7 +228,7 @@ def test_a_new_writer_sweeps_what_is_unfinished_and_nothing_else(run):
         os.makedirs(run + "/checkpoints/step-00000400-00000000")
         with open(run + "/checkpoints/step-00000400-00000000/.model.npz.0123abcd", "wb") as draft:
             draft.write(b"half")
-    swept = folders.sweep(run, pointers.claim(run))
+    swept = files.sweep(run, pointers.claim(run))
     steps = (1, 300) if storage.is_bucket(run) else (1, 300, 400)
     assert swept == [f"step-{step:08d}-00000000" for step in steps]
     assert storage.folders(run + "/checkpoints") == ["notes", name_of(kept), name_of(named)]
@@ -247,7 +247,7 @@ def test_a_writer_that_starts_while_another_sweeps_loses_nothing(run, monkeypatc
     with monkeypatch.context() as patch:
         patch.setattr(storage, "find", find_then_lose)
         with pytest.raises(UserError, match="another process"):
-            folders.sweep(run, first)
+            files.sweep(run, first)
     assert storage.exists(run + "/checkpoints/step-00000100-00000000/model.npz")
 
 
@@ -257,7 +257,7 @@ def test_a_writer_whose_files_were_swept_does_not_finish_its_checkpoint(run, mon
     def create_slowly(address, data):
         create(address, data)
         if address.endswith("model.npz"):
-            folders.sweep(run, pointers.claim(run))
+            files.sweep(run, pointers.claim(run))
 
     with monkeypatch.context() as patch:
         patch.setattr(storage, "create", create_slowly)

@@ -13,7 +13,7 @@ import requests
 from google.api_core import exceptions
 
 from trainer import checkpoints, presets, storage
-from trainer.checkpoints import folders
+from trainer.checkpoints import files
 from trainer.checkpoints.files import is_whole
 from trainer.checkpoints.pointers import Score
 from trainer.checkpoints.saver import Saver
@@ -65,7 +65,7 @@ def test_checkpoints_and_pointers_are_those_of_the_last_steps(run, background):
     assert [x.step for x in saved] == [1, 2, 3, 4] and [x.best for x in saved] == [True, False, False, False]
     assert all(x.latest for x in saved) and all(0 < x.seconds < 60 for x in saved)
     assert [x.deleted for x in saved] == [(), (), (), (saved[1].pin.address.rpartition("/")[2],)]
-    assert [step for step, _ in folders.newest_first(run)] == [4, 3, 1]
+    assert [step for step, _ in files.newest_first(run)] == [4, 3, 1]
     assert checkpoints.find(run, "best") == saved[0].pin and checkpoints.find_latest(run) == saved[3].pin
     checkpoint = checkpoints.load_newest(run).checkpoint
     assert checkpoint.state == {"step": 4, "random": [4]} and checkpoint.config == config
@@ -157,7 +157,7 @@ def test_refusals_are_outlasted_even_if_the_work_was_done(run, monkeypatch, func
     saved = saver.finished()[-1]
     assert saved.latest and saved.best and is_whole(saved.pin)
     assert checkpoints.find_latest(run) == checkpoints.find(run, "best") == saved.pin
-    assert [step for step, _ in folders.newest_first(run)] == [3, 2]
+    assert [step for step, _ in files.newest_first(run)] == [3, 2]
 
 
 def test_a_file_of_somebody_else_is_no_lost_answer(tmp_path):
@@ -231,7 +231,7 @@ def test_a_new_saver_takes_over_and_sweeps(run, monkeypatch):
     assert [name[:13] for name in new.swept] == ["step-00000009"]
     go.set()
     new.save(make(2), {"step": 2}, psnr(1.0))
-    with pytest.raises(UserError, match=f"{run} is written by another process, which started later"):
+    with pytest.raises(UserError, match=f"{run} is being written by another process, which started later"):
         old.close()
     new.close()
     assert checkpoints.find_latest(run) == checkpoints.find(run, "best") == new.finished()[-1].pin

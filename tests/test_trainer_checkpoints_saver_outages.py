@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from trainer import checkpoints, presets, storage
-from trainer.checkpoints import folders, pointers
+from trainer.checkpoints import files, pointers
 from trainer.checkpoints.files import is_whole
 from trainer.checkpoints.saver import Saver
 
@@ -126,7 +126,7 @@ def test_training_outlasts_a_store_that_refuses(proxied, soak):
     assert [x.step for x in saver.finished()] == [1, 2, 3]
     found = checkpoints.load_newest(run)
     assert found.checkpoint.state == {"step": 3} and found.skipped == []
-    assert [step for step, _ in folders.newest_first(run)] == [3, 2]
+    assert [step for step, _ in files.newest_first(run)] == [3, 2]
     assert is_whole(checkpoints.find(run, 2))
 
 

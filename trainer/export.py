@@ -73,12 +73,17 @@ def main(argv: Sequence[str]) -> int:
         from trainer.inference.predict import find_model
     run = storage.normalize(arguments.run)
     pin = find_model(run)
-    checkpoint = checkpoints.load_checkpoint(pin.checkpoint, ("model",))
+    checkpoint = checkpoints.load_for_inference(pin.checkpoint)
     own = export_formats.export_folder(run, checkpoint)
     card = read_card(own, pin.checkpoint.crc32c, own=True)
     folder = storage.normalize(arguments.output) if arguments.output else own
-    if folder != own:
-        read_card(folder, pin.checkpoint.crc32c, own=False)
+    there = card if folder == own else read_card(folder, pin.checkpoint.crc32c, own=False)
+    kind = checkpoints.inference_weights(checkpoint).kind
+    if there and there.get("weights", "raw") != kind:
+        # Cards without the field are of versions that exported raw weights where there was a moving average.
+        raise UserError(
+            f"{folder} holds an export that may be of other weights; --output puts this one into another folder"
+        )
     storage.require_writable(folder)
     metrics = card["metrics"] if card else {}
     export_formats.export_model(run, pin.config, checkpoint, metrics, arguments.format, folder)

@@ -77,12 +77,12 @@ def write_run(imported: Imported, run: str) -> int:
     optimizer = keras.optimizers.Adam(config.initial.learning_rate, name="adam")  # paths begin with it
     optimizer.build(model.trainable_variables)
     variables = {
-        "model": checkpoints.read_variables(model.variables),
-        "optimizer": checkpoints.read_variables(optimizer.variables),
+        checkpoints.MODEL: checkpoints.read_variables(model.variables),
+        checkpoints.OPTIMIZER: checkpoints.read_variables(optimizer.variables),
     }
     state = {"step": 0, "phase": config.phase_at(0), "examples": 0}
     pin = checkpoints.save_checkpoint(run, variables, state, config.checkpoint.keep, config=config)
-    export_formats.export_model(run, config, checkpoints.load_checkpoint(pin, ("model",)), {})
+    export_formats.export_model(run, config, checkpoints.load_for_inference(pin), {})
     runs.settle_config(run, config)
     return model.count_params()
 

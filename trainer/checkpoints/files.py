@@ -1,29 +1,57 @@
-"""What a checkpoint is made of: files that are written once, the manifest last, and verified when read.
+"""The files of a checkpoint: written once, the manifest last, verified when read.
 
-Arrays are stored without pickle: reading one runs no code.
+    RUN/checkpoints/step-00000100-5f2c91d0/model.npz       every variable of the network, by path
+                                           optimizer.npz   every variable of the optimizer
+                                           ema.npz         moving averages of the network's variables, with ema_decay
+                                           state.json      see `State`
+                                           config.json     the config it was trained with
+                                           manifest.json   name, size and crc32c of each; written last
+    RUN/checkpoints/latest.json, best.json                 see `pointers`
+
+A folder's name ends in random digits, so a step that is computed again after a failure never meets what an earlier
+attempt left. Arrays are stored without pickle: reading one runs no code.
 """
 
 from __future__ import annotations
 
 import io
 import json
-import zipfile
-from collections.abc import Iterator, Mapping
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypedDict
 
 import numpy as np
 
-from trainer import presets, storage
-from trainer.checkpoints import folders, pointers
-from trainer.checkpoints.folders import MANIFEST
+from trainer import presets, storage, weight_files
+from trainer.checkpoints import pointers
 from trainer.checkpoints.pointers import Pin
 from trainer.config import TrainConfig
 from trainer.errors import UserError
 from trainer.storage import retry
 
-PARTS = ("model", "optimizer")
-OPTIONAL_PARTS = ("ema",)
+Arrays = Mapping[str, np.ndarray]
+
+MODEL, OPTIMIZER, EMA = "model", "optimizer", "ema"
+# The parts of a checkpoint and whether every checkpoint has them; each is a file PART.npz of arrays by variable path.
+PARTS = {MODEL: True, OPTIMIZER: True, EMA: False}
+_REQUIRED = tuple(part for part, required in PARTS.items() if required)
+_OPTIONAL = tuple(part for part, required in PARTS.items() if not required)
+MANIFEST = "manifest.json"
 _STATE, _CONFIG = "state.json", "config.json"
+_NAME = re.compile(r"step-(\d{8,})-[0-9a-f]{8}")
+
+
+class State(TypedDict, total=False):
+    """The values of state.json; only ``step`` is always there."""
+
+    step: int  # optimizer steps done
+    phase: str  # of config.PHASES
+    examples: int  # seen by all workers
+    loss_scale: dict  # of mixed_float16, see `step.LossScale`
+    skipped: int  # steps with a loss that was not finite
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,13 +60,14 @@ class Checkpoint:
 
     Attributes:
         pin: where it came from.
-        state: ``step`` (optimizer steps done), ``phase``, ``examples`` (seen by all workers) and what else was saved.
-        variables: for each of the parts that were asked for, the arrays by variable path.
+        parts: all that the checkpoint has.
+        variables: the arrays by variable path of each part that was asked for.
         config: what it was trained with; None if it was saved without.
     """
 
     pin: Pin
-    state: dict
+    state: State
+    parts: tuple[str, ...]
     variables: dict[str, dict[str, np.ndarray]]
     config: TrainConfig | None = None
 
@@ -46,14 +75,14 @@ class Checkpoint:
 # Writing
 
 
-def _pack(arrays: Mapping[str, np.ndarray]) -> bytes:
+def _pack(arrays: Arrays) -> bytes:
     packed = io.BytesIO()
-    np.savez(packed, **arrays)
+    np.savez(packed, **arrays)  # type: ignore[arg-type]  # a path is never "allow_pickle"
     return packed.getvalue()
 
 
-def _files(variables: Mapping[str, Mapping[str, np.ndarray]], state: dict, config) -> Iterator[tuple[str, bytes]]:
-    for part in (*PARTS, *OPTIONAL_PARTS):
+def _files(variables: Mapping[str, Arrays], state: State, config: TrainConfig | None) -> Iterator[tuple[str, bytes]]:
+    for part in PARTS:
         if part in variables:
             yield f"{part}.npz", _pack(variables[part])  # one at a time: memory holds one packed part
     yield _STATE, json.dumps(state, sort_keys=True).encode()
@@ -61,11 +90,11 @@ def _files(variables: Mapping[str, Mapping[str, np.ndarray]], state: dict, confi
         yield _CONFIG, presets.to_json(config)
 
 
-def require_storable(variables: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+def require_storable(variables: Mapping[str, Arrays]) -> None:
     """Raises `ValueError` unless ``variables`` are what `write_checkpoint` takes."""
-    missing, unknown = set(PARTS) - variables.keys(), variables.keys() - {*PARTS, *OPTIONAL_PARTS}
+    missing, unknown = set(_REQUIRED) - variables.keys(), variables.keys() - PARTS.keys()
     if missing or unknown:
-        raise ValueError(f"variables: expected parts {PARTS} and maybe {OPTIONAL_PARTS}. Received {list(variables)}.")
+        raise ValueError(f"variables: expected parts {_REQUIRED} and maybe {_OPTIONAL}. Received {list(variables)}.")
     for arrays in variables.values():
         for name, array in arrays.items():
             if array.dtype.kind not in "biufc":  # NumPy would pickle objects, and read back bfloat16 as raw bytes
@@ -74,8 +103,8 @@ def require_storable(variables: Mapping[str, Mapping[str, np.ndarray]]) -> None:
 
 def write_checkpoint(
     run: str,
-    variables: Mapping[str, Mapping[str, np.ndarray]],
-    state: dict,
+    variables: Mapping[str, Arrays],
+    state: State,
     *,
     config: TrainConfig | None = None,
     writer: str | None = None,
@@ -84,13 +113,17 @@ def write_checkpoint(
     """Writes a checkpoint that no pointer names yet.
 
     Args:
-        variables: arrays by variable path, for each of `PARTS` and maybe of `OPTIONAL_PARTS`.
-        state: as in `Checkpoint`; JSON.
+        variables: arrays by variable path, for each of `PARTS` that is required and maybe for others.
+        state: JSON.
         writer: from `pointers.claim`.
-        patience_s: how long each write is tried again while the store refuses, in seconds.
+        patience_s: how long each write is retried while the store refuses, in seconds.
+
+    Raises:
+        ValueError: a part is missing or unknown, or an array is not of numbers.
+        UserError: another writer has claimed the run.
     """
     require_storable(variables)
-    address = storage.join(pointers.folder(run), folders.new_name(state["step"]))
+    address = storage.join(pointers.folder(run), f"step-{state['step']:08d}-{os.urandom(4).hex()}")
     listed = []
     for file, data in _files(variables, state, config):
         retry.create(storage.join(address, file), data, patience_s)
@@ -122,7 +155,7 @@ def _read_manifest(pin: Pin) -> dict[str, str]:
 
 
 def is_whole(pin: Pin) -> bool:
-    """Whether all files of a checkpoint are there with their checksums; a bucket says so without sending them."""
+    """Whether all files of a checkpoint are there with their checksums; a bucket answers without sending them."""
     try:
         files = _read_manifest(pin)
         return all(storage.checksum(storage.join(pin.address, name)) == crc for name, crc in files.items())
@@ -132,10 +165,9 @@ def is_whole(pin: Pin) -> bool:
 
 def _unpack(data: bytes, address: str) -> dict[str, np.ndarray]:
     try:
-        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
-    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise storage.Corrupt(f"{address} is corrupt: {error}") from None
+        return weight_files.read_npz(data, f"{address} is corrupt")
+    except UserError as error:
+        raise storage.Corrupt(str(error)) from None
 
 
 def _parse_config(data: bytes, address: str) -> TrainConfig:
@@ -145,25 +177,120 @@ def _parse_config(data: bytes, address: str) -> TrainConfig:
         raise UserError(f"{address} is not a config: {error}") from None
 
 
-def load_checkpoint(pin: Pin, parts: tuple[str, ...] | None = None) -> Checkpoint:
+def load_checkpoint(pin: Pin, parts: Sequence[str] | None = None) -> Checkpoint:
     """Reads ``parts`` of a checkpoint; all it has by default.
 
     Raises:
         UserError: a file is missing or corrupt; the message names it. Or the checkpoint has no such part.
     """
-    checksums = _read_manifest(pin)
+    return _load(pin, _read_manifest(pin), parts)
 
+
+def load_first(pin: Pin, parts: Sequence[str]) -> Checkpoint:
+    """Reads the first of ``parts`` that a checkpoint has, and no other; raises as `load_checkpoint`."""
+    checksums = _read_manifest(pin)
+    present = [part for part in parts if f"{part}.npz" in checksums]
+    return _load(pin, checksums, present[:1] or parts[-1:])
+
+
+def _load(pin: Pin, checksums: dict[str, str], parts: Sequence[str] | None) -> Checkpoint:
     def load(name: str) -> tuple[bytes, str]:
         address = storage.join(pin.address, name)
         if name not in checksums:
             raise UserError(f"{pin.address} has no {name}")
         return storage.read(address, checksums[name]), address
 
+    present = tuple(part for part in PARTS if f"{part}.npz" in checksums)
     if parts is None:
-        parts = tuple(part for part in (*PARTS, *OPTIONAL_PARTS) if part in PARTS or f"{part}.npz" in checksums)
+        parts = tuple(part for part in PARTS if part in _REQUIRED or part in present)
     return Checkpoint(
         pin=pin,
         state=json.loads(load(_STATE)[0]),
+        parts=present,
         variables={part: _unpack(*load(f"{part}.npz")) for part in parts},
         config=_parse_config(*load(_CONFIG)) if _CONFIG in checksums else None,
     )
+
+
+# Folders
+
+
+def _step_of(name: str) -> int:
+    found = _NAME.fullmatch(name)
+    assert found, name
+    return int(found[1])
+
+
+def _list(run: str) -> dict[str, set[str]]:
+    """Addresses of the files in each of the folders."""
+    folder = pointers.folder(run)
+    # Emptied folders, and those whose files are all drafts, show up here alone.
+    files: dict[str, set[str]] = {name: set() for name in storage.folders(folder)}
+    for address in storage.find(folder):
+        files.setdefault(storage.relative(address, folder).partition("/")[0], set()).add(address)
+    return {name: found for name, found in files.items() if _NAME.fullmatch(name)}
+
+
+def _is_complete(run: str, name: str, files: set[str]) -> bool:
+    return storage.join(pointers.folder(run), name, MANIFEST) in files
+
+
+def newest_first(run: str) -> list[tuple[int, str]]:
+    """Step and name of every folder that has its manifest."""
+    complete = [name for name, files in _list(run).items() if _is_complete(run, name, files)]
+    return sorted(((_step_of(name), name) for name in complete), reverse=True)
+
+
+def _remove(run: str, name: str, files: set[str]) -> None:
+    # The manifest goes first: what is left of a half-deleted folder is not a checkpoint.
+    for address in sorted(files, key=lambda a: (not a.endswith("/" + MANIFEST), a)):
+        storage.delete(address)
+    folder = storage.join(pointers.folder(run), name)
+    if not storage.is_bucket(folder):
+        shutil.rmtree(folder, ignore_errors=True)  # drafts of a killed writer, and the folder itself
+
+
+def prune(run: str, keep: int, writer: str | None = None) -> list[str]:
+    """Deletes all checkpoints but the newest ``keep`` and those that pointers name; returns the deleted names.
+
+    Folders without a manifest stay: their writer may still be at work (see `sweep`).
+
+    Raises:
+        UserError: another writer has claimed the run.
+    """
+    listed = _list(run)  # before the pointers: what is not listed yet is not deleted
+    latest, best = (pointers.read(run, which) for which in (pointers.LATEST, pointers.BEST))
+    pointers.require_turn(run, writer)
+    if latest is None or latest.step is None:
+        return []
+    # What is newer than the pointer may be just about to be named by it.
+    older = [
+        name
+        for name, files in listed.items()
+        if name != latest.checkpoint and _is_complete(run, name, files) and _step_of(name) <= latest.step
+    ]
+    older.sort(key=lambda name: (_step_of(name), name), reverse=True)
+    doomed = [name for name in older[keep - 1 :] if best is None or name != best.checkpoint]
+    doomed = [name for name in doomed if _step_of(name) < latest.step]
+    for name in doomed:
+        _remove(run, name, listed[name])
+    return doomed
+
+
+def sweep(run: str, writer: str) -> list[str]:
+    """Deletes the unfinished folders of writers before ``writer``; returns their names.
+
+    Call it after `pointers.claim` and before the first checkpoint. One of those writers may still be
+    uploading: it can no longer move a pointer, so no pointer will ever name what is deleted here.
+
+    Raises:
+        UserError: another writer has claimed the run.
+    """
+    listed = _list(run)
+    # Only if the turn is still ours now were none of the listed folders begun by a writer after us.
+    pointers.require_turn(run, writer)
+    named = {pointer.checkpoint for which in (pointers.LATEST, pointers.BEST) if (pointer := pointers.read(run, which))}
+    left = [name for name, files in listed.items() if name not in named and not _is_complete(run, name, files)]
+    for name in left:
+        _remove(run, name, listed[name])
+    return left

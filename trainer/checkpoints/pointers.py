@@ -1,11 +1,11 @@
-"""Which checkpoint of a run is the newest and which the best: two small files, moved by compare-and-swap.
+"""Pointers to the newest and the best checkpoint of a run: two small files, moved by compare-and-swap.
 
     RUN/checkpoints/latest.json   checkpoint, step, crc32c (of its manifest), writer
                     best.json     the same, metric and value
 
-Nobody knows whether a writer that went silent is dead or slow, so writers take turns: who starts
-writes its name into the pointers (`claim`), and from then on nobody else can move them. The
-checkpoint is null between the first claim and the first checkpoint.
+Nobody can tell whether a silent writer is dead or slow, so writers take turns: a writer that starts puts its
+name into the pointers (`claim`), and from then on no other writer can move them. The checkpoint is null
+between the first claim and the first checkpoint.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from trainer import storage
 from trainer.errors import UserError
 
 LATEST, BEST = "latest", "best"
-_ATTEMPTS = 100  # each lost one means that another writer's succeeded
+_ATTEMPTS = 100  # each failed one means that another writer's succeeded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ class Score:
 
 @dataclass(frozen=True, kw_only=True)
 class Pointer:
-    """What a pointer says. All but ``writer`` are None before the first checkpoint; ``writer`` if none has claimed."""
+    """Contents of a pointer. All but ``writer`` are None before the first checkpoint, ``writer`` before a claim."""
 
     checkpoint: str | None = None
     step: int | None = None
@@ -59,13 +59,13 @@ class Pointer:
     value: float | None = None
 
     def pin(self, run: str) -> Pin | None:
-        if self.checkpoint is None:
+        if self.checkpoint is None or self.crc32c is None:
             return None
         return Pin(address=storage.join(folder(run), self.checkpoint), crc32c=self.crc32c)
 
 
 def folder(run: str) -> str:
-    """Where a run keeps its checkpoints and pointers."""
+    """Address of the folder with a run's checkpoints and pointers."""
     return storage.join(run, "checkpoints")
 
 
@@ -86,13 +86,13 @@ def _parse(data: bytes, address: str) -> Pointer:
 
 
 def read(run: str, which: str) -> Pointer | None:
-    """The pointer, None if there is none yet. Raises `Corrupt` if it is broken."""
+    """The pointer; None if it was not written yet. Raises `Corrupt` if it is damaged."""
     data, _ = storage.read_versioned(address_of(run, which))
     return None if data is None else _parse(data, address_of(run, which))
 
 
 def _read_for_writing(run: str, which: str) -> tuple[Pointer, bytes | None, object]:
-    """A pointer, its bytes and their generation. A broken one says nothing, and what replaces it heals it."""
+    """A pointer, its bytes and their generation; a damaged one counts as empty, so that writing repairs it."""
     data, generation = storage.read_versioned(address_of(run, which))
     try:
         return Pointer() if data is None else _parse(data, ""), data, generation
@@ -101,7 +101,7 @@ def _read_for_writing(run: str, which: str) -> tuple[Pointer, bytes | None, obje
 
 
 def _swap(run: str, which: str, change: Callable[[Pointer], Pointer | None]) -> bool:
-    """Replaces a pointer by ``change`` of what it is, again if another writer was faster; False if that is None."""
+    """Replaces a pointer by ``change(pointer)``, retried if another writer was faster; False if that is None."""
     for _ in range(_ATTEMPTS):
         now, data, generation = _read_for_writing(run, which)
         target = change(now)
@@ -111,7 +111,7 @@ def _swap(run: str, which: str, change: Callable[[Pointer], Pointer | None]) -> 
         if which == LATEST:
             del fields["metric"], fields["value"]
         packed = json.dumps(fields, sort_keys=True).encode()
-        if packed == data:  # there already: the answer to an earlier attempt was lost
+        if packed == data:  # already there: the answer to an earlier attempt was lost
             return True
         try:
             storage.replace(address_of(run, which), packed, generation)
@@ -122,7 +122,7 @@ def _swap(run: str, which: str, change: Callable[[Pointer], Pointer | None]) -> 
 
 
 def claim(run: str) -> str:
-    """Makes the caller the run's only writer; returns the name to give to the functions below."""
+    """Makes the caller the run's only writer; returns the writer's name for the functions below."""
     writer = os.urandom(8).hex()
     _swap(run, LATEST, lambda now: dataclasses.replace(now, writer=writer))
     if storage.exists(address_of(run, BEST)):
@@ -132,21 +132,21 @@ def claim(run: str) -> str:
 
 def _require_turn(run: str, now: Pointer, writer: str | None) -> None:
     if writer is not None and now.writer not in (None, writer):
-        raise UserError(f"{run} is written by another process, which started later than this one")
+        raise UserError(f"{run} is being written by another process, which started later than this one")
 
 
 def require_turn(run: str, writer: str | None) -> None:
-    """Raises `UserError` if another writer has claimed the run since ``writer`` did; None takes no turns."""
+    """Raises `UserError` if another writer has claimed the run since ``writer`` did; None never fails."""
     _require_turn(run, _read_for_writing(run, LATEST)[0], writer)
 
 
 def move_latest(run: str, pin: Pin, step: int, writer: str | None, is_whole: Callable[[Pin], bool]) -> bool:
     """Points ``latest`` to a checkpoint; returns whether it did.
 
-    It never goes back to an earlier step, unless what it names now cannot be read.
+    It goes back to an earlier step only if the checkpoint it names now cannot be read.
 
     Args:
-        writer: from `claim`; None for a program that writes one checkpoint and takes no turns.
+        writer: from `claim`; None for a program that writes one checkpoint without a claim.
         is_whole: whether the checkpoint of a pin can be read.
 
     Raises:
@@ -155,8 +155,9 @@ def move_latest(run: str, pin: Pin, step: int, writer: str | None, is_whole: Cal
 
     def change(now: Pointer) -> Pointer | None:
         _require_turn(run, now, writer)
-        ours = _target(pin, step, now, writer)
-        if ours.checkpoint != now.checkpoint and now.step is not None and now.step > step and is_whole(now.pin(run)):
+        ours, current = _target(pin, step, now, writer), now.pin(run)
+        is_newer = now.step is not None and now.step > step
+        if current is not None and is_newer and ours.checkpoint != now.checkpoint and is_whole(current):
             return None
         return ours
 

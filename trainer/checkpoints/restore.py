@@ -1,66 +1,34 @@
-"""Checkpoints in a run's folder: immutable, checked when read, found through a pointer.
-
-    RUN/checkpoints/step-00000100-5f2c91d0/model.npz       every variable of the network, by name
-                                           optimizer.npz   every variable of the optimizer
-                                           ema.npz         averages of the network's variables, if there are any
-                                           state.json      step, phase, examples seen and what else the loop needs
-                                           config.json     the config it was trained with
-                                           manifest.json   name, size and crc32c of each; written last
-    RUN/checkpoints/latest.json, best.json                 name one of the folders; moved by compare-and-swap
-
-Whoever trains saves with `saver.Saver`, which does not hold up training.
-"""
+"""Finds the checkpoints of a run and restores what they hold: weights for inference, variables for training."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from trainer import presets, storage
-from trainer.checkpoints import folders, pointers
-from trainer.checkpoints.files import Checkpoint, is_whole, load_checkpoint, pin_of, write_checkpoint
-from trainer.checkpoints.pointers import BEST, LATEST, Pin, Score
+from trainer.checkpoints import pointers
+from trainer.checkpoints.files import EMA, MODEL, Arrays, Checkpoint, load_checkpoint, load_first, newest_first, pin_of
+from trainer.checkpoints.pointers import BEST, LATEST, Pin
 from trainer.config import TrainConfig
 from trainer.errors import UserError
 
-# What decides which variables there are, and their shapes.
+# Keys that decide which variables there are and their shapes.
 _SHAPING = ("unet.", "ema_decay", "precision")
 
 
 @dataclass(frozen=True)
 class Found:
-    """The newest checkpoint that can be read, and what is newer but cannot.
+    """The newest checkpoint that can be read.
 
     Attributes:
-        skipped: address of each newer one and why it was skipped, newest first.
+        skipped: address of each newer one that cannot be read, and why, newest first.
     """
 
     checkpoint: Checkpoint
     skipped: list[tuple[str, str]] = field(default_factory=list)
-
-
-def save_checkpoint(
-    run: str,
-    variables: Mapping[str, Mapping[str, np.ndarray]],
-    state: dict,
-    keep: int,
-    *,
-    config: TrainConfig | None = None,
-    score: Score | None = None,
-) -> Pin:
-    """Writes a checkpoint, moves the pointers, then deletes all but the newest ``keep`` and the best.
-
-    For programs that write a single one. Arguments as in `checkpoint_format.write_checkpoint`.
-    """
-    pin = write_checkpoint(run, variables, state, config=config)
-    pointers.move_latest(run, pin, state["step"], None, is_whole)
-    if score is not None:
-        pointers.move_best(run, pin, state["step"], score, None)
-    folders.prune(run, keep)
-    return pin
 
 
 # Finding
@@ -80,14 +48,14 @@ def find(run: str, which: str | int = LATEST) -> Pin:
     """
     if which in (LATEST, BEST):
         pointer = pointers.read(run, which)
-        if pointer is not None and pointer.checkpoint is not None:
-            return pointer.pin(run)
+        if pointer and (pin := pointer.pin(run)):
+            return pin
         if which == LATEST:
             raise UserError(f"{run} has no checkpoint yet: training has not reached its first one")
         raise UserError(f"{run} has no best checkpoint yet: none was validated")
     if not str(which).isdecimal():
         raise UserError(f"checkpoint: expected latest, best or the number of a step. Received {which!r}.")
-    saved = folders.newest_first(run)
+    saved = newest_first(run)
     named = {pointer.checkpoint for name in (LATEST, BEST) if (pointer := pointers.read(run, name))}
     # Of a step that was computed twice, the one that a pointer names stays longer.
     found = sorted((name for step, name in saved if step == int(which)), key=lambda name: name not in named)
@@ -113,7 +81,7 @@ def load_newest(run: str, parts: tuple[str, ...] | None = None) -> Found | None:
             return Found(load_checkpoint(latest, parts))
     except (storage.NotFound, storage.Corrupt) as error:
         skipped.append((latest.address if latest else pointers.address_of(run, LATEST), str(error)))
-    for _, name in folders.newest_first(run):
+    for _, name in newest_first(run):
         address = storage.join(pointers.folder(run), name)
         if latest and address == latest.address:
             continue
@@ -124,6 +92,38 @@ def load_newest(run: str, parts: tuple[str, ...] | None = None) -> Found | None:
     if skipped:
         raise UserError(f"{run} has no checkpoint that can be read: " + "; ".join(why for _, why in skipped))
     return None
+
+
+# Inference
+
+
+class Weights(NamedTuple):
+    """Arrays by variable path, and what they are: ``ema`` or ``raw``."""
+
+    kind: str
+    arrays: dict[str, np.ndarray]
+
+
+def inference_part(parts: Collection[str]) -> str:
+    """Which part holds the weights to compute with, those that validation judges: the EMA where there is one."""
+    return EMA if EMA in parts else MODEL
+
+
+def load_for_inference(pin: Pin) -> Checkpoint:
+    """Reads what `inference_weights` needs of a checkpoint and nothing else; raises as `load_checkpoint`."""
+    return load_first(pin, (EMA, MODEL))
+
+
+def inference_weights(checkpoint: Checkpoint) -> Weights:
+    """The weights that validation judged; everything that computes with a run's weights uses them.
+
+    Raises:
+        ValueError: the part they are in was not loaded.
+    """
+    part = inference_part(checkpoint.parts)
+    if part not in checkpoint.variables:
+        raise ValueError(f"checkpoint: expected its {part} to be loaded. Received {list(checkpoint.variables)}.")
+    return Weights("ema" if part == EMA else "raw", checkpoint.variables[part])
 
 
 # Variables
@@ -138,7 +138,7 @@ def read_variables(variables) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _difference(variables, arrays: Mapping[str, np.ndarray]) -> str | None:
+def _difference(variables, arrays: Arrays) -> str | None:
     """The first name or shape in which a checkpoint's arrays differ from Keras variables."""
     ours = {variable.path: variable for variable in variables}
     if different := sorted(ours.keys() ^ arrays.keys()):
@@ -150,7 +150,7 @@ def _difference(variables, arrays: Mapping[str, np.ndarray]) -> str | None:
     return None
 
 
-def assign_variables(variables, arrays: Mapping[str, np.ndarray]) -> None:
+def assign_variables(variables, arrays: Arrays) -> None:
     """Sets Keras variables from a checkpoint's arrays.
 
     Raises:

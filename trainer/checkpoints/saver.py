@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trainer.checkpoints import folders, pointers
-from trainer.checkpoints.files import is_whole, require_storable, write_checkpoint
+from trainer.checkpoints import pointers
+from trainer.checkpoints.files import Arrays, State, is_whole, prune, require_storable, sweep, write_checkpoint
 from trainer.checkpoints.pointers import Pin, Score
 from trainer.config import TrainConfig
 from trainer.storage.retry import persist
@@ -43,9 +43,9 @@ class Saved:
 
 
 class Saver:
-    """The only writer of a run's checkpoints: whoever made one before can from now on move no pointer.
+    """The only writer of a run's checkpoints: a `Saver` made earlier can no longer move any pointer.
 
-    One upload is under way at most. An error of it is raised by the next call of `save`, `wait` or `close`.
+    At most one upload is in flight. Its error is raised by the next call of `save`, `wait` or `close`.
 
     Attributes:
         swept: names of the folders that earlier writers left unfinished and that are deleted now.
@@ -56,24 +56,25 @@ class Saver:
 
         Args:
             run: address of the run's folder.
-            config: stored with each checkpoint; its ``checkpoint`` says how many stay and whether to write behind.
-            patience_s: how long the store may refuse, in seconds, until that is an error.
+            config: stored with each checkpoint; its ``checkpoint`` says how many to keep and whether uploads run in
+                the background.
+            patience_s: seconds for which writes are retried while the store refuses.
 
         Raises:
             UserError: the run's folder cannot be written.
         """
         self._run, self._config, self._patience = run, config, patience_s
         self._writer = persist(lambda: pointers.claim(run), patience_s)
-        self.swept = tuple(persist(lambda: folders.sweep(run, self._writer), patience_s))
+        self.swept = tuple(persist(lambda: sweep(run, self._writer), patience_s))
         self._thread = ThreadPoolExecutor(1, "checkpoints") if config.checkpoint.background else None
         self._upload: Future | None = None
         self._saved: list[Saved] = []
 
-    def save(self, variables: Mapping[str, Mapping[str, np.ndarray]], state: dict, score: Score | None = None) -> float:
+    def save(self, variables: Mapping[str, Arrays], state: State, score: Score | None = None) -> float:
         """Copies ``variables`` and begins to write them; waits first if the last ones are not written yet.
 
         Args:
-            variables: arrays by variable path, for each of ``model``, ``optimizer`` and, if there is one, ``ema``.
+            variables: arrays by variable path, for each of `files.PARTS` that is required and maybe for others.
             state: JSON with at least ``step``.
             score: of these variables, if they were validated.
 
@@ -83,7 +84,7 @@ class Saver:
         waited = self.wait()
         require_storable(variables)
         snapshot = {part: {name: np.array(x) for name, x in arrays.items()} for part, arrays in variables.items()}
-        state = json.loads(json.dumps(state))  # a copy; what is no JSON is refused here
+        state = json.loads(json.dumps(state))  # a copy; refuses what is not JSON
         begin = time.monotonic()
         if self._thread is None:
             self._write(snapshot, state, score)
@@ -91,7 +92,7 @@ class Saver:
         self._upload = self._thread.submit(self._write, snapshot, state, score)
         return waited
 
-    def _write(self, snapshot: dict, state: dict, score: Score | None) -> None:
+    def _write(self, snapshot: Mapping[str, Arrays], state: State, score: Score | None) -> None:
         begin = time.monotonic()
         run, writer, step = self._run, self._writer, state["step"]
         pin = write_checkpoint(run, snapshot, state, config=self._config, writer=writer, patience_s=self._patience)
@@ -99,17 +100,17 @@ class Saver:
         best = score is not None and persist(lambda: pointers.move_best(run, pin, step, score, writer), self._patience)
         latest = persist(lambda: pointers.move_latest(run, pin, step, writer, is_whole), self._patience)
         keep = self._config.checkpoint.keep
-        deleted = persist(lambda: folders.prune(run, keep, writer), self._patience)
+        deleted = persist(lambda: prune(run, keep, writer), self._patience)
         seconds = time.monotonic() - begin
         self._saved.append(Saved(step=step, pin=pin, latest=latest, best=best, deleted=tuple(deleted), seconds=seconds))
 
     def finished(self) -> list[Saved]:
-        """What was saved since the last call, oldest first."""
+        """Checkpoints saved since the last call, oldest first."""
         done, self._saved = self._saved, []
         return done
 
     def wait(self) -> float:
-        """Returns when nothing is being written any more: the seconds that took. Raises the error of the upload."""
+        """Waits for the upload in flight; returns the seconds that took. Raises the upload's error."""
         if self._upload is None:
             return 0.0
         upload, self._upload = self._upload, None
@@ -118,7 +119,7 @@ class Saver:
         return time.monotonic() - begin
 
     def close(self) -> None:
-        """Waits for the upload under way and raises its error."""
+        """Waits for the upload in flight and raises its error."""
         try:
             self.wait()
         finally:
@@ -134,3 +135,24 @@ class Saver:
         except Exception:
             if kind is None:  # else the error that ends the training is the one to tell
                 raise
+
+
+def save_checkpoint(
+    run: str,
+    variables: Mapping[str, Arrays],
+    state: State,
+    keep: int,
+    *,
+    config: TrainConfig | None = None,
+    score: Score | None = None,
+) -> Pin:
+    """Writes a checkpoint, moves the pointers, then deletes all but the newest ``keep`` and the best.
+
+    For programs that write a single one and take no turns. Arguments and errors as in `files.write_checkpoint`.
+    """
+    pin = write_checkpoint(run, variables, state, config=config)
+    pointers.move_latest(run, pin, state["step"], None, is_whole)
+    if score is not None:
+        pointers.move_best(run, pin, state["step"], score, None)
+    prune(run, keep)
+    return pin

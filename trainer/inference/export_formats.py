@@ -3,7 +3,8 @@
     RUN/exports/step-00000400/model.keras   loads with ``keras.saving.load_model`` after ``import trainer.model.unet``
                               saved_model/  TensorFlow SavedModel, signature ``serving_default``
                               model.onnx    ONNX, opset 18
-                              card.json     step, examples, checkpoint it was made from, loss terms, config
+                              card.json     step, examples, checkpoint it was made from, whether its weights are
+                                            the moving average (ema) or not (raw), loss terms, config
 
 All have the inputs ``image`` and ``mask`` of `build_unet` with batch, height and width open; SavedModel
 and ONNX name their output ``output`` and need nothing of this project. What lies under holes, NaN
@@ -58,7 +59,8 @@ def export_model(
     """
     folder = folder or export_folder(run, checkpoint)
     model = build_unet(config.unet, dtype="float32")
-    checkpoints.assign_variables(model.variables, checkpoint.variables["model"])
+    weights = checkpoints.inference_weights(checkpoint)
+    checkpoints.assign_variables(model.variables, weights.arrays)
     writers = {"keras": _write_keras, "saved_model": _write_saved_model, "onnx": _write_onnx}
     with tempfile.TemporaryDirectory() as scratch:
         for name in formats:
@@ -71,6 +73,7 @@ def export_model(
         **checkpoint.state,
         "checkpoint": storage.relative(checkpoint.pin.address, run),
         "checkpoint_crc32c": checkpoint.pin.crc32c,
+        "weights": weights.kind,
         "metrics": metrics,
         "config": dataclasses.asdict(config),
         "input": "image [B, H, W, 3] in [0, 1]; mask [B, H, W, 1], 1 = valid; "

@@ -98,7 +98,7 @@ def load_model(
     batch_size: int | None = None,
     window: int | None = None,
 ) -> Model:
-    """Builds the network from its config and reads its weights; runs no code from storage.
+    """Builds the network from its config and reads the weights that validation judged; runs no code from storage.
 
     Args:
         precision: a Keras dtype policy such as ``float32`` or ``mixed_bfloat16``; by default what it was trained with.
@@ -124,8 +124,8 @@ def load_model(
         if pin.checkpoint.address.endswith(".keras"):
             _load_weights(unet, pin.checkpoint)
         else:
-            checkpoint = checkpoints.load_checkpoint(pin.checkpoint, ("model",))
-            checkpoints.assign_variables(unet.variables, checkpoint.variables["model"])
+            weights = checkpoints.inference_weights(checkpoints.load_for_inference(pin.checkpoint))
+            checkpoints.assign_variables(unet.variables, weights.arrays)
     # Sizes are left open: one trace serves every size of image.
     signature = [tf.TensorSpec([None, None, None, channels], tf.float32) for channels in (3, 1)]
     traced = tf.function(lambda image, mask: unet([image, mask], training=False), input_signature=signature)

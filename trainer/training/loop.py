@@ -144,7 +144,7 @@ class _Training:
         if found:
             state, self.saved = found.checkpoint.state, found.checkpoint.pin
             self.step = state["step"]
-            targets = {"model": self.model.variables, "optimizer": self.optimizer.variables}
+            targets = {checkpoints.MODEL: self.model.variables, checkpoints.OPTIMIZER: self.optimizer.variables}
             checkpoints.restore_variables(found.checkpoint, self.config, targets)
             for address, why in found.skipped if self.worker == 0 else ():
                 self.report({"event": "fallback", "address": self.saved.address, "skipped": address, "why": why})
@@ -154,16 +154,14 @@ class _Training:
             raise RuntimeError(f"workers found checkpoints of different steps: {everyones}")
         if self.config.ema_decay:
             self.average = WeightAverage(self.model, self.config.ema_decay)
-            if found and "ema" in found.checkpoint.variables:
-                self.average.restore(found.checkpoint.variables["ema"])
+            if found and checkpoints.EMA in found.checkpoint.variables:
+                self.average.restore(found.checkpoint.variables[checkpoints.EMA])
         if self.loss_scale and "loss_scale" in state:
             self.loss_scale.restore(state["loss_scale"])
         self.watch = FiniteWatch(self.worker, self.config.skip_nonfinite, state.get("skipped", 0), self.report)
 
     def save(self, phase: str, score: pointers.Score | None) -> None:
-        variables = {"model": self.weights(), "optimizer": checkpoints.read_variables(self.optimizer.variables)}
-        if self.average:
-            variables["ema"] = self.average.arrays()
+        variables = {part: read() for part, read in self.parts().items()}
         state = {"step": self.step, "phase": phase, "examples": self.step * self.config.global_batch_size}
         if self.loss_scale:
             state["loss_scale"] = self.loss_scale.state()
@@ -177,12 +175,18 @@ class _Training:
             facts = {"step": saved.step, "address": saved.pin.address, "best": saved.best, "seconds": saved.seconds}
             self.report({"event": "checkpoint", **facts})
 
-    def weights(self) -> dict[str, np.ndarray]:
-        return checkpoints.read_variables(self.model.variables)
+    def parts(self) -> dict[str, Callable[[], dict[str, np.ndarray]]]:
+        """What reads each part of a checkpoint: its arrays by variable path."""
+        found = {
+            checkpoints.MODEL: lambda: checkpoints.read_variables(self.model.variables),
+            checkpoints.OPTIMIZER: lambda: checkpoints.read_variables(self.optimizer.variables),
+        }
+        return found | ({checkpoints.EMA: self.average.arrays} if self.average else {})
 
     def best_weights(self) -> dict[str, np.ndarray]:
-        """What validation and export use."""
-        return self.average.arrays() if self.average else self.weights()
+        """The weights that validation judges and that everyone computes with."""
+        parts = self.parts()
+        return parts[checkpoints.inference_part(parts)]()
 
     # Steps
 
@@ -268,8 +272,7 @@ class _Training:
         """Exports the network and writes the summary."""
         self.saver.wait()
         self.report_saved()
-        checkpoint = checkpoints.load_checkpoint(self.saved, ("model",))
-        checkpoint = dataclasses.replace(checkpoint, variables={"model": self.best_weights()})
+        checkpoint = checkpoints.load_for_inference(self.saved)
         folder = export_model(self.run, self.config, checkpoint, terms)
         self.report({"event": "export", "step": self.step, "address": folder})
         if self.step == begin:  # it was finished before
