@@ -1,4 +1,4 @@
-"""Prints what a pyproject.toml depends on, with the given extras, one requirement a line.
+"""Prints the dependencies of a pyproject.toml with the given extras, one requirement per line.
 
 python3 docker/requirements.py pyproject.toml gpu,cluster
 """
@@ -12,7 +12,7 @@ import tomllib
 
 
 def requirements(project: dict, extras: list[str]) -> list[str]:
-    """Dependencies of the table ``project``, then those of ``extras``; raises KeyError for one it does not have."""
+    """Dependencies of the table ``project``, then those of ``extras``. Raises KeyError for an unknown extra."""
     return [*project["dependencies"], *(need for e in extras for need in project["optional-dependencies"][e])]
 
 

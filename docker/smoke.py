@@ -1,4 +1,4 @@
-"""Imports every module of the project inside an image and prints the versions that count; exit code 1 if one fails.
+"""Imports every module of the project inside an image and prints the main versions; exit code 1 if an import fails.
 
 docker run --rm --network none --entrypoint python IMAGE /opt/pconv/smoke.py
 """

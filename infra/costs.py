@@ -1,9 +1,9 @@
-"""Prints what each stage costs and how long it takes, as a table of Markdown, from rates and prices that are options.
+"""Prints a Markdown table of what each stage costs and how long it takes; rates and prices are options.
 
     python infra/costs.py
     python infra/costs.py --price-vcpu 0.05 --price-gpu 0.60 --gpu-images 80
 
-Rates per vCPU were measured (see --help); that of a GPU and all prices are assumptions: put in your own.
+Rates of a vCPU were measured (see --help). Those of a GPU and all prices are assumptions: pass your own.
 """
 
 from __future__ import annotations
@@ -13,30 +13,33 @@ import sys
 from dataclasses import dataclass
 
 OPTIONS = {
-    # Measured on two cores of an AMD EPYC with AVX-512 bfloat16, as processor time, start of the job left out.
-    "mask_ms": (0.66, "ms of a vCPU per mask of 512 x 512, drawn, encoded and written (measured)"),
-    "photo_ms": (0.35, "ms of a vCPU per photograph of 63 kB kept as it is (measured); scaled by size"),
-    "infer_images": (1.19, "512 x 512 images/s of a vCPU, float32, end to end (measured: 2.37 on two)"),
-    # Assumed. Convolutions of a 512 x 512 image: 0.716 Tflop to train (network forward and backward, VGG-16 three times
-    # forward, twice backward), 0.076 to fill; 24 % and 19 % of an L4's 121 Tflop/s in bfloat16 (its data sheet).
+    # Measured on two cores of an AMD EPYC with AVX-512 bfloat16, as CPU time, without the job's startup.
+    "mask_ms": (0.66, "vCPU ms to draw, encode and write a mask of 512 x 512 (measured)"),
+    "photo_ms": (0.35, "vCPU ms per photograph of 63 kB, kept as it is (measured); scales with size"),
+    "infer_images": (1.19, "512 x 512 images/s of a vCPU, float32, end to end (measured: 2.37 on two vCPUs)"),
+    # Assumed: 24 % and 19 % of the 121 Tflop/s in bfloat16 of an L4's data sheet. The convolutions of a 512 x 512 image
+    # are 0.716 Tflop to train (network forward and backward, VGG-16 thrice forward, twice backward), 0.076 to fill.
     "gpu_images": (40.0, "512 x 512 training images/s of an L4 in bfloat16, all losses (ASSUMED, not measured)"),
     "gpu_infer_images": (300.0, "512 x 512 images/s of an L4, inference in bfloat16 (ASSUMED, not measured)"),
     "bucket_mb": (50.0, "MB/s that a vCPU reads from or writes to a bucket (ASSUMED)"),
-    "start_hours": (0.1, "hours until workers run, paid (ASSUMED)"),
-    "price_vcpu": (0.07, "USD an hour of a Dataflow vCPU with 4 GB (ASSUMED, November 2026)"),
-    "price_gpu": (0.85, "USD an hour of a g2-standard-8 with one L4 (ASSUMED, November 2026)"),
-    "price_head": (0.14, "USD an hour of the Ray head, e2-standard-4 (ASSUMED, November 2026)"),
-    "price_gb": (0.02, "USD a month of a GB in a bucket (ASSUMED, November 2026)"),
+    "start_hours": (0.1, "hours of startup, paid (ASSUMED)"),
+    "price_vcpu": (0.07, "USD per hour of a Dataflow vCPU with 4 GB (ASSUMED, November 2026)"),
+    "price_gpu": (0.85, "USD per hour of a g2-standard-8 with one L4 (ASSUMED, November 2026)"),
+    "price_head": (0.14, "USD per hour of the Ray head, e2-standard-4 (ASSUMED, November 2026)"),
+    "price_gb": (0.02, "USD per month and GB in a bucket (ASSUMED, November 2026)"),
 }
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One row: what is done, by how much of what machine.
+    """One row of the table: a job and the machines that run it.
 
     Attributes:
-        hours_of_one: how long one vCPU or GPU would take.
-        units: how many there are; price of one an hour; fixed: USD an hour beside them.
+        hours_of_one: how long a single vCPU or GPU would take.
+        units: number of vCPUs or GPUs.
+        unit: what they are called.
+        price: USD per hour of one of them.
+        fixed: USD per hour for the rest of the cluster.
     """
 
     name: str

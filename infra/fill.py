@@ -1,8 +1,8 @@
-"""Prints a file with its ${PCONV_NAME} and ${PCONV_NAME:-default} replaced from the environment.
+"""Prints a file with ${PCONV_NAME} and ${PCONV_NAME:-default} replaced from the environment.
 
     python infra/fill.py infra/ray/cluster.yaml > cluster.local.yaml
 
-Anything else that looks like a shell variable stays. A name that is not set ends it with exit code 2.
+Other shell variables stay as they are. Exit code 2 if a variable without a default is not set.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ VARIABLE = re.compile(r"\$\{(PCONV_[A-Z_]+)(?::-([^}]*))?\}")
 
 
 def fill(text: str, values: Mapping[str, str]) -> str:
-    """``text`` with its variables replaced; raises KeyError for the first that has neither value nor default."""
+    """``text`` with its variables replaced. Raises KeyError for one that has neither a value nor a default."""
 
     def value(match: re.Match) -> str:
         name, default = match.groups()

@@ -1,18 +1,16 @@
-"""The whole chain on this machine, from a folder of photographs to inpainted pictures.
+"""The whole chain on this machine, from a folder of photographs to inpainted images.
 
     python -m pipelines.demo --output demo
 
-Runs the five stage commands, printing each, on bundled photographs: draws masks, writes records,
-trains a small network with two Ray workers, inpaints photographs that were not trained on, scores
-it beside methods that need no training, and ends with OUTPUT/report/report.html: tables, curves and
-pictures in one page. OUTPUT/report.png shows whole photographs. What an earlier demo left in OUTPUT
-is removed first.
+Runs the five stage commands on bundled photographs, printing each command: draws masks, writes
+image records, trains a small network with two Ray workers, inpaints photographs that the network
+has never seen, and scores it beside methods that need no training. OUTPUT/report/report.html has
+tables, curves and images in one page; OUTPUT/report.png shows whole photographs. What an earlier
+demo left in OUTPUT is removed first.
 """
 
 from __future__ import annotations
 
-import glob
-import os
 import shlex
 import shutil
 import subprocess
@@ -22,6 +20,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
 from trainer.command import ArgumentParser, quiet_imports, run_command
 from trainer.errors import UserError
 from trainer.presets import resolve_config
@@ -29,12 +30,17 @@ from trainer.presets import resolve_config
 PHOTOS = Path(__file__).parent / "photos"
 FOLDERS = ("masks", "test-masks", "records", "run", "pictures", "holes", "inpainted", "report")
 STAGES = 6
-PICTURE_SIDE = 256  # shorter side of the pictures that are inpainted
+MASK_SIZE = "128"  # side of masks, hence of the images that are trained on and scored
+SHORT_SIDE = 256  # of the photographs that are inpainted whole
 HOLE_RATIO = (0.2, 0.3)
+
+# The contact sheet: pixels, and colors in RGB.
+CELL_WIDTH, GAP, CAPTION = 300, 12, 22
+BACKGROUND, INK, FAINT = (255, 255, 255), (30, 30, 30), (120, 120, 120)
 
 
 class Score(NamedTuple):
-    """PSNR inside the holes, in dB, of one photograph."""
+    """PSNR inside the holes of one photograph, in dB, by method."""
 
     name: str
     hole_ratio: float
@@ -48,10 +54,10 @@ def stage(number: int, title: str) -> None:
 
 
 def run_stage(module: str, *arguments: str) -> None:
-    """Runs one stage command as its own process.
+    """Runs one stage command in a process of its own.
 
     Raises:
-        UserError: it failed; what went wrong has been printed by then.
+        UserError: the command failed. It has printed why.
     """
     command = ["python", "-m", module, *arguments]
     print(f"$ {shlex.join(command)}", flush=True)
@@ -60,8 +66,33 @@ def run_stage(module: str, *arguments: str) -> None:
         raise UserError(f"{module} ended with exit code {code}")
 
 
-def write_pictures(output: Path) -> list[str]:
-    """Scales the held-out photographs and draws a mask file for each; returns their names."""
+def make_folders(output: Path) -> None:
+    """Removes what an earlier demo left, and makes the folders that this module itself writes to."""
+    try:
+        for name in FOLDERS:
+            shutil.rmtree(output / name, ignore_errors=True)
+        for name in ("pictures", "holes"):
+            (output / name).mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {output}: {error.strerror}") from None
+
+
+def draw_masks(output: Path) -> None:
+    """Masks to train with, and as many of each hole-ratio interval and border class to score with."""
+    command = ("pipelines.build_masks", "--size", MASK_SIZE)
+    run_stage(*command, "--count", "6000", "--output", str(output / "masks"))
+    stratified = ("--count", "48", "--stratify", "--split", "val", "--seed", "1")
+    run_stage(*command, *stratified, "--output", str(output / "test-masks"))
+
+
+def train(output: Path, assignments: Sequence[str]) -> None:
+    settings = [part for assignment in assignments for part in ("--set", assignment)]
+    data = ("--images", str(output / "records"), "--masks", str(output / "masks"))
+    run_stage("trainer.train", "--preset", "demo", *settings, *data, "--run", str(output / "run"))
+
+
+def write_images(output: Path) -> list[str]:
+    """Scales the held-out photographs and draws a mask file for each; returns the names of both."""
     import cv2
 
     from masks.codec import encode_mask
@@ -69,25 +100,32 @@ def write_pictures(output: Path) -> list[str]:
     from trainer.images import rgb
 
     names = []
-    for index, path in enumerate(sorted(glob.glob(str(PHOTOS / "val" / "*" / "*.jpg")))):
-        photo = rgb.decode_rgb(Path(path).read_bytes())
-        scale = PICTURE_SIDE / min(photo.shape[:2])
+    for index, path in enumerate(sorted(PHOTOS.glob("val/*/*.jpg"))):
+        photo = rgb.decode_rgb(path.read_bytes())
+        scale = SHORT_SIDE / min(photo.shape[:2])
         photo = cv2.resize(photo, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
         height, width = photo.shape[:2]
         spec = MaskSpec(generator="shapes", height=height, width=width, hole_ratio=HOLE_RATIO, seed=2)
-        name = f"{Path(path).stem}.png"
+        name = f"{path.stem}.png"
         (output / "pictures" / name).write_bytes(rgb.encode_png(photo))
         (output / "holes" / name).write_bytes(encode_mask(sample_mask(spec, index)))
         names.append(name)
     return names
 
 
-def compare(output: Path, names: Sequence[str]) -> list[Score]:
-    """Draws ``report.png`` of the inpainted pictures and scores them."""
+def inpaint(output: Path) -> list[str]:
+    """Fills the holes of the held-out photographs; returns their names."""
+    with quiet_imports():
+        names = write_images(output)
+    files = ("--images", str(output / "pictures"), "--masks", str(output / "holes"), "--hole", "black")
+    run_stage("pipelines.inpaint", *files, "--run", str(output / "run"), "--output", str(output / "inpainted"))
+    return names
 
+
+def compare(output: Path, names: Sequence[str]) -> list[Score]:
+    """Scores the inpainted photographs and draws them as ``report.png``."""
     from masks.codec import decode_mask
     from masks.coverage import hole_ratio
-    from pipelines.report import draw_report, show_holes
     from trainer.images import rgb
     from trainer.inference.baselines import fill_mean, fill_telea
     from trainer.metrics.intervals import score
@@ -97,27 +135,69 @@ def compare(output: Path, names: Sequence[str]) -> list[Score]:
         target = rgb.decode_rgb((output / "pictures" / name).read_bytes())
         mask = decode_mask((output / "holes" / name).read_bytes())
         network = rgb.decode_rgb((output / "inpainted" / name).read_bytes())
-        filled = [network, fill_telea(target, mask), fill_mean(target, mask)]
-        scores.append(Score(name, hole_ratio(mask), *(score(p, target, mask)["psnr_holes"] for p in filled)))
-        last = scores[-1]
-        captions = [f"{last.hole_ratio:.0%} holes", f"{last.network:.1f} dB in holes", Path(name).stem]
-        captions.append(f"{last.telea:.1f} dB in holes")
-        rows.append(([show_holes(target, mask), network, target, filled[1]], captions))
-    title = "Photographs that the network was not trained on"
-    sheet = draw_report(title, ["with holes", "inpainted", "target", "Telea (OpenCV)"], rows)
-    sheet.save(output / "report.png")
+        telea, mean = fill_telea(target, mask), fill_mean(target, mask)
+        psnr = [score(filled, target, mask)["psnr_holes"] for filled in (network, telea, mean)]
+        scores.append(Score(name, hole_ratio(mask), *psnr))
+        captions = [f"{hole_ratio(mask):.0%} holes", f"{psnr[0]:.1f} dB in holes", Path(name).stem]
+        captions.append(f"{psnr[1]:.1f} dB in holes")
+        rows.append(([show_holes(target, mask), network, target, telea], captions))
+    title = "Photographs that the network has never seen"
+    draw_sheet(title, ["with holes", "inpainted", "target", "Telea (OpenCV)"], rows).save(output / "report.png")
     return scores
 
 
+def show_holes(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """The image, uint8 [height, width, 3], with its holes in white."""
+    return np.where(mask[..., None] == 1, image, np.uint8(255))
+
+
+def draw_sheet(
+    title: str, columns: Sequence[str], rows: Sequence[tuple[Sequence[np.ndarray], Sequence[str]]]
+) -> Image.Image:
+    """A contact sheet in RGB.
+
+    Args:
+        title: one line above it.
+        columns: headings.
+        rows: for each photograph its images, uint8 [height, width, 3], and a caption below each.
+
+    Raises:
+        ValueError: a row does not have one image and one caption per column.
+    """
+    heights = [round(CELL_WIDTH * images[0].shape[0] / images[0].shape[1]) for images, _ in rows]
+    width = GAP + len(columns) * (CELL_WIDTH + GAP)
+    top = 2 * GAP + 2 * CAPTION
+    sheet = Image.new("RGB", (width, top + sum(height + CAPTION + GAP for height in heights)), BACKGROUND)
+    draw = ImageDraw.Draw(sheet)
+    large, small = ImageFont.load_default(17), ImageFont.load_default(14)
+    draw.text((GAP, GAP), title, INK, large)
+    lefts = [GAP + i * (CELL_WIDTH + GAP) for i in range(len(columns))]
+    for left, heading in zip(lefts, columns, strict=True):
+        draw.text((left, GAP + CAPTION + 4), heading, INK, small)
+    y = top
+    for height, (images, captions) in zip(heights, rows, strict=True):
+        for left, image, caption in zip(lefts, images, captions, strict=True):
+            scaled = Image.fromarray(image).resize((CELL_WIDTH, height), Image.Resampling.LANCZOS)
+            sheet.paste(scaled, (left, y))
+            draw.text((left, y + height + 2), caption, FAINT, small)
+        y += height + CAPTION + GAP
+    return sheet
+
+
 def print_scores(scores: Sequence[Score]) -> None:
-    print(f"\n{'PSNR inside the holes, dB':28}{'holes':>7}{'network':>10}{'Telea':>8}{'mean colour':>13}")
+    print(f"\n{'PSNR inside the holes, dB':28}{'holes':>7}{'network':>10}{'Telea':>8}{'mean color':>13}")
     for s in scores:
         print(f"{s.name:28}{s.hole_ratio:7.0%}{s.network:10.2f}{s.telea:8.2f}{s.mean:13.2f}")
 
 
+def evaluate(output: Path) -> None:
+    data = ("--images", str(output / "records"), "--masks", str(output / "test-masks"))
+    run_stage("pipelines.evaluate", *data, "--run", str(output / "run"), "--output", str(output / "report"))
+
+
 def parser() -> ArgumentParser:
     parser = ArgumentParser(prog="python -m pipelines.demo", description=__doc__)
-    parser.add_argument("--output", default="demo", help="folder for all that the demo makes (default demo)")
+    parser.add_argument("--output", default="demo", help="folder for everything the demo makes (default demo)")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="passed on to trainer.train; repeatable"
     )
@@ -128,49 +208,30 @@ def main(argv: Sequence[str]) -> int:
     ours = parser().parse_args(argv)
     begin = time.monotonic()
     output = Path(ours.output).expanduser()
-    resolve_config("demo", ours.set)  # a wrong --set is told before the first stage
-    try:
-        for name in FOLDERS:
-            shutil.rmtree(output / name, ignore_errors=True)
-        for name in ("pictures", "holes"):
-            os.makedirs(output / name)
-    except OSError as error:
-        raise UserError(f"cannot write to {output}: {error.strerror}") from None
-    at = {name: str(output / name) for name in FOLDERS}
+    resolve_config("demo", ours.set)  # reports a wrong --set before the first stage
+    make_folders(output)
 
     stage(1, "Draw hole masks")
-    size = ["--size", "128"]
-    run_stage("pipelines.build_masks", "--output", at["masks"], "--count", "6000", *size)
-    test_masks = ["--count", "48", "--stratify", *size, "--split", "val", "--seed", "1"]
-    run_stage("pipelines.build_masks", "--output", at["test-masks"], *test_masks)
-
+    draw_masks(output)
     stage(2, "Turn photographs into records")
-    run_stage("pipelines.build_imagenet", "--input", str(PHOTOS), "--split", "train,val", "--output", at["records"])
-
+    records = str(output / "records")
+    run_stage("pipelines.build_imagenet", "--input", str(PHOTOS), "--split", "train,val", "--output", records)
     stage(3, "Train the network with two Ray workers")
-    settings = [part for assignment in ours.set for part in ("--set", assignment)]
-    data = ["--images", at["records"], "--masks", at["masks"], "--run", at["run"]]
-    run_stage("trainer.train", "--preset", "demo", *settings, *data)
-
-    stage(4, "Inpaint photographs that were not trained on")
-    with quiet_imports():
-        names = write_pictures(output)
-    files = ["--images", at["pictures"], "--masks", at["holes"], "--hole", "black"]
-    run_stage("pipelines.inpaint", *files, "--run", at["run"], "--output", at["inpainted"])
-
-    stage(5, "Draw photographs as they are, with holes, and inpainted")
+    train(output, ours.set)
+    stage(4, "Inpaint photographs that the network has never seen")
+    names = inpaint(output)
+    stage(5, "Show them as they are, with holes, and inpainted")
     with quiet_imports():
         scores = compare(output, names)
     print_scores(scores)
-    print(f"{output / 'report.png'}")
+    print(output / "report.png")
+    stage(6, "Score the network by hole ratio on records it has never seen")
+    evaluate(output)
 
-    stage(6, "Score it by hole ratio on records that were not trained on")
-    data = ["--images", at["records"], "--masks", at["test-masks"], "--run", at["run"]]
-    run_stage("pipelines.evaluate", *data, "--output", at["report"])
     page = (output / "report" / "report.html").resolve()
     print(f"\nOpen {page.as_uri()} in a browser.  ({time.monotonic() - begin:.0f} s)")
     if worse := [s.name for s in scores if s.network <= s.mean]:
-        print(f"the network did not beat the mean colour on {', '.join(worse)}", file=sys.stderr)
+        print(f"the network did not beat the mean color on {', '.join(worse)}", file=sys.stderr)
         return 1
     return 0
 

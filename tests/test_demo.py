@@ -1,4 +1,4 @@
-"""The demo as a newcomer meets it, with fewer, smaller steps: all six stages, the report, the picture, and no noise."""
+"""The demo as a newcomer meets it, with fewer, smaller steps: six stages, report, contact sheet, and no noise."""
 
 import json
 import re
@@ -46,8 +46,8 @@ def test_the_demo_ends_with_a_report(tmp_path):
         mask = decode_mask((tmp_path / "holes" / name).read_bytes())
         assert float(percent) == round(100 * (mask == 0).mean())
         np.testing.assert_array_equal(output[mask == 1], target[mask == 1])
-        colour = np.rint(255 * target[mask == 1].mean(axis=0)) / 255
-        for picture, printed in ((output, network), (np.broadcast_to(colour, target.shape), mean)):
-            error = ((picture - target)[mask == 0] ** 2).mean()
+        color = np.rint(255 * target[mask == 1].mean(axis=0)) / 255
+        for image, printed in ((output, network), (np.broadcast_to(color, target.shape), mean)):
+            error = ((image - target)[mask == 0] ** 2).mean()
             assert abs(-10 * np.log10(error) - float(printed)) < 0.01
         assert float(network) > float(mean)

@@ -1,4 +1,4 @@
-"""The picture and the table that the demo ends with."""
+"""The demo's own parts: the photographs it inpaints, their scores, the contact sheet and the table."""
 
 from __future__ import annotations
 
@@ -6,24 +6,24 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines import demo, report
+from pipelines import demo
 from trainer.errors import UserError
 from trainer.images import rgb
 
-COLOURS = [[(200, 10, 10), (10, 200, 10), (10, 10, 200)], [(200, 200, 10), (10, 200, 200), (200, 10, 200)]]
+COLORS = [[(200, 10, 10), (10, 200, 10), (10, 10, 200)], [(200, 200, 10), (10, 200, 200), (200, 10, 200)]]
 SHAPES = [(30, 60), (80, 40)]  # wide, tall
 
 
 def draw(captions=("one", "two", "three"), columns=("first", "second", "third"), title="A title"):
     rows = []
-    for (height, width), colours in zip(SHAPES, COLOURS, strict=True):
-        rows.append(([np.full((height, width, 3), colour, np.uint8) for colour in colours], captions))
-    return np.asarray(report.draw_report(title, columns, rows)).astype(int)
+    for (height, width), colors in zip(SHAPES, COLORS, strict=True):
+        rows.append(([np.full((height, width, 3), color, np.uint8) for color in colors], captions))
+    return np.asarray(demo.draw_sheet(title, columns, rows)).astype(int)
 
 
-def box_of(sheet: np.ndarray, colour) -> tuple[int, int, int, int]:
-    """Top, bottom, left, right of what has the colour; it has to fill its box."""
-    found = np.all(sheet == colour, axis=2)
+def box_of(sheet: np.ndarray, color) -> tuple[int, int, int, int]:
+    """Top, bottom, left, right of what has the color; it has to fill its box."""
+    found = np.all(sheet == color, axis=2)
     rows, columns = np.flatnonzero(found.any(1)), np.flatnonzero(found.any(0))
     box = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
     assert found[box[0] : box[1], box[2] : box[3]].all()
@@ -34,9 +34,9 @@ def is_drawn(area: np.ndarray) -> bool:
     return bool(area.size and np.any(area != 255))
 
 
-def test_pictures_stand_in_rows_and_columns_of_their_shape():
+def test_images_stand_in_rows_and_columns_of_their_shape():
     sheet = draw()
-    boxes = [[box_of(sheet, colour) for colour in row] for row in COLOURS]
+    boxes = [[box_of(sheet, color) for color in row] for row in COLORS]
     for (height, width), row in zip(SHAPES, boxes, strict=True):
         assert len({(top, bottom) for top, bottom, _, _ in row}) == 1
         for top, bottom, left, right in row:
@@ -47,9 +47,9 @@ def test_pictures_stand_in_rows_and_columns_of_their_shape():
     assert boxes[0][0][1] < boxes[1][0][0] and boxes[1][2][1] < len(sheet) and boxes[0][2][3] < sheet.shape[1]
 
 
-def test_title_headings_and_captions_are_drawn_by_their_pictures():
+def test_title_headings_and_captions_are_drawn_by_their_images():
     sheet, bare = draw(), draw(("", "", ""), ("", "", ""), "")
-    boxes = [[box_of(sheet, colour) for colour in row] for row in COLOURS]
+    boxes = [[box_of(sheet, color) for color in row] for row in COLORS]
     first_row = boxes[0][0][0]
     assert is_drawn(sheet[:first_row]) and not is_drawn(bare[:first_row])
     for title, columns in (("", ("", "second", "")), ("A title", ("", "", ""))):
@@ -73,14 +73,14 @@ def test_a_column_too_many_is_an_error(change):
 def test_holes_are_shown_white():
     image = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
     mask = np.array([[1, 0, 1, 1], [0, 1, 1, 1]], np.uint8)
-    shown = report.show_holes(image, mask)
+    shown = demo.show_holes(image, mask)
     assert shown.dtype == np.uint8 and shown[0, 1].tolist() == shown[1, 0].tolist() == [255, 255, 255]
     assert np.array_equal(shown[mask == 1], image[mask == 1])
 
 
 @pytest.fixture
-def pictures(tmp_path, monkeypatch):
-    """Folder with pictures and holes of two photographs, and the pictures' names."""
+def photos(tmp_path, monkeypatch):
+    """Folder with images and holes of two photographs, and their names."""
     for name, size in (("b/wide", (90, 50)), ("a/tall", (40, 64))):
         path = tmp_path / "photos" / "val" / f"{name}.jpg"
         path.parent.mkdir(parents=True)
@@ -88,28 +88,28 @@ def pictures(tmp_path, monkeypatch):
     monkeypatch.setattr(demo, "PHOTOS", tmp_path / "photos")
     for folder in ("pictures", "holes", "inpainted"):
         (tmp_path / folder).mkdir()
-    return tmp_path, demo.write_pictures(tmp_path)
+    return tmp_path, demo.write_images(tmp_path)
 
 
-def test_photographs_are_scaled_and_get_holes(pictures):
-    folder, names = pictures
+def test_photographs_are_scaled_and_get_holes(photos):
+    folder, names = photos
     assert sorted(names) == ["tall.png", "wide.png"]
-    sides = {"tall.png": (round(demo.PICTURE_SIDE * 64 / 40), demo.PICTURE_SIDE)}
-    sides["wide.png"] = (demo.PICTURE_SIDE, round(demo.PICTURE_SIDE * 90 / 50))
+    sides = {"tall.png": (round(demo.SHORT_SIDE * 64 / 40), demo.SHORT_SIDE)}
+    sides["wide.png"] = (demo.SHORT_SIDE, round(demo.SHORT_SIDE * 90 / 50))
     for name in names:
-        picture = np.asarray(Image.open(folder / "pictures" / name))
+        image = np.asarray(Image.open(folder / "pictures" / name))
         mask = np.asarray(Image.open(folder / "holes" / name).convert("L"))
-        assert picture.shape == (*sides[name], 3) and mask.shape == sides[name]
+        assert image.shape == (*sides[name], 3) and mask.shape == sides[name]
         low, high = demo.HOLE_RATIO
         assert low < np.mean(mask == 0) <= high and set(np.unique(mask)) == {0, 255}
     first, second = ((folder / "holes" / name).read_bytes() for name in names)
     before = [(folder / "holes" / name).read_bytes() for name in names]
-    assert first != second and demo.write_pictures(folder) == names
+    assert first != second and demo.write_images(folder) == names
     assert before == [(folder / "holes" / name).read_bytes() for name in names]
 
 
-def test_scores_are_psnr_inside_the_holes(pictures):
-    folder, names = pictures
+def test_scores_are_psnr_inside_the_holes(photos):
+    folder, names = photos
     targets, holes = {}, {}
     for name in names:
         targets[name] = np.asarray(Image.open(folder / "pictures" / name)).astype(int)
@@ -123,8 +123,8 @@ def test_scores_are_psnr_inside_the_holes(pictures):
         network = np.abs(target - 10)
         mean = np.rint(target[~hole].mean(0))
 
-        def psnr(picture, target=target, hole=hole):
-            return 10 * np.log10(255**2 / np.mean((picture - target)[hole] ** 2))
+        def psnr(image, target=target, hole=hole):
+            return 10 * np.log10(255**2 / np.mean((image - target)[hole] ** 2))
 
         assert score.hole_ratio == pytest.approx(np.mean(hole))
         assert score.network == pytest.approx(psnr(network), abs=1e-6)

@@ -99,7 +99,7 @@ class Place:
         stack.callback(self.cluster, "stop")
         self.address = re.search(r"--address (\S+)", told)[1]
         # Only now is there an address at which the hosts can reach a server of this machine.
-        ours = re.search(r"this machine is (\S+)", told)
+        ours = re.search(r"this machine at (\S+)", told)
         url = stack.enter_context(serve_bucket(ours[1] if ours else "127.0.0.1", scratch))
         self.environment["STORAGE_EMULATOR_HOST"] = url
         self.cluster("join", "node1", "node2")

@@ -1,6 +1,6 @@
-"""Several hosts on one machine: a network namespace each, on a bridge that leads nowhere else.
+"""Several hosts on one machine: network namespaces, on a bridge that leads nowhere else.
 
-Where that takes rights that one has not, they are groups of processes that share the address 127.0.0.1.
+Without the rights for that, hosts are groups of processes that share the address 127.0.0.1.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 
 
 class Failure(Exception):
-    """What the user has to put right."""
+    """An error for the user to fix; printed as one line."""
 
 
 def ip(*arguments: str) -> str:
@@ -27,21 +27,21 @@ def ip(*arguments: str) -> str:
 
 
 def choose_prefix() -> str:
-    """Of addresses that nothing on this machine has or reaches."""
+    """The first three numbers of addresses that this machine neither has nor routes to."""
     taken = ip("-o", "-4", "address") + ip("-4", "route")
     return next(prefix for number in range(256) if (prefix := f"10.213.{number}.") not in taken)
 
 
 @dataclass
 class Hosts:
-    """What there is, kept in ``FOLDER/hosts.json``.
+    """The hosts of one cluster, recorded in ``FOLDER/hosts.json``.
 
     Attributes:
-        folder: of all temporary files; a host's are in a folder of its name.
-        bridge: its name and the first part of the names of namespaces and cables; None: all hosts have one address.
-        prefix: of the addresses, such as ``10.213.7.``; this machine's ends with 1.
-        numbers: by name of a host, the end of its address.
-        pids: by name of a host, of the process that all others of it descend from.
+        folder: all temporary files; each host has a folder of its name there.
+        bridge: name of the bridge, and prefix of the names of namespaces and cables; None if hosts share one address.
+        prefix: first part of the addresses, such as ``10.213.7.``; this machine has number 1.
+        numbers: last part of the address, by host.
+        pids: process that all others of a host descend from, by host.
     """
 
     folder: str
@@ -55,7 +55,7 @@ class Hosts:
         try:
             return cls(**json.loads(Path(folder, "hosts.json").read_text()))
         except FileNotFoundError:
-            raise Failure(f"--folder: expected one that start has made. Received {folder}.") from None
+            raise Failure(f"--folder: no cluster was started in {folder}") from None
 
     def save(self) -> None:
         file = Path(self.folder, "hosts.json")
@@ -79,7 +79,7 @@ class Hosts:
 
     def add(self, host: str) -> None:
         self.numbers[host] = max(self.numbers.values(), default=1) + 1
-        self.save()  # before it is made, so that whatever there is of it can be removed
+        self.save()  # first, so that a host made in part can be removed
         Path(self.folder, host, "tmp").mkdir(parents=True)
         if self.bridge:
             space, cable = self._namespace(host), self._cable(host)
@@ -91,13 +91,13 @@ class Hosts:
                 ip("-n", space, "link", "set", device, "up")
 
     def plug(self, host: str, state: str) -> None:
-        """Pulls a host's cable out (``down``) or puts it back (``up``)."""
+        """Unplugs a host's cable (``down``) or plugs it in (``up``)."""
         if not self.bridge:
-            raise Failure("expected hosts with addresses of their own. Received hosts that share one.")
+            raise Failure("cables need hosts with their own addresses; these share 127.0.0.1")
         ip("link", "set", self._cable(host), state)
 
     def on(self, host: str, command: list[str]) -> list[str]:
-        """A command that runs ``command`` on a host."""
+        """``command``, wrapped to run on a host."""
         return ["ip", "netns", "exec", self._namespace(host), *command] if self.bridge else command
 
     def launch(self, host: str, command: list[str], environment: dict[str, str]) -> subprocess.Popen:
@@ -116,7 +116,7 @@ class Hosts:
         return process
 
     def processes(self, host: str) -> list[int]:
-        """All that run on a host; of hosts that share an address, those that were launched and their descendants."""
+        """Ids of a host's processes; of hosts that share an address, the launched process and its descendants."""
         if self.bridge:
             return [int(line) for line in ip("netns", "pids", self._namespace(host)).split()]
         parents: dict[int, int] = {}
@@ -126,25 +126,25 @@ class Hosts:
                 if state != "Z":
                     parents[int(file.parent.name)] = int(parent)
         found = [self.pids[host]] if self.pids.get(host) in parents else []
-        for pid in found:  # it grows
+        for pid in found:  # grows meanwhile
             found += [child for child, parent in parents.items() if parent == pid]
         return found
 
     def kill(self, host: str) -> None:
-        """kill -9 of all that runs on a host; returns when it is gone."""
-        give_up = time.monotonic() + 30
+        """Kills every process of a host with SIGKILL, and waits until they are gone."""
+        deadline = time.monotonic() + 30
         while pids := self.processes(host):
-            for pid in reversed(pids):  # the eldest last, which is what the others are found by
+            for pid in reversed(pids):  # the ancestor last: the others are found through it
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-            if time.monotonic() > give_up:
-                raise Failure(f"{host}: expected its processes to end. Received {pids} after 30 s.")
+            if time.monotonic() > deadline:
+                raise Failure(f"{host}: processes {pids} still run 30 s after SIGKILL")
             time.sleep(0.05)
         self.pids.pop(host, None)
         self.save()
 
     def remove(self) -> None:
-        """Leaves no process, namespace or cable behind, of hosts that were made in part as well."""
+        """Removes all processes, namespaces and cables, also those of hosts that were made in part."""
         spaces = ip("netns", "list").split() if self.bridge else []
         for host in self.numbers:
             if not self.bridge:
@@ -154,6 +154,6 @@ class Hosts:
                 ip("netns", "delete", self._namespace(host))
         if self.bridge and f" {self.bridge}:" in ip("-o", "link"):
             for host in self.numbers:
-                with contextlib.suppress(Failure):  # it goes with its namespace, which may take a moment
+                with contextlib.suppress(Failure):  # goes with its namespace, a moment later
                     ip("link", "delete", self._cable(host))
             ip("link", "delete", self.bridge)
