@@ -120,7 +120,7 @@ def test_killed_and_run_again_it_keeps_what_was_finished(files, tar, written, tm
 
 def test_a_finished_shard_with_other_bytes_is_not_taken(tar, written, tmp_path):
     (tmp_path / "train-00002-of-00006.tfrecord").write_bytes(b"other")
-    with pytest.raises(UserError, match="00002-of-00006.tfrecord exists with other contents: use --overwrite"):
+    with pytest.raises(UserError, match="00002-of-00006.tfrecord exists with other contents: --overwrite"):
         build(tar, tmp_path)
     build(tar, tmp_path, "--overwrite")
     assert contents(tmp_path) == contents(written)

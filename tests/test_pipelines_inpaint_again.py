@@ -15,7 +15,7 @@ from picture_files import block, counts, errors, load, model_of, noise, save, sa
 from pipelines.inpaint import main
 from trainer import storage
 from trainer.errors import UserError
-from trainer.images.pictures import Picture, encode
+from trainer.images.pictures import Metadata, Picture, encode
 from trainer.inference import predict
 
 
@@ -145,7 +145,7 @@ def test_mutated_images_and_masks_are_outputs_or_rejects(run, tmp_path, soak):
     kinds += [("jpeg", 3, np.uint8), ("jpeg", 1, np.uint8), ("webp", 4, np.uint8), ("webp", 3, np.uint8)]
     for number in range(count):
         kind, channels, dtype = kinds[number % len(kinds)]
-        image = encode(Picture(noise(24, 30, channels, number, dtype), icc=b"profile" * 9), kind)
+        image = encode(Picture(noise(24, 30, channels, number, dtype), Metadata(icc=b"profile" * 9)), kind)
         mask = encode(Picture(block(24, 30)[..., None] * np.uint8(255)))
         broken = rng.randrange(3)  # the image, the mask, or both
         storage.create(f"{folder}/in/{number:04d}", mutate(image, rng) if broken != 1 else image)

@@ -13,7 +13,7 @@ from pipelines.inpaint import main
 from pipelines.inpainting import loading
 from trainer import storage
 from trainer.errors import UserError
-from trainer.images.pictures import Picture, encode
+from trainer.images.pictures import Metadata, Picture, encode
 from trainer.inference import predict
 
 
@@ -119,7 +119,7 @@ def test_masks_of_viewed_images_fit_turned_ones(run, tmp_path):
     folder = str(tmp_path)
     image, mask = noise(30, 40, 3), block(30, 40)
     stored = np.ascontiguousarray(np.rot90(image, 1))
-    storage.create(f"{folder}/in/a.png", encode(Picture(stored, orientation=6)))
+    storage.create(f"{folder}/in/a.png", encode(Picture(stored, Metadata(orientation=6))))
     save_mask(f"{folder}/holes/a.png", mask)
     arguments = ["--images", f"{folder}/in", "--masks", f"{folder}/holes", "--run", run, "--hole", "black"]
     assert main([*arguments, "--output", f"{folder}/out"]) == 0

@@ -105,7 +105,7 @@ def test_a_retry_may_write_the_same_bytes_and_no_others(where, tmp_path, request
     dataset_writer.create_or_compare(address, b"first")
     dataset_writer.create_or_compare(address, b"first")
     for other in (b"other", b"firs", b"first ", b""):
-        with pytest.raises(UserError, match="file exists with other contents: use --overwrite"):
+        with pytest.raises(UserError, match="file exists with other contents: --overwrite"):
             dataset_writer.create_or_compare(address, other)
     assert storage.read(address) == b"first"
     assert [storage.relative(a, folder) for a in storage.find(folder)] == ["deep/file"]

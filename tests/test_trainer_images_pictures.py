@@ -15,7 +15,7 @@ from PIL import Image, ImageCms, ImageOps
 
 from masks.codec import read_mask_image
 from trainer.errors import ImageError
-from trainer.images.pictures import Picture, decode, decode_mask, encode, turn, turn_back
+from trainer.images.pictures import Metadata, Picture, decode, decode_mask, encode, turn, turn_back
 from trainer.images.rgb import read_header
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -57,7 +57,9 @@ def read_png(data: bytes) -> np.ndarray:
 def test_png_of_every_depth_and_number_of_channels(channels, dtype):
     pixels = noise(7, 5, channels, dtype)
     picture = decode(png_by_hand(pixels))
-    assert picture.pixels.dtype == dtype and picture.format == "PNG" and picture.has_alpha == (channels in (2, 4))
+    assert (
+        picture.pixels.dtype == dtype and picture.metadata.format == "PNG" and picture.has_alpha == (channels in (2, 4))
+    )
     np.testing.assert_array_equal(picture.pixels, pixels)
     data = encode(picture)
     assert data == encode(picture)
@@ -107,7 +109,7 @@ def test_other_kinds_of_image():
     file = io.BytesIO()
     Image.fromarray(colours).convert("CMYK").save(file, "JPEG", icc_profile=SRGB)
     cmyk = decode(file.getvalue())
-    assert cmyk.pixels.shape == (9, 8, 3) and cmyk.icc is None
+    assert cmyk.pixels.shape == (9, 8, 3) and cmyk.metadata.icc is None
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -120,14 +122,14 @@ def test_turning_is_what_viewers_do_and_can_be_undone(orientation):
         with Image.open(io.BytesIO(data)) as image:
             viewed = np.asarray(ImageOps.exif_transpose(image))
         picture = decode(data)
-        np.testing.assert_array_equal(turn(picture.pixels, picture.orientation), viewed)
+        np.testing.assert_array_equal(turn(picture.pixels, picture.metadata.orientation), viewed)
         np.testing.assert_array_equal(turn_back(turn(pixels, orientation), orientation), pixels)
         for name in ("png", "webp"):
             with Image.open(io.BytesIO(encode(picture, name))) as image:
-                assert image.getexif().get(0x0112, 1) == picture.orientation
+                assert image.getexif().get(0x0112, 1) == picture.metadata.orientation
                 np.testing.assert_array_equal(np.asarray(ImageOps.exif_transpose(image)), viewed)
         if kind != "TIFF":
-            assert picture.orientation == orientation
+            assert picture.metadata.orientation == orientation
             np.testing.assert_array_equal(picture.pixels, pixels)
 
 
@@ -140,10 +142,10 @@ def test_the_profile_is_kept_and_the_thumbnail_is_not(kind):
     with Image.open(io.BytesIO(out)) as image:
         assert image.info["icc_profile"] == SRGB
         assert dict(image.getexif()) == {0x0112: 6}
-    wide = Picture(noise(8, 6, 3, np.uint16), 8, SRGB)
+    wide = Picture(noise(8, 6, 3, np.uint16), Metadata(8, SRGB))
     again = decode(encode(wide))
     np.testing.assert_array_equal(again.pixels, wide.pixels)
-    assert (again.icc, again.orientation) == (SRGB, 8)
+    assert again.metadata == Metadata(8, SRGB, "PNG")
 
 
 def test_webp_is_lossless_below_transparency_too():

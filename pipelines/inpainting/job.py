@@ -40,8 +40,8 @@ def write_result(result: tuple[Task, Filled | Exception], settings: Settings, ou
         with blame(address, "encode", Exception):
             data = task.copy
             if data is None:
-                stored = pictures.turn_back(filled.pixels, task.picture.orientation)
-                data = pictures.encode(task.picture.replace(stored), settings.format, settings.quality)
+                stored = pictures.turn_back(filled.pixels, task.metadata.orientation)
+                data = pictures.encode(pictures.Picture(stored, task.metadata), settings.format, settings.quality)
         with blame(address, "write", Exception):
             details = {
                 "height": task.size[0],

@@ -69,13 +69,13 @@ class Files(NamedTuple):
 
 
 class Task(NamedTuple):
-    """An item that was read: the picture without its pixels, its size, hole ratio, and seconds taken so far.
+    """An item that was read: its metadata, size, hole ratio, and seconds taken so far.
 
     ``copy`` is the file itself where it can be the output as it is.
     """
 
     item: Item
-    picture: pictures.Picture
+    metadata: pictures.Metadata
     size: tuple[int, int]
     hole_ratio: float
     seconds: float
@@ -163,24 +163,23 @@ def load_item(files: Files, settings: Settings) -> Iterator:
                 mask = pictures.decode_mask(files.mask, settings.hole, settings.max_pixels)
         with blame(item.image, "match", _FAULTS):
             if files.mask is not None:
-                upright = pictures.turn(picture.pixels, picture.orientation)
+                upright = pictures.turn(picture.pixels, picture.metadata.orientation)
                 mask = fit_mask(mask, upright.shape[:2], settings.resize_masks)
             else:
                 stored = holes_in(picture, settings.holes)
                 if settings.holes == "alpha":  # what is filled is to be seen
                     picture.pixels[..., -1][stored == 0] = np.iinfo(picture.pixels.dtype).max
-                upright, mask = (pictures.turn(part, picture.orientation) for part in (picture.pixels, stored))
+                upright, mask = (pictures.turn(part, picture.metadata.orientation) for part in (picture.pixels, stored))
             if not mask.any():
                 raise MaskError("expected a valid pixel. Received a mask that is all hole.")
     except Rejected as lost:
         yield _lost(item, lost.reject)
         return
     ratio = hole_ratio(mask)
-    same_format = {"MPO": "JPEG"}.get(picture.format, picture.format) == settings.format.upper()
+    same_format = {"MPO": "JPEG"}.get(picture.metadata.format, picture.metadata.format) == settings.format.upper()
     copy = files.image if ratio == 0 and same_format else None
     seconds = files.seconds + time.perf_counter() - begin
-    empty = picture.replace(picture.pixels[:0].copy())  # a view would keep them in memory
-    task = Task(item, empty, mask.shape, ratio, seconds, copy)
+    task = Task(item, picture.metadata, mask.shape, ratio, seconds, copy)
     if ratio == 0:
         yield beam.pvalue.TaggedOutput(HOLELESS, (task, Filled(upright, 0, 0.0)))
     else:

@@ -44,9 +44,7 @@ def create_or_compare(address: str, data: bytes) -> None:
         storage.create(address, data)
     except storage.AlreadyExists:
         if storage.checksum(address) != storage.crc32c(data):
-            raise UserError(
-                f"{address} exists with other contents: use --overwrite, or choose another folder"
-            ) from None
+            raise UserError(f"{address} exists with other contents: --overwrite, or choose another folder") from None
 
 
 def place_record(record: Record, num_shards: dict[str, int]) -> tuple[tuple[str, int], tuple[str, bytes]]:

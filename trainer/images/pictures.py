@@ -6,7 +6,6 @@ block may hold a thumbnail of what is to be removed.
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import struct
 import warnings
@@ -30,29 +29,36 @@ _INVERSE = {6: 8, 8: 6}  # of orientations; the others undo themselves
 
 
 @dataclass(frozen=True)
-class Picture:
-    """What an image file shows.
+class Metadata:
+    """What an image file keeps beside its pixels.
 
     Attributes:
-        pixels: uint8 or uint16 [height, width, channels] as stored; 1 channel is grey, 2 grey and alpha, 3 RGB, 4
-            RGB and alpha. Alpha is not premultiplied.
         orientation: EXIF's, 1 to 8: how viewers turn the pixels; 1 is upright.
-        icc: colour profile of the pixels, if the file has one.
-        format: of the file, one of `READABLE`.
+        icc: color profile of the pixels, if the file has one.
+        format: of the file, one of `READABLE`; empty for pixels that were read from no file.
     """
 
-    pixels: np.ndarray
     orientation: int = 1
     icc: bytes | None = None
     format: str = ""
 
+
+@dataclass(frozen=True)
+class Picture:
+    """The content of an image file.
+
+    Attributes:
+        pixels: uint8 or uint16 [height, width, channels] as stored; 1 channel is grey, 2 grey and alpha, 3 RGB, 4
+            RGB and alpha. Alpha is not premultiplied.
+        metadata: how they are to be shown.
+    """
+
+    pixels: np.ndarray
+    metadata: Metadata = Metadata()
+
     @property
     def has_alpha(self) -> bool:
         return self.pixels.shape[2] in (2, 4)
-
-    def replace(self, pixels: np.ndarray) -> Picture:
-        """The same picture of other pixels."""
-        return dataclasses.replace(self, pixels=pixels)
 
 
 def turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
@@ -94,7 +100,7 @@ def decode(data: bytes, max_pixels: int = rgb.MAX_PIXELS) -> Picture:
         raise ImageError(f"the pixels cannot be decoded: {error}") from None
     keeps_profile = image.mode in ("1", "L", "LA", "P", "PA", "RGB", "RGBA") or image.mode.startswith("I;16")
     pixels = pixels[..., None] if pixels.ndim == 2 else pixels
-    return Picture(pixels, orientation, icc if keeps_profile else None, header.format)
+    return Picture(pixels, Metadata(orientation, icc if keeps_profile else None, header.format))
 
 
 def _load(data: bytes) -> Image.Image:
@@ -196,22 +202,22 @@ def encode(picture: Picture, kind: str = "png", quality: int = QUALITY) -> bytes
         ImageError: see `check_encodable`.
     """
     check_encodable(picture, kind)
-    exif = None
-    if picture.orientation != 1:
+    exif, icc = None, picture.metadata.icc
+    if picture.metadata.orientation != 1:
         block = Image.Exif()
-        block[_ORIENTATION] = picture.orientation
+        block[_ORIENTATION] = picture.metadata.orientation
         exif = block.tobytes()
     if kind == "png":
         chunks = []
-        if picture.icc:
-            chunks.append((b"iCCP", b"ICC profile\0\0" + zlib.compress(picture.icc)))
+        if icc:
+            chunks.append((b"iCCP", b"ICC profile\0\0" + zlib.compress(icc)))
         if exif:
             chunks.append((b"eXIf", exif.removeprefix(b"Exif\0\0")))
         return _insert_chunks(_encode_png(picture.pixels), chunks)
     options = (
         {"lossless": True, "exact": True, "method": 0} if kind == "webp" else {"quality": quality, "subsampling": 0}
     )
-    options |= {"icc_profile": picture.icc} if picture.icc else {}
+    options |= {"icc_profile": icc} if icc else {}
     options |= {"exif": exif} if exif else {}
     pixels = picture.pixels[..., 0] if picture.pixels.shape[2] == 1 else picture.pixels
     file = io.BytesIO()
