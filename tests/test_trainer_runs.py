@@ -3,7 +3,7 @@
 import pytest
 
 from trainer import presets, runs
-from trainer.errors import NotFound, UserError
+from trainer.errors import ConfigChanged, NotFound, UserError
 
 DEMO = presets.PRESETS["demo"]
 
@@ -18,9 +18,9 @@ def test_a_new_run_gets_its_config_and_the_same_config_may_continue_it(tmp_path)
 def test_a_changed_config_is_refused_unless_its_key_is_allowed(tmp_path):
     runs.settle_config(str(tmp_path), DEMO)
     changed = presets.override(DEMO, ["loss.hole=5", "seed=1"])
-    with pytest.raises(runs.ConfigChanged, match="loss.hole is 6.0, asked for 5.0, seed is 0, asked for 1"):
+    with pytest.raises(ConfigChanged, match="loss.hole is 6.0, asked for 5.0, seed is 0, asked for 1"):
         runs.settle_config(str(tmp_path), changed)
-    with pytest.raises(runs.ConfigChanged, match="seed is 0, asked for 1"):
+    with pytest.raises(ConfigChanged, match="seed is 0, asked for 1"):
         runs.settle_config(str(tmp_path), changed, ["loss.hole"])
     assert presets.from_json((tmp_path / "config.json").read_bytes()) == DEMO
     runs.settle_config(str(tmp_path), changed, ["loss.hole", "seed"])

@@ -22,6 +22,10 @@ class DeviceError(UserError):
     """The device to compute on does not exist on this machine."""
 
 
+class ConfigChanged(UserError):
+    """A run's config.json differs from the config it should continue with."""
+
+
 class AlreadyExists(Exception):
     """`storage.create` found something at the address."""
 

@@ -18,16 +18,12 @@ from trainer import presets, storage
 from trainer.checkpoints.pointers import Pin
 from trainer.command import code_version
 from trainer.config import TrainConfig
-from trainer.errors import NotFound, UserError
+from trainer.errors import ConfigChanged, NotFound, UserError
 
 CONFIG, SUMMARY = "config.json", "summary.json"
 
 # What may change when a run continues: none of these alter what a step computes.
 _FREE = ("scaling.", "checkpoint.", "validation.", "log_every", "skip_nonfinite")
-
-
-class ConfigChanged(UserError):
-    """The run's config.json differs from the config it should continue with."""
 
 
 def _read_config(run: str) -> tuple[TrainConfig | None, object]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from trainer import presets, runs, storage
 from trainer.command import ArgumentParser, quiet_imports, run_command
 from trainer.config import TrainConfig
-from trainer.errors import UserError
+from trainer.errors import ConfigChanged, UserError
 
 if TYPE_CHECKING:
     from trainer.training.validation import HeldOut
@@ -91,7 +91,7 @@ def check(arguments: argparse.Namespace) -> Plan:
     storage.require_writable(run)
     try:
         runs.compare_config(run, config, arguments.allow_config_change)
-    except runs.ConfigChanged as error:
+    except ConfigChanged as error:
         raise UserError(f"{error} --allow-config-change KEY permits it.") from None
     return Plan(config, images, masks, run, image_count, mask_count, held_out, validation)
 
