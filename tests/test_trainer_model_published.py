@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
+from trainer import presets
 from trainer.config import UNetConfig
 from trainer.errors import UserError
 from trainer.model import published
@@ -195,7 +197,7 @@ BROKEN_LAYERS = {
     "no statistics": (lambda w: w["EncBN2"].pop("moving_mean"), "an array moving_mean"),
     "wide head": (lambda w: w["outputs_img"].update(kernel=np.ones((3, 3, 3, 3))), "1x1 convolution"),
     "short bias": (lambda w: w["p_conv2d_49"].update(bias=np.ones(2)), r"\(2,\)"),
-    "even kernel": (lambda w: w["p_conv2d_49"].update(img_kernel=np.ones((4, 4, 3, 4))), "unet.kernels"),
+    "even kernel": (lambda w: w["p_conv2d_49"].update(img_kernel=np.ones((4, 4, 3, 4))), ": kernels: expected 3 odd"),
     "flat kernel": (lambda w: w["p_conv2d_52"].update(img_kernel=np.ones(6)), r"\(6,\)"),
 }
 BROKEN_STATES = {
@@ -228,14 +230,15 @@ def test_other_state_dicts_are_refused(case):
 @pytest.mark.parametrize(
     "options, text",
     [
-        ({"bn_epsilon": 0.0}, "unet.bn_epsilon: expected more than 0"),
-        ({"mean": (0.5, 0.5)}, "unet.mean: expected three"),
-        ({"mean": (0.5, 0.5, float("nan"))}, "unet.mean: expected three"),
-        ({"std": (1.0, 0.0, 1.0)}, "unet.std: expected three positive"),
-        ({"head": "tanh"}, "unet.head: expected one of"),
+        ({"bn_epsilon": 0.0}, "bn_epsilon: expected more than 0. Received 0.0."),
+        ({"mean": (0.5, 0.5)}, "mean[2]: expected a value. Received (0.5, 0.5)."),
+        ({"mean": (0.5, 0.5, float("nan"))}, "mean[2]: expected a finite number. Received nan."),
+        ({"std": (1.0, 0.0, 1.0)}, "std[1]: expected more than 0. Received 0.0."),
+        ({"head": "tanh"}, "head: expected 'none' or 'sigmoid'. Received 'tanh'."),
     ],
 )
 def test_what_differs_from_the_paper_is_checked(options, text):
-    with pytest.raises(ValueError, match=f"{text}.*Received"):
+    with pytest.raises(ValidationError) as caught:
         UNetConfig(**options)
+    assert presets.explain(caught.value) == text
     assert not UNetConfig().normalizes and UNetConfig(mean=(0.0, 0.0, 0.1)).normalizes

@@ -170,9 +170,9 @@ def test_missing_files_and_unknown_sources_are_refused(tmp_path):
     for source in ("", "keras:", "torch:/x", "torchvision", "weights.npz"):
         with pytest.raises(ValueError, match="VGG weights: expected bundled, .*Received"):
             load_weights(source)
-        with pytest.raises(ValueError, match="loss.vgg: expected bundled, .*Received"):
+        with pytest.raises(ValueError, match="vgg: expected bundled, .*Received"):
             LossConfig(vgg=source)
-    with pytest.raises(ValueError, match="full path"):
+    with pytest.raises(ValueError, match="vgg: .* full path"):
         LossConfig(vgg="keras:weights.npz")
     for source in ("bundled", "keras", "keras:/a/b.h5", "torchvision:gs://bucket/vgg16.pth"):
         assert LossConfig(vgg=source).vgg == source

@@ -1,178 +1,276 @@
-"""What a training run is made of: frozen dataclasses that check themselves.
+"""Training configuration: frozen, self-validating dataclasses.
 
-A wrong value is refused when it is set, so at launch. The resolved config is written to
-``config.json`` of the run and read back from there by inference. Presets and overrides: `presets`.
+Field types carry the limits of single values and pydantic checks them; rules between fields stand in
+``__post_init__``. A wrong value raises ValueError (pydantic's ``ValidationError``) when the config is made, so at
+launch. The resolved config is written to the run's ``config.json``. Presets, overrides and JSON: `presets`.
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, field
+import dataclasses
+import re
+from dataclasses import field
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
 
 from trainer.metrics import validation_metrics
-from trainer.network_config import LossConfig, UNetConfig
-from trainer.network_config import require as _require
 
-PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
-SCHEDULES = ("constant", "cosine")
-DEVICES = ("cpu", "gpu")
+Precision = Literal["float32", "mixed_bfloat16", "mixed_float16"]
+PRECISIONS: tuple[str, ...] = get_args(Precision)
+
+# No unknown fields; no conversion of types in Python and JSON, where only an int may stand for a float.
+_STRICT = ConfigDict(extra="forbid", strict=True)
+
+_Count = Annotated[int, Field(ge=0)]
+_PositiveInt = Annotated[int, Field(ge=1)]
+_Finite = Annotated[float, Field(allow_inf_nan=False)]
+_NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+_Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_BelowOne = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]  # fraction in [0, 1)
+_UpToOne = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]  # fraction in (0, 1]
 
 
-@dataclass(frozen=True, kw_only=True)
+def _require(condition: bool, key: str, expected: str, received: Any) -> None:
+    """Raises `ValueError` naming the field ``key`` unless ``condition`` holds."""
+    if not condition:
+        raise ValueError(f"{key}: expected {expected}. Received {received!r}.")
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class UNetConfig:
+    """The network of the paper's appendix; one entry of each tuple per encoder level.
+
+    The decoder mirrors the encoder (3x3 kernels), so depth is ``len(filters)`` and one pass halves
+    the image ``depth`` times.
+
+    Attributes:
+        image_size: height and width of training crops, in pixels.
+        filters: output channels of each encoder level, from the image down.
+        kernels: kernel size of each encoder level; odd.
+        bn_epsilon: added to the variance by BatchNorm; the default is PyTorch's, the paper's framework.
+        mean, std: of each channel of RGB in [0, 1]. The network computes with (image - mean) / std, and its
+            output is mapped back. The paper feeds images as they are; 0.45 and 0.25 learned more in few steps.
+        head: what follows the last partial convolution. ``none`` is the paper's; ``sigmoid`` is LeakyReLU 0.2, a
+            1x1 convolution to 3 channels and a sigmoid, as some implementations have it.
+    """
+
+    image_size: _PositiveInt = 512
+    filters: tuple[_PositiveInt, ...] = (64, 128, 256, 512, 512, 512, 512, 512)
+    kernels: tuple[_PositiveInt, ...] = (7, 5, 5, 3, 3, 3, 3, 3)
+    bn_epsilon: _Positive = 1e-5
+    mean: tuple[_Finite, _Finite, _Finite] = (0.0, 0.0, 0.0)
+    std: tuple[_Positive, _Positive, _Positive] = (1.0, 1.0, 1.0)
+    head: Literal["none", "sigmoid"] = "none"
+
+    def __post_init__(self) -> None:
+        _require(len(self.filters) >= 1, "filters", "one or more positive integers", self.filters)
+        _require(
+            len(self.kernels) == len(self.filters) and all(kernel % 2 for kernel in self.kernels),
+            "kernels",
+            f"{len(self.filters)} odd sizes, one per entry of unet.filters",
+            self.kernels,
+        )
+        fits = self.image_size // self.stride * self.stride
+        _require(
+            fits == self.image_size,
+            "image_size",
+            f"a multiple of {self.stride} (2 to the power of {self.depth} levels; {max(fits, self.stride)} would work)",
+            self.image_size,
+        )
+
+    @property
+    def normalizes(self) -> bool:
+        """Whether `mean` and `std` change the image at all."""
+        return any(self.mean) or any(std != 1 for std in self.std)
+
+    @property
+    def depth(self) -> int:
+        return len(self.filters)
+
+    @property
+    def stride(self) -> int:
+        """Input sizes are multiples of this many pixels."""
+        return 2**self.depth
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class LossConfig:
+    """Weights of the terms of the total loss; the defaults are the paper's (section 3.3).
+
+    Every field but `vgg` is the weight of the term of that name in `trainer.model.losses.TERMS`. A term of weight 0
+    is not computed.
+
+    Attributes:
+        vgg: source of VGG-16's weights: ``bundled``, ``keras`` (downloaded by Keras), ``keras:FILE`` or
+            ``torchvision:FILE`` (see `trainer.model.vgg`).
+    """
+
+    valid: _NonNegative = 1.0
+    hole: _NonNegative = 6.0
+    perceptual: _NonNegative = 0.05
+    style_output: _NonNegative = 120.0
+    style_composite: _NonNegative = 120.0
+    total_variation: _NonNegative = 0.1
+    vgg: str = "bundled"
+
+    def __post_init__(self) -> None:
+        if not any(self.weights.values()):
+            raise ValueError(f"expected one or more positive weights. Received {self.weights}.")
+        # Workers run in other folders: a relative path would name another file there.
+        _require(
+            self.vgg in ("bundled", "keras") or re.match(r"(keras|torchvision):(/|[a-z0-9]+://)", self.vgg) is not None,
+            "vgg",
+            "bundled, keras, keras:FILE or torchvision:FILE with FILE a full path or an address such as gs://B/FILE",
+            self.vgg,
+        )
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Weight of each term by its name."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if name != "vgg"}
+
+    @property
+    def needs_features(self) -> bool:
+        """Whether any term compares VGG-16 features."""
+        return any((self.perceptual, self.style_output, self.style_composite))
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class PhaseConfig:
     """One phase of training.
 
     Attributes:
-        steps: optimizer steps; 0 leaves the phase out.
-        epochs: passes over the images, in place of steps; the launch turns them into steps (`presets.resolve_epochs`).
+        steps: optimizer steps; 0 skips the phase.
+        epochs: passes over the images, instead of steps; the launch turns them into steps (`presets.resolve_epochs`).
         learning_rate: Adam's, at the start of the phase.
-        schedule: ``constant``, or ``cosine`` down to 0 over the phase.
+        schedule: ``constant``, or ``cosine`` decay to 0 over the phase.
         warmup_steps: steps over which the rate first rises linearly from 0.
         freeze_encoder_bn: the encoder's BatchNorm statistics, gamma and beta stay as they are.
     """
 
-    steps: int = 0
-    epochs: float = 0.0
-    learning_rate: float = 2e-4
-    schedule: str = "constant"
-    warmup_steps: int = 0
+    steps: _Count = 0
+    epochs: _NonNegative = 0.0
+    learning_rate: _Positive = 2e-4
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup_steps: _Count = 0
     freeze_encoder_bn: bool = False
 
-    def __post_init__(self):
-        _require(self.steps >= 0, "steps", "0 or more", self.steps)
-        _require(0 <= self.epochs < math.inf, "epochs", "0 or more", self.epochs)
+    def __post_init__(self) -> None:
         _require(not (self.steps and self.epochs), "epochs", f"0 beside steps={self.steps}", self.epochs)
-        _require(0 < self.learning_rate < math.inf, "learning_rate", "more than 0", self.learning_rate)
-        _require(self.schedule in SCHEDULES, "schedule", f"one of {SCHEDULES}", self.schedule)
-        _require(self.warmup_steps >= 0, "warmup_steps", "0 or more", self.warmup_steps)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class DataConfig:
     """How records become training examples.
 
     Attributes:
         split: the dataset's split, the first part of its shards' names.
-        crop_scale: side of the random square crop, as a share of the image's shorter side (low, high).
+        crop_scale: side of the random square crop, as a fraction of the image's shorter side (low, high).
         flip: mirror half of the images left to right.
-        mask_flip: mirror masks left to right and upside down, each half of them.
+        mask_flip: mirror half of the masks left to right, and half of them upside down.
         mask_turn: turn masks by 0, 90, 180 or 270 degrees.
-        mask_dilate: holes grow by a number of pixels up to this (the paper's authors name 9 to 49); more holes than
-            the masks were made with.
-        mask_shift: masks move by up to this share of their side; what comes in is valid, so fewer holes.
-        mask_crop: a mask is a square of at least this share of its side, enlarged; 1: all of it.
-        shuffle_buffer: records of a shard that are shuffled among themselves; shards are shuffled besides.
-        streams: places of the dataset that are read in turn. A number of workers that divides it reads each shard
+        mask_dilate: holes grow by up to this many pixels (the paper's authors name 9 to 49), so there is more hole
+            than the masks were made with.
+        mask_shift: masks move by up to this fraction of their side; what comes in is valid, so there is less hole.
+        mask_crop: a mask is a square of at least this fraction of its side, enlarged; 1: all of it.
+        shuffle_buffer: records of a shard that are shuffled among themselves; the order of shards is shuffled, too.
+        streams: positions in the dataset that are read in turn. A number of workers that divides it reads each shard
             once; any other gives the same examples and reads more.
         cache_gb: gigabytes (1e9 bytes) of a host's disk for shards from buckets.
     """
 
     split: str = "train"
-    crop_scale: tuple[float, float] = (0.5, 1.0)
+    crop_scale: tuple[_UpToOne, _UpToOne] = (0.5, 1.0)
     flip: bool = True
     mask_flip: bool = True
     mask_turn: bool = True
-    mask_dilate: int = 0
-    mask_shift: float = 0.0
-    mask_crop: float = 1.0
-    shuffle_buffer: int = 2048
-    streams: int = 16
-    cache_gb: float = 16.0
+    mask_dilate: _Count = 0
+    mask_shift: _BelowOne = 0.0
+    mask_crop: _UpToOne = 1.0
+    shuffle_buffer: _PositiveInt = 2048
+    streams: Annotated[int, Field(ge=1, le=4096)] = 16
+    cache_gb: _Positive = 16.0
 
-    def __post_init__(self):
-        low, high = self.crop_scale if len(self.crop_scale) == 2 else (0, 0)
-        _require(0 < low <= high <= 1, "data.crop_scale", "(low, high) with 0 < low <= high <= 1", self.crop_scale)
-        _require(self.mask_dilate >= 0, "data.mask_dilate", "0 or more", self.mask_dilate)
-        _require(0 <= self.mask_shift < 1, "data.mask_shift", "a share, 0 or more, less than 1", self.mask_shift)
-        _require(0 < self.mask_crop <= 1, "data.mask_crop", "a share, more than 0, at most 1", self.mask_crop)
-        _require(self.shuffle_buffer >= 1, "data.shuffle_buffer", "1 or more", self.shuffle_buffer)
-        _require(1 <= self.streams <= 4096, "data.streams", "1 .. 4096", self.streams)
-        _require(0 < self.cache_gb < math.inf, "data.cache_gb", "more than 0", self.cache_gb)
+    def __post_init__(self) -> None:
+        low, high = self.crop_scale
+        _require(low <= high, "crop_scale", "(low, high) with 0 < low <= high <= 1", self.crop_scale)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class ScalingConfig:
-    """Ray workers: how many, and what each one holds.
+    """Ray workers: how many, and the resources of each.
 
     Attributes:
         workers: worker processes; each computes ``global_batch_size / workers`` examples of a step.
-        min_workers: go on with as few as this while machines are missing, and with more again when they are back;
+        min_workers: continue with as few as this while machines are missing, and with more again when they are back;
             0: wait for all of them.
         cpus_per_worker: cores reserved for a worker, and TensorFlow's threads in it.
         device: ``cpu``, or ``gpu`` for one GPU per worker.
-        max_failures: how often a worker group that died is started again from the newest checkpoint.
+        max_failures: how often a worker group that died is restarted from the newest checkpoint.
         xla: compile parts of the step with XLA; for GPUs, where TensorFlow picks the parts.
     """
 
-    workers: int = 2
-    min_workers: int = 0
-    cpus_per_worker: int = 1
-    device: str = "cpu"
-    max_failures: int = 3
+    workers: _PositiveInt = 2
+    min_workers: _Count = 0
+    cpus_per_worker: _PositiveInt = 1
+    device: Literal["cpu", "gpu"] = "cpu"
+    max_failures: _Count = 3
     xla: bool = False
 
-    def __post_init__(self):
-        _require(self.workers >= 1, "scaling.workers", "1 or more", self.workers)
-        _require(0 <= self.min_workers <= self.workers, "scaling.min_workers", "0 .. workers", self.min_workers)
-        _require(self.cpus_per_worker >= 1, "scaling.cpus_per_worker", "1 or more", self.cpus_per_worker)
-        _require(self.device in DEVICES, "scaling.device", f"one of {DEVICES}", self.device)
-        _require(self.max_failures >= 0, "scaling.max_failures", "0 or more", self.max_failures)
+    def __post_init__(self) -> None:
+        _require(self.min_workers <= self.workers, "min_workers", "0 .. scaling.workers", self.min_workers)
         # TensorFlow picks no parts for CPUs, where a step compiled as a whole was slower: 1.0 images/s against 1.4.
-        _require(not self.xla or self.device == "gpu", "scaling.xla", "false unless scaling.device=gpu", self.xla)
+        _require(not self.xla or self.device == "gpu", "xla", "false unless scaling.device=gpu", self.xla)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class CheckpointConfig:
-    """A checkpoint every ``every`` steps and at the end; the newest ``keep`` and the best stay.
+    """A checkpoint every ``every`` steps and at the end; the newest ``keep`` and the best are kept.
 
     Attributes:
-        background: write them while training goes on.
-        best: metric of the validation by which the best is chosen.
+        background: write them while training continues.
+        best: validation metric by which the best is chosen.
     """
 
-    every: int = 1000
-    keep: int = 3
+    every: _PositiveInt = 1000
+    keep: _PositiveInt = 3
     background: bool = True
     best: str = "psnr"
 
-    def __post_init__(self):
-        _require(self.every >= 1, "checkpoint.every", "1 or more", self.every)
-        _require(self.keep >= 1, "checkpoint.keep", "1 or more", self.keep)
-        _require(self.best in validation_metrics(), "checkpoint.best", f"one of {validation_metrics()}", self.best)
+    def __post_init__(self) -> None:
+        _require(self.best in validation_metrics(), "best", f"one of {validation_metrics()}", self.best)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class ValidationConfig:
     """Scores on held-out records, after every ``every`` steps and at the end.
 
     Attributes:
-        every: steps; 0 leaves validation out.
+        every: steps between two validations; 0: no validation.
         examples: how many pairs of an image and a mask; fewer where there are fewer masks.
         split: of the datasets that pairs are taken from.
-        pictures: how many of the pairs are drawn into the picture grid.
+        pictures: how many of the pairs are shown in the picture grid.
     """
 
-    every: int = 1000
-    examples: int = 120
+    every: _Count = 1000
+    examples: _PositiveInt = 120
     split: str = "val"
-    pictures: int = 4
-
-    def __post_init__(self):
-        _require(self.every >= 0, "validation.every", "0 or more", self.every)
-        _require(self.examples >= 1, "validation.examples", "1 or more", self.examples)
-        _require(self.pictures >= 0, "validation.pictures", "0 or more", self.pictures)
+    pictures: _Count = 4
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class TrainConfig:
     """Everything that decides what a run computes.
 
     Attributes:
         global_batch_size: examples of one optimizer step, over all workers.
         precision: Keras dtype policy of the network: float32, mixed_bfloat16, or mixed_float16 with a loss scale.
-        clip_norm: gradients whose norm, over all variables, is greater are scaled down to it; 0: none are.
-        ema_decay: of an average of the weights, which validation and export then use; 0: there is none.
-        skip_nonfinite: how many steps with a loss that is not finite may be left out before training stops.
+        clip_norm: maximum norm of the gradient over all variables; larger ones are scaled down to it. 0: no clipping.
+        ema_decay: decay of an exponential moving average of the weights, which validation and export then use;
+            0: no average.
+        skip_nonfinite: how many steps with a non-finite loss may be skipped before training stops.
         seed: of weights, data order and augmentation.
         log_every: steps between two progress lines.
     """
@@ -185,37 +283,23 @@ class TrainConfig:
     scaling: ScalingConfig = field(default_factory=ScalingConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
-    global_batch_size: int = 6
-    precision: str = "float32"
-    clip_norm: float = 0.0
-    ema_decay: float = 0.0
-    skip_nonfinite: int = 0
-    seed: int = 0
-    log_every: int = 10
+    global_batch_size: _PositiveInt = 6
+    precision: Precision = "float32"
+    clip_norm: _NonNegative = 0.0
+    ema_decay: _BelowOne = 0.0
+    skip_nonfinite: _Count = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    log_every: _PositiveInt = 10
 
-    def __post_init__(self):
-        _require(self.precision in PRECISIONS, "precision", f"one of {PRECISIONS}", self.precision)
-        _require(self.log_every >= 1, "log_every", "1 or more", self.log_every)
-        _require(0 <= self.seed < 2**63, "seed", "0 or more, of 63 bits", self.seed)
-        _require(
-            self.global_batch_size >= 1 and self.global_batch_size % self.scaling.workers == 0,
-            "global_batch_size",
-            f"a positive multiple of scaling.workers={self.scaling.workers}",
-            self.global_batch_size,
-        )
-        for workers in range(self.scaling.min_workers or self.scaling.workers, self.scaling.workers):
-            _require(
-                self.global_batch_size % workers == 0,
-                "global_batch_size",
-                f"a multiple of each number of workers from scaling.min_workers={self.scaling.min_workers} to "
-                f"scaling.workers={self.scaling.workers}",
-                self.global_batch_size,
-            )
-        _require(0 <= self.clip_norm < math.inf, "clip_norm", "0 or more", self.clip_norm)
-        _require(0 <= self.ema_decay < 1, "ema_decay", "0 or more, less than 1", self.ema_decay)
-        _require(self.skip_nonfinite >= 0, "skip_nonfinite", "0 or more", self.skip_nonfinite)
-        some = self.total_steps >= 1 or self.initial.epochs or self.finetune.epochs
-        _require(some, "initial.steps + finetune.steps", "1 or more", self.total_steps)
+    def __post_init__(self) -> None:
+        most, fewest = self.scaling.workers, self.scaling.min_workers or self.scaling.workers
+        numbers = f"scaling.workers={most}"
+        if fewest < most:
+            numbers = f"each number of workers from scaling.min_workers={fewest} to {numbers}"
+        divides = all(self.global_batch_size % workers == 0 for workers in range(fewest, most + 1))
+        _require(divides, "global_batch_size", f"a multiple of {numbers}", self.global_batch_size)
+        some = self.total_steps or self.initial.epochs or self.finetune.epochs
+        _require(bool(some), "initial.steps + finetune.steps", "1 or more", self.total_steps)
 
     @property
     def total_steps(self) -> int:

@@ -1,17 +1,19 @@
-"""Named configs, ``--set`` overrides and the JSON form of a `TrainConfig`.
+"""Named configs, ``key=value`` overrides and the JSON form of a `TrainConfig`.
 
 config = override(PRESETS["demo"], ["initial.steps=50", "unet.filters=16,32,64,64,64"])
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import difflib
 import json
 import math
-from collections.abc import Iterable, Iterator
-from typing import Any, get_args, get_type_hints
+from collections.abc import Iterable
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
 
 from trainer.config import (
     CheckpointConfig,
@@ -58,6 +60,53 @@ PRESETS = {
 }
 
 
+_ADAPTER = TypeAdapter(TrainConfig)
+
+# What was expected, by the type of pydantic's error; its own sentence serves for others.
+_EXPECTED = {
+    "greater_than_equal": "{ge:g} or more",
+    "greater_than": "more than {gt:g}",
+    "less_than_equal": "{le:g} or less",
+    "less_than": "less than {lt}",
+    "finite_number": "a finite number",
+    "literal_error": "{expected}",
+    "too_long": "{max_length} values",
+    "missing": "a value",
+    "dataclass_type": "the fields of {class_name}",
+    **dict.fromkeys(("int_type", "int_parsing", "int_parsing_size", "int_from_float"), "an integer"),
+    **dict.fromkeys(("float_type", "float_parsing"), "a number"),
+    **dict.fromkeys(("bool_type", "bool_parsing"), "true or false"),
+    "tuple_type": "a list",
+    "string_type": "a text",
+}
+
+
+def _unknown(key: str) -> str:
+    near = difflib.get_close_matches(key, flatten(PRESETS["paper"]), n=1)
+    return f"unknown key {key!r}." + (f" Did you mean {near[0]}?" if near else "")
+
+
+def _explain(error: ErrorDetails) -> str:
+    key = ""
+    for part in error["loc"]:
+        key += f"[{part}]" if isinstance(part, int) else f".{part}" if key else part
+    context = error.get("ctx", {})
+    if error["type"] == "unexpected_keyword_argument":
+        return f"{_unknown(key)} Was it written by a newer version?"
+    if error["type"] == "value_error":  # of __post_init__, which names fields without their group, or none
+        rule = str(context["error"])
+        return f"{key}{': ' if rule.startswith('expected') else '.'}{rule}" if key else rule
+    if error["type"] not in _EXPECTED:
+        return f"{key}: {error['msg']}" if key else error["msg"]
+    expected = f"expected {_EXPECTED[error['type']].format(**context)}. Received {error['input']!r}."
+    return f"{key}: {expected}" if key else expected
+
+
+def explain(error: ValidationError) -> str:
+    """What pydantic found wrong with a config, as ``key: expected .... Received ....`` for each value."""
+    return " ".join(_explain(details) for details in error.errors(include_url=False))
+
+
 def flatten(config: TrainConfig) -> dict[str, Any]:
     """Every value under its dotted key: ``{"unet.image_size": 512, ...}``."""
     flat = {}
@@ -69,61 +118,36 @@ def flatten(config: TrainConfig) -> dict[str, Any]:
     return flat
 
 
-@contextlib.contextmanager
-def _inside(group: str) -> Iterator[None]:
-    """Names the phase in the message of a `PhaseConfig`, which does not know which one it is."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(str(error) if str(error).startswith(group) else f"{group}.{error}") from None
-
-
-def _name_of(kind: Any) -> str:
-    return kind.__name__ if isinstance(kind, type) and not get_args(kind) else str(kind)
-
-
-def _parse(key: str, text: str, kind: Any) -> Any:
-    try:
-        if kind is bool:
-            return {"true": True, "false": False}[text.lower()]
-        if get_args(kind):
-            item = get_args(kind)[0]
-            return tuple(item(part) for part in text.strip("()").split(",") if part.strip())
-        return kind(text)
-    except (ValueError, KeyError):
-        raise ValueError(f"{key}: expected {_name_of(kind)}. Received {text!r}.") from None
-
-
 def override(config: TrainConfig, assignments: Iterable[str]) -> TrainConfig:
-    """``config`` with ``a.b=value`` texts applied together, then checked once.
+    """``config`` with ``a.b=value`` texts applied together, then validated once.
 
-    The steps of a phase take the place of its epochs, and the other way round.
+    A tuple is written as its values with commas between. Setting the steps of a phase clears its epochs, and the
+    other way round.
 
     Raises:
-        ValueError: an unknown key (the message lists the valid ones) or a value that does not fit.
+        ValueError: an unknown key (the message lists the valid ones) or an invalid value.
     """
-    valid = flatten(config)
-    changes: dict[str, dict] = {"": {}}
+    valid, given = flatten(config), {}
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         if not equals:
             raise ValueError(f"expected key=value. Received {assignment!r}.")
         if key not in valid:
-            near = difflib.get_close_matches(key, valid, n=1)
-            hint = f" Did you mean {near[0]}?" if near else ""
-            raise ValueError(f"unknown key {key!r}.{hint} Valid keys: {', '.join(valid)}.")
+            raise ValueError(f"{_unknown(key)} Valid keys: {', '.join(valid)}.")
+        given[key] = text
+    for phase in ("initial", "finetune"):
+        for key, other in ((f"{phase}.steps", f"{phase}.epochs"), (f"{phase}.epochs", f"{phase}.steps")):
+            if given.get(key, "").strip("0.") and other not in given:
+                given[other] = "0"
+    values = dataclasses.asdict(config)
+    for key, text in given.items():
         group, _, name = key.rpartition(".")
-        owner = getattr(config, group) if group else config
-        changes.setdefault(group, {})[name] = _parse(key, text, get_type_hints(type(owner))[name])
-    top = changes.pop("")
-    for group, values in changes.items():
-        if values.get("steps"):
-            values.setdefault("epochs", 0.0)
-        if values.get("epochs"):
-            values.setdefault("steps", 0)
-        with _inside(group):
-            top[group] = dataclasses.replace(getattr(config, group), **values)
-    return dataclasses.replace(config, **top)
+        parts = [part.strip() for part in text.strip("()").split(",") if part.strip()]
+        (values[group] if group else values)[name] = parts if isinstance(valid[key], tuple) else text
+    try:
+        return _ADAPTER.validate_python(values, strict=False)
+    except ValidationError as error:
+        raise ValueError(explain(error)) from None
 
 
 def resolve_config(preset: str, assignments: Iterable[str]) -> TrainConfig:
@@ -154,34 +178,13 @@ def to_json(config: TrainConfig) -> bytes:
     return json.dumps(dataclasses.asdict(config), indent=1, sort_keys=True).encode()
 
 
-def _fits(value: Any, kind: Any) -> bool:
-    if items := get_args(kind):
-        return isinstance(value, list) and all(_fits(item, items[0]) for item in value)
-    return type(value) is kind or (kind is float and type(value) is int)
-
-
 def from_json(data: bytes) -> TrainConfig:
-    """Inverse of `to_json`. A key that is missing, as an older version would leave it, takes its default.
+    """Inverse of `to_json`. A missing key, as an older version would leave it, takes its default.
 
     Raises:
-        ValueError: the text is not JSON, has an unknown key, or a value that does not fit its key.
+        ValueError: the text is not JSON, has an unknown key, or an invalid value.
     """
-
-    def build(cls, values, group):
-        if not isinstance(values, dict):
-            raise ValueError(f"expected the fields of {cls.__name__}. Received {values!r}.")
-        hints = get_type_hints(cls)
-        if unknown := values.keys() - hints.keys():
-            raise ValueError(f"unknown config keys {sorted(unknown)}; was it written by a newer version?")
-        fields = {}
-        for key, value in values.items():
-            kind = hints[key]
-            if dataclasses.is_dataclass(kind):
-                value = build(kind, value, key)
-            elif not _fits(value, kind):
-                raise ValueError(f"{group}.{key}: expected {_name_of(kind)}. Received {value!r}.".removeprefix("."))
-            fields[key] = tuple(value) if isinstance(value, list) else value
-        with _inside(group) if group else contextlib.nullcontext():
-            return cls(**fields)
-
-    return build(TrainConfig, json.loads(data), "")
+    try:
+        return _ADAPTER.validate_json(data)
+    except ValidationError as error:
+        raise ValueError(explain(error)) from None

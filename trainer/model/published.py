@@ -16,7 +16,9 @@ import re
 from dataclasses import dataclass, replace
 
 import numpy as np
+from pydantic import ValidationError
 
+from trainer import presets
 from trainer.config import UNetConfig
 from trainer.errors import UserError
 from trainer.model.unet import LEAKY_SLOPE
@@ -155,8 +157,8 @@ def _config(encoder: list[_Stage], image_size: int, **options) -> UNetConfig:
             kernels=tuple(shape[0] for shape in shapes),
             **options,
         )
-    except ValueError as error:
-        raise UserError(f"a network of this shape cannot be built: {error}") from None
+    except ValidationError as error:
+        raise UserError(f"a network of this shape cannot be built: {presets.explain(error)}") from None
 
 
 def _variables(encoder: list[_Stage], decoder: list[_Stage]) -> dict[str, np.ndarray]:

@@ -119,7 +119,8 @@ def load_weights(source: str) -> VGGWeights:
     first = f"{LAYERS[0]}/kernel"
     arrays[first] = arrays[first][:, :, ::-1]  # BGR to RGB
     _scale_first(arrays, 255 / SCALE)
-    return VGGWeights(arrays, tuple(m / 255 for m in KERAS_MEAN_RGB))
+    red, green, blue = KERAS_MEAN_RGB
+    return VGGWeights(arrays, (red / 255, green / 255, blue / 255))
 
 
 def _scale_first(arrays: dict[str, np.ndarray], factors) -> None:
@@ -156,7 +157,8 @@ def _in_order(weights_of: dict[str, list[np.ndarray]]) -> dict[str, np.ndarray]:
 
 def _read_torchvision(address: str) -> dict[str, np.ndarray]:
     stored = weight_files.read_state_dict(storage.read(storage.normalize(address)), address)
-    names, expected = {}, {}
+    names: dict[str, str] = {}
+    expected: dict[str, tuple[int, ...]] = {}
     for layer, index in zip(LAYERS, _TORCH_INDICES, strict=True):
         names |= {f"features.{index}.weight": f"{layer}/kernel", f"features.{index}.bias": f"{layer}/bias"}
     for key, name in names.items():
@@ -189,7 +191,8 @@ def _checked(
 
 
 def _shapes() -> dict[str, tuple[int, ...]]:
-    shapes, channels = {}, 3
+    shapes: dict[str, tuple[int, ...]] = {}
+    channels = 3
     for name, filters in zip(LAYERS, (filters for block in BLOCKS for filters in block), strict=True):
         shapes |= {f"{name}/kernel": (3, 3, channels, filters), f"{name}/bias": (filters,)}
         channels = filters
