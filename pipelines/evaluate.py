@@ -3,12 +3,12 @@
     python -m pipelines.evaluate --images gs://B/imagenet --masks gs://B/test-masks --run gs://B/runs/a \\
         --output gs://B/report
 
-Writes report.html (one file that needs no network: tables, curves, pictures), table.md, metrics.json
-and pairs.jsonl. --run RUN takes a run's newest checkpoint, RUN@best its best, RUN@400 that of step
-400, MODEL.keras an export; NAME=RUN names it, and it may be given several times: differences to the
-first, and their standard errors, are of the same pairs. The same datasets, networks and seed give the
-same numbers on any runner. A pair that a method gave no finite picture for is counted as failed and
-enters no mean; the exit code is then 3.
+Writes report.html (tables, curves and images in one file that needs no network), table.md, metrics.json
+and pairs.jsonl. --run RUN takes a run's newest checkpoint, RUN@best its best, RUN@400 that of step 400,
+MODEL.keras an export; NAME=RUN names it. --run may be given several times: differences to the first
+network, with their standard errors, are of the same pairs. The same datasets, networks and seed give the
+same numbers on any runner. A pair that a method gives no finite image for counts as failed and enters no
+mean; the exit code is then 3.
 """
 
 from __future__ import annotations
@@ -17,97 +17,137 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from trainer.command import SOME_REJECTED, ArgumentParser, code_version, quiet_imports, run_command
 from trainer.errors import UserError
+
+if TYPE_CHECKING:
+    from pipelines.evaluation.job import Job
+    from pipelines.evaluation.rounds import Weights
+
+ALL = "all"  # of --per-cell
 
 
 def parser() -> ArgumentParser:
     parser = ArgumentParser(prog="python -m pipelines.evaluate", description=__doc__)
     add = parser.add_argument
     add("--images", required=True, help="dataset of image records, or a glob of image files (local or gs://)")
-    add("--masks", required=True, help="dataset of mask records; its size is the pictures' size")
-    add("--run", required=True, action="append", help="[NAME=]RUN[@CHECKPOINT] or MODEL.keras; repeatable")
+    add("--masks", required=True, help="dataset of mask records; images are cropped and resized to the masks' size")
+    add("--run", required=True, action="append", help="[NAME=]RUN[@CHECKPOINT] or [NAME=]MODEL.keras; repeatable")
     add("--output", required=True, help="folder for the report")
     add("--split", default="val", help="split of the image records (default val)")
-    add("--mask-split", default="val", help="split of the masks (default val)")
+    add("--mask-split", default="val", help="split of the mask records (default val)")
     add(
         "--per-cell",
+        type=_per_cell,
         metavar="N|all",
-        help="pairs of each hole-ratio interval and border class (default: as many as the smallest of them has)",
+        help="pairs in each cell of hole-ratio interval and border class (default: the size of the smallest cell)",
     )
-    add("--seed", type=int, default=0, help="decides which masks and images are paired (default 0)")
-    add("--baseline", default="telea,ns,mean", help="methods to score too (default telea,ns,mean)")
-    add("--published", action="store_true", help="show the paper's numbers, of other data, beside")
-    add("--lpips", metavar="FILE", help="weights for LPIPS, an .npz (see trainer/metrics/lpips.py); left out without")
-    add("--fid", metavar="FILE", help="weights for FID, an .npz (see trainer/metrics/fid.py); left out without")
-    add("--batch-size", type=int, help="pairs computed together (default: what suits the device)")
+    add("--seed", type=int, default=0, help="seed of the pairing of masks with images (default 0)")
+    add(
+        "--baseline",
+        type=_baselines,
+        default="telea,ns,mean",
+        help="comma-separated methods to score as well (default telea,ns,mean)",
+    )
+    add("--published", action="store_true", help="also show the paper's published scores (different data)")
+    add("--lpips", metavar="FILE", help="LPIPS weights (.npz or .pth); LPIPS is skipped if not given")
+    add("--fid", metavar="FILE", help="FID weights (.npz or .pth); FID is skipped if not given")
+    add("--batch-size", type=_batch_size, help="pairs per batch (default: what suits the device)")
     return parser
 
 
-def _check(ours: argparse.Namespace, known: Sequence[str]) -> tuple[tuple[str, ...], int | None]:
-    """Names of the baselines, and pairs per cell; raises `UserError` for wrong values."""
-    from pipelines.evaluation.pairing import ALL_MASKS
-
-    baselines = tuple(dict.fromkeys(name for name in ours.baseline.split(",") if name))
-    if wrong := [name for name in baselines if name not in known]:
-        raise UserError(f"--baseline: expected names of {sorted(known)}. Received {wrong[0]!r}.")
-    if ours.batch_size is not None and ours.batch_size < 1:
-        raise UserError(f"--batch-size: expected 1 or more. Received {ours.batch_size}.")
-    if ours.per_cell in (None, "all"):
-        return baselines, ALL_MASKS if ours.per_cell else None
-    if not ours.per_cell.isdigit() or int(ours.per_cell) < 1:
-        raise UserError(f"--per-cell: expected 1 or more, or all. Received {ours.per_cell}.")
-    return baselines, int(ours.per_cell)
+def _per_cell(text: str) -> str:
+    if text != ALL and not (text.isdecimal() and int(text) >= 1):
+        raise argparse.ArgumentTypeError(f"expected 1 or more, or {ALL}. Received {text}.")
+    return text
 
 
-def main(argv: Sequence[str]) -> int:
-    with quiet_imports():
-        from pipelines.evaluation.job import Data, Job, build
-        from pipelines.evaluation.methods import find_contenders
-        from pipelines.evaluation.rounds import Weights
-        from pipelines.launch import parse_options, run_pipeline
-        from trainer import storage
-        from trainer.inference.baselines import BASELINES
-        from trainer.metrics.fid import load_inception
-        from trainer.metrics.lpips import load_lpips
+def _baselines(text: str) -> tuple[str, ...]:
+    from trainer.inference.baselines import BASELINES
 
-    ours, options = parse_options(parser(), argv)
-    baselines, per_cell = _check(ours, list(BASELINES))
-    data = Data.find(ours.images, ours.split, ours.masks, ours.mask_split, ours.seed)
-    contenders = find_contenders(ours.run)
-    if wrong := [c.name for c in contenders if c.name in BASELINES]:
-        raise UserError(f"--run: expected another name than a baseline's (NAME=ADDRESS). Received {wrong[0]!r}.")
-    weights: dict[str, Weights | None] = {"lpips": None, "fid": None}
+    names = tuple(dict.fromkeys(name for name in text.split(",") if name))
+    if wrong := [name for name in names if name not in BASELINES]:
+        raise argparse.ArgumentTypeError(f"expected names of {sorted(BASELINES)}. Received {wrong[0]!r}.")
+    return names
+
+
+def _batch_size(text: str) -> int:
+    if not (text.isdecimal() and int(text) >= 1):
+        raise argparse.ArgumentTypeError(f"expected 1 or more. Received {text}.")
+    return int(text)
+
+
+def _load_weights(ours: argparse.Namespace) -> dict[str, Weights | None]:
+    """Address and checksum of each metric's weights; loads them too, so that errors appear at launch."""
+    from pipelines.evaluation.rounds import Weights
+    from trainer import storage
+    from trainer.metrics.fid import load_inception
+    from trainer.metrics.lpips import load_lpips
+
+    found: dict[str, Weights | None] = {"lpips": None, "fid": None}
     for name, load in (("lpips", load_lpips), ("fid", load_inception)):
-        if getattr(ours, name):
-            address = storage.normalize(getattr(ours, name))
-            weights[name] = Weights(address, storage.checksum(address))
-            load(*weights[name])  # what is wrong with them is told at launch
+        if given := getattr(ours, name):
+            address = storage.normalize(given)
+            weights = found[name] = Weights(address, storage.checksum(address))
+            load(*weights)
+    return found
+
+
+def _make_job(ours: argparse.Namespace) -> Job:
+    """The job that the options describe; raises `UserError` for what is missing or does not fit."""
+    from pipelines.evaluation.job import Data, Job
+    from pipelines.evaluation.methods import find_networks
+    from pipelines.evaluation.pairing import ALL_MASKS
+    from trainer import storage
+    from trainer.inference.baselines import BASELINES
+
+    data = Data.find(ours.images, ours.split, ours.masks, ours.mask_split, ours.seed)
+    networks = find_networks(ours.run)
+    if wrong := [network.name for network in networks if network.name in BASELINES]:
+        raise UserError(f"--run: expected another name than a baseline's (NAME=ADDRESS). Received {wrong[0]!r}.")
+    weights = _load_weights(ours)
     output = storage.normalize(ours.output)
     storage.require_writable(output)
     parameters = {"seed": ours.seed, "per_cell": ours.per_cell, "batch_size": ours.batch_size}
-    job = Job(
+    return Job(
         data=data,
-        contenders=tuple(contenders),
-        baselines=baselines,
-        per_cell=per_cell,
+        networks=tuple(networks),
+        baselines=ours.baseline,
+        per_cell=ALL_MASKS if ours.per_cell == ALL else ours.per_cell and int(ours.per_cell),
         seed=ours.seed,
         batch_size=ours.batch_size,
         output=output,
         published=ours.published,
-        **weights,
+        lpips=weights["lpips"],
+        fid=weights["fid"],
         fields={"code_version": code_version(), "data": data.describe(), "parameters": parameters},
     )
-    run_pipeline(options, lambda pipeline: build(pipeline, job))
-    report = json.loads(storage.read(storage.join(output, "metrics.json")))
+
+
+def _show(output: str) -> int:
+    """Prints the table of a finished report; returns the exit code."""
+    from trainer import storage
+
+    counts = json.loads(storage.read(storage.join(output, "metrics.json")))["counts"]
     print(storage.read(storage.join(output, "table.md")).decode().partition("\n## By border")[0])
-    counts = report["counts"]
     print(f"{counts['pairs']} pairs of {counts['masks']} masks; {output}/report.html")
     if counts["failed"]:
-        print(f"{counts['failed']} of {counts['rows']} pictures failed, see {output}/pairs.jsonl", file=sys.stderr)
+        print(f"{counts['failed']} of {counts['rows']} images failed, see {output}/pairs.jsonl", file=sys.stderr)
         return SOME_REJECTED
     return 0
+
+
+def main(argv: Sequence[str]) -> int:
+    with quiet_imports():
+        from pipelines.evaluation.job import build
+        from pipelines.launch import parse_options, run_pipeline
+
+    ours, options = parse_options(parser(), argv)
+    job = _make_job(ours)
+    run_pipeline(options, lambda pipeline: build(pipeline, job))
+    return _show(job.output)
 
 
 if __name__ == "__main__":

@@ -266,7 +266,7 @@ def test_an_export_scores_as_its_checkpoint(made, tmp_path, capsys):
         (["--mask-split", "train"], "split: expected one of ['val']. Received 'train'."),
         (["--images", "{0}/masks"], "expected a dataset of image records. Received mask records."),
         (["--images", "{0}/tree"], "{0}/tree has no manifest.json: the job that writes this dataset did not finish"),
-        (["--images", "{0}/tree/*.gif"], "expected files. Received none."),
+        (["--images", "{0}/tree/*.gif"], "{0}/tree/*.gif: no file matches."),
         (["--masks", "{0}/none"], "mask dataset {0}/none does not exist"),
         (["--run", "{0}/none"], "run {0}/none does not exist"),
         (["--run", "{0}/none/model.keras"], "{0}/none/model.keras does not exist"),

@@ -16,7 +16,7 @@ from masks.sampling import MaskSpec, sample_mask
 from pipelines import build_masks
 from pipelines.evaluate import main
 from pipelines.evaluation import methods, rounds
-from pipelines.evaluation.methods import Contender, NotFinite, fill_round
+from pipelines.evaluation.methods import Network, NotFinite, fill_round
 from pipelines.transforms.model_handler import Pair
 from trainer import checkpoints, presets, storage
 from trainer.config import PhaseConfig, TrainConfig, UNetConfig
@@ -168,11 +168,11 @@ def test_a_mask_that_cannot_be_read_fails_its_pair_alone():
         values |= {"mask/touches_border": pair % 2, "mask/generator": "shapes", "mask/index": 70 + pair}
         masks.append((pair, records.encode_record(values, records.MASK_FEATURES)))
     picture = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
-    cases = rounds.decode_round((0, {"images": [("a", rgb.encode_png(picture), "")], "masks": masks[::-1]}))
-    _, pairs = rounds.to_pairs(cases)
+    decoded = rounds.decode_round((0, {"images": [("a", rgb.encode_png(picture), "")], "masks": masks[::-1]}))
+    _, pairs = rounds.to_pairs(decoded)
     filled = [picture, picture // 2]
     assert len(pairs) == 2
-    rows = rounds.score_round((cases, filled), "method")
+    rows = rounds.score_round((decoded, filled), "method")
     assert [(row["pair"], row["mask"], row["border"], "error" in row) for row in rows] == [
         (0, 70, 0, False),
         (1, 71, 1, True),
@@ -181,11 +181,11 @@ def test_a_mask_that_cannot_be_read_fails_its_pair_alone():
     assert rows[0]["l1"] == 0 and rows[2]["l1"] > 0.1 and rows[1]["error"].startswith("ValueError: ")
 
 
-def test_contenders_know_where_they_come_from(made):
-    one, two = methods.find_contenders([f"{made}/run@1", f"b={made}/broken"])
-    assert isinstance(one, Contender) and (one.name, one.run) == ("run@1", f"{made}/run")
+def test_networks_know_where_they_come_from(made):
+    one, two = methods.find_networks([f"{made}/run@1", f"b={made}/broken"])
+    assert isinstance(one, Network) and (one.name, one.run) == ("run@1", f"{made}/run")
     assert (two.name, two.run) == ("b", f"{made}/broken") and two.pin == predict.find_model(f"{made}/broken")
-    assert [c.name for c in methods.find_contenders([f"{made}/run"])] == ["network"]
+    assert [n.name for n in methods.find_networks([f"{made}/run"])] == ["network"]
 
 
 @pytest.mark.slow

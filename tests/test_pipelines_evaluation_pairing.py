@@ -23,7 +23,7 @@ def make_masks(counts: dict[tuple[int, int], int]) -> list[MaskKey]:
 
 
 def cells_of(plan, masks) -> Counter:
-    by_index = {mask.index: (mask.bucket, mask.border) for mask in masks}
+    by_index = {mask.mask_index: (mask.bucket, mask.border) for mask in masks}
     return Counter(by_index[index] for index in plan.places)
 
 
@@ -51,7 +51,9 @@ def test_the_plan_by_hand():
     expected, pair = {}, 0
     for turn in range(4):
         for cell in CELLS[:4]:
-            ordered = sorted((m.index for m in masks if m[1:] == cell), key=lambda index: digest("mask", 11, index))
+            ordered = sorted(
+                (m.mask_index for m in masks if m[1:] == cell), key=lambda index: digest("mask", 11, index)
+            )
             expected[ordered[turn]] = (pair, turn)
             pair += 1
     assert plan.places == expected

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pipelines.evaluation import report_page, rounds, scoreboard
-from pipelines.evaluation.rounds import Case
+from pipelines.evaluation.rounds import Case, Facts, Round
 from trainer.config import CheckpointConfig
 from trainer.metrics import HOLES, IMAGE, METRICS, Metric, image_quality, intervals, validation_metrics
 from trainer.training.events import Describer
@@ -50,8 +50,8 @@ def test_a_new_metric_reaches_validation_and_its_log_line(planted):
 
 def test_a_new_metric_reaches_the_evaluations_table_and_page(planted):
     output, target, mask = make_pair()
-    cases = [Case(number, number, "a.jpg", 4, 0, target, mask) for number in range(2)]
-    rows = [row for name in ("a", "b") for row in rounds.score_round((cases, [output, output]), name)]
+    decoded = Round([Case(Facts(pair, pair, "a.jpg", 4, 0, 0.5), target, mask) for pair in range(2)], [])
+    rows = [row for name in ("a", "b") for row in rounds.score_round((decoded, [output, output]), name)]
     board: dict = {}
     for pair in range(2):
         scoreboard.merge_into(board, scoreboard.board_of([row for row in rows if row["pair"] == pair], "a"))

@@ -1,7 +1,7 @@
-"""FID of every method in every cell, from the features of single pictures.
+"""FID of every method in every cell, from the features of single images.
 
 Features are gathered by method and put in the order of the pairs, so that the distances do not depend on how the
-pictures were split. Sums that could be merged would be larger: 2,048 x 2,048 numbers in each cell.
+images were split. Sums that could be merged would be larger: 2,048 x 2,048 numbers in each cell.
 """
 
 from __future__ import annotations
@@ -13,9 +13,8 @@ from typing import NamedTuple
 import apache_beam as beam
 import numpy as np
 
-from pipelines.evaluation.methods import Filled
 from pipelines.evaluation.pairing import BORDERS
-from pipelines.evaluation.rounds import Case, Weights, pictures_of
+from pipelines.evaluation.rounds import FilledRound, Weights, filled_cases
 from pipelines.evaluation.scoreboard import ANY
 from trainer.metrics import fid
 
@@ -23,7 +22,7 @@ DECIMALS = 6  # further ones depend on how many threads the linear algebra has
 
 
 class Features(NamedTuple):
-    """What the network sees in one round: of D features,
+    """Features of the outputs and targets of N pairs, D each.
 
     Attributes:
         places: int64 [N, 4]: pair, interval, border class, row of the pair's target.
@@ -36,7 +35,7 @@ class Features(NamedTuple):
     targets: np.ndarray
 
 
-Distances = dict[tuple[int | str, int | str], tuple[int, float]]  # by interval and border class, (pairs, distance)
+Distances = dict[tuple[int | str, int | str], tuple[int, float]]  # (pairs, distance) by interval and border class
 
 
 @functools.lru_cache(maxsize=1)
@@ -44,46 +43,47 @@ def _load(weights: Weights) -> fid.Inception:
     return fid.load_inception(*weights)
 
 
-def look_at_round(
-    item: tuple[list[Case], list[Filled]], method: str, weights: Weights
-) -> Iterator[tuple[str, Features]]:
-    """(method, features) of a round's pictures, if there are any."""
-    found = list(pictures_of(item))
+def look_at_round(item: FilledRound, method: str, weights: Weights) -> Iterator[tuple[str, Features]]:
+    """(method, features) of a round's images, if there are any."""
+    found = list(filled_cases(item))
     if not found:
         return
     rows: dict[bytes, int] = {}
-    places, targets = [], []
+    targets: list[np.ndarray] = []
+    places = []
     for case, _ in found:
         row = rows.setdefault(case.target.tobytes(), len(targets))
         if row == len(targets):
             targets.append(case.target)
-        places.append((case.pair, case.bucket, case.border, row))
+        places.append((case.facts.pair, case.facts.bucket, case.facts.border, row))
     network = _load(weights)
-    seen = [
-        np.asarray(network(np.stack(pictures).astype(np.float32) / 255))
-        for pictures in ([picture for _, picture in found], targets)
-    ]
-    yield method, Features(np.array(places), *seen)
+
+    def look(images: list[np.ndarray]) -> np.ndarray:
+        return np.asarray(network(np.stack(images).astype(np.float32) / 255))
+
+    yield method, Features(np.array(places), look([output for _, output in found]), look(targets))
+
+
+def gather(parts: Iterable[Features]) -> Features:
+    """All parts as one, in the order of the pairs."""
+    parts = list(parts)
+    starts = np.cumsum([0, *(len(part.targets) for part in parts[:-1])])
+    places = np.concatenate([part.places + (0, 0, 0, start) for part, start in zip(parts, starts, strict=True)])
+    order = np.argsort(places[:, 0])
+    outputs = np.concatenate([part.outputs for part in parts])
+    return Features(places[order], outputs[order], np.concatenate([part.targets for part in parts]))
 
 
 def measure(item: tuple[str, Iterable[Features]]) -> tuple[str, Distances]:
-    """The distances of one method's pictures to their targets, in the cells that have two pairs or more."""
+    """The distances between one method's outputs and their targets, in the cells of two pairs or more."""
     method, parts = item
-    places, outputs, rows, targets, start = [], [], [], [], 0
-    for part in parts:
-        places.append(part.places[:, :3])
-        rows.append(part.places[:, 3] + start)
-        outputs.append(part.outputs)
-        targets.append(part.targets)
-        start += len(part.targets)
-    places, outputs, rows, targets = map(np.concatenate, (places, outputs, rows, targets))
-    order = np.argsort(places[:, 0])
-    places, outputs, rows = places[order], outputs[order], rows[order]
+    places, outputs, targets = gather(parts)
+    _, buckets, borders, rows = places.T
     found: Distances = {}
-    for bucket in (*np.unique(places[:, 1]).tolist(), ANY):
+    for bucket in (*np.unique(buckets).tolist(), ANY):
         for border in (*range(len(BORDERS)), ANY):
-            inside = np.ones(len(places), bool) if bucket == ANY else places[:, 1] == bucket
-            inside = inside if border == ANY else inside & (places[:, 2] == border)
+            inside = np.ones(len(places), bool) if bucket == ANY else buckets == bucket
+            inside = inside if border == ANY else inside & (borders == border)
             if (count := int(inside.sum())) > 1:
                 distance = fid.frechet_distance(outputs[inside], targets[rows[inside]])
                 found[bucket, border] = count, round(distance, DECIMALS)
@@ -91,7 +91,7 @@ def measure(item: tuple[str, Iterable[Features]]) -> tuple[str, Distances]:
 
 
 class MeasureDistances(beam.PTransform):
-    """From (cases, pictures) by method's name to (method, distances)."""
+    """From PCollections of `FilledRound` by method's name to (method, distances)."""
 
     def __init__(self, weights: Weights):
         super().__init__()

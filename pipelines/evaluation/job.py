@@ -1,10 +1,11 @@
-"""The evaluation job as a whole: its data, its wiring, and the files that it ends with."""
+"""The evaluation job as a whole: its data, its wiring, and the files it ends with."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
 import json
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import apache_beam as beam
@@ -12,9 +13,9 @@ import apache_beam as beam
 from pipelines import training_curves
 from pipelines.evaluation import gallery, pairing, scoreboard
 from pipelines.evaluation.distances import MeasureDistances
-from pipelines.evaluation.methods import Contender
+from pipelines.evaluation.methods import Network
 from pipelines.evaluation.report_page import render_page
-from pipelines.evaluation.rounds import FillRounds, MakeRounds, Weights, key_by_pair, score_round
+from pipelines.evaluation.rounds import FillRounds, MakeRounds, Shard, Weights, key_by_pair, score_round
 from pipelines.transforms.progress import ReportProgress
 from trainer import storage
 from trainer.data import manifest as datasets
@@ -22,87 +23,93 @@ from trainer.errors import UserError
 from trainer.metrics import IMAGE, validation_metrics
 from trainer.metrics.intervals import interval_name
 
-ShardAddress = tuple[str, str, int]  # address, crc32c, position of the first record
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """One split of a dataset.
+
+    Attributes:
+        facts: for metrics.json: address, crc32c of the manifest, counts, parameters ...
+    """
+
+    shards: tuple[Shard, ...]
+    records: int
+    facts: dict
+
+    @classmethod
+    def find(cls, address: str, kind: str, split: str) -> Split:
+        """Raises `UserError` if there is no finished dataset of that kind, or no record in the split."""
+        folder = storage.normalize(address)
+        manifest = datasets.load_manifest(folder, kind)
+        shards = manifest.split(split)
+        starts = itertools.accumulate((shard.records for shard in shards), initial=0)
+        records = sum(shard.records for shard in shards)
+        if not records:
+            raise UserError(f"{address}: split {split!r} has no records.")
+        facts = {
+            "address": folder,
+            "crc32c": storage.checksum(storage.join(folder, datasets.MANIFEST)),
+            "split": split,
+            "records": records,
+            "counts": manifest.counts,
+            "parameters": manifest.parameters,
+            "code_version": manifest.code_version,
+        }
+        found = (Shard(storage.join(folder, s.name), s.crc32c, first) for s, first in zip(shards, starts, strict=False))
+        return cls(shards=tuple(found), records=records, facts=facts)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """What is paired.
+    """The masks and images to pair.
 
     Attributes:
-        masks, images: addresses.
-        image_files: of a glob; empty for records.
-        num_images: that take turns.
-        places: of the images that can be needed, by position.
-        manifests: of the datasets, by kind: address, crc32c, counts, parameters, records of the split.
+        images: of a dataset; None if they are files.
+        image_files: addresses that the glob found; empty for a dataset.
+        image_address: the dataset or the glob.
+        places: place in the seed's order by position, of the images that can be needed.
     """
 
-    masks: str
-    images: str
-    mask_shards: tuple[ShardAddress, ...]
-    image_shards: tuple[ShardAddress, ...]
+    masks: Split
+    images: Split | None
     image_files: tuple[str, ...]
-    num_images: int
-    num_masks: int
+    image_address: str
     places: dict[int, int]
-    manifests: dict[str, dict]
 
     @classmethod
     def find(cls, images: str, split: str, masks: str, mask_split: str, seed: int) -> Data:
-        """Raises `UserError` for datasets that are not there, unfinished or without records."""
-        manifests: dict[str, dict] = {}
-        mask_address, image_address = storage.normalize(masks), storage.normalize(images)
-        is_glob = any(sign in image_address for sign in "*?[")
-        mask_shards = _list_shards(mask_address, "mask", mask_split, manifests)
-        image_shards = () if is_glob else _list_shards(image_address, "image", split, manifests)
-        files = tuple(storage.find(image_address)) if is_glob else ()
-        num_images = len(files) if is_glob else manifests["image"]["records"]
-        if not num_images:
-            what = "files" if is_glob else f"records in split {split!r}"
-            raise UserError(f"{images}: expected {what}. Received none.")
-        num_masks = manifests["mask"]["records"]
-        if not num_masks:
-            raise UserError(f"{masks}: expected records in split {mask_split!r}. Received none.")
-        return cls(
-            masks=mask_address,
-            images=image_address,
-            mask_shards=mask_shards,
-            image_shards=image_shards,
-            image_files=files,
-            num_images=num_images,
-            num_masks=num_masks,
-            places=pairing.order_images(num_images, seed, rounds=num_masks),
-            manifests=manifests,
+        """Raises `UserError` for datasets that do not exist, are unfinished or have no records."""
+        address = storage.normalize(images)
+        is_glob = any(sign in address for sign in "*?[")
+        found = cls(
+            masks=Split.find(masks, "mask", mask_split),
+            images=None if is_glob else Split.find(images, "image", split),
+            image_files=tuple(storage.find(address)) if is_glob else (),
+            image_address=address,
+            places={},
         )
+        if not found.num_images:
+            raise UserError(f"{images}: no file matches.")
+        places = pairing.order_images(found.num_images, seed, rounds=found.masks.records)
+        return dataclasses.replace(found, places=places)
+
+    @property
+    def num_images(self) -> int:
+        """Number of images, which take turns."""
+        return self.images.records if self.images else len(self.image_files)
 
     def describe(self) -> dict:
         """For metrics.json."""
-        files = {"address": self.images, "files": self.num_images}
-        return {"masks": self.manifests["mask"], "images": self.manifests.get("image", files)}
-
-
-def _list_shards(folder: str, kind: str, split: str, manifests: dict) -> tuple[ShardAddress, ...]:
-    manifest = datasets.load_manifest(folder, kind)
-    shards = manifest.split(split)
-    starts = itertools.accumulate((shard.records for shard in shards), initial=0)
-    manifests[kind] = {
-        "address": folder,
-        "crc32c": storage.checksum(storage.join(folder, datasets.MANIFEST)),
-        "split": split,
-        "records": sum(shard.records for shard in shards),
-        "counts": manifest.counts,
-        "parameters": manifest.parameters,
-        "code_version": manifest.code_version,
-    }
-    return tuple((storage.join(folder, s.name), s.crc32c, first) for s, first in zip(shards, starts, strict=False))
+        files = {"address": self.image_address, "files": len(self.image_files)}
+        return {"masks": self.masks.facts, "images": self.images.facts if self.images else files}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """Everything that decides what the job computes and writes; ``fields`` are metrics.json's own."""
+    """Everything that decides what the job computes and writes; ``fields`` go into metrics.json as they are."""
 
     data: Data
-    contenders: tuple[Contender, ...]
+    networks: tuple[Network, ...]
     baselines: tuple[str, ...]
     per_cell: int | None
     seed: int
@@ -115,27 +122,27 @@ class Job:
 
     @property
     def reference(self) -> str:
-        """The method that others are compared with, and by which pictures are chosen."""
-        return self.contenders[0].name
+        """The method that others are compared with, and by whose scores the gallery is chosen."""
+        return self.networks[0].name
 
     @property
     def methods(self) -> list[str]:
-        return [*(contender.name for contender in self.contenders), *self.baselines]
+        return [*(network.name for network in self.networks), *self.baselines]
 
 
 def build(pipeline: beam.Pipeline, job: Job) -> None:
     """Adds the whole job to ``pipeline``."""
     data = job.data
     rounds, plan = pipeline | MakeRounds(
-        mask_shards=data.mask_shards,
-        image_shards=data.image_shards,
-        image_files=(data.image_files, storage.base_of(data.images)),
+        mask_shards=data.masks.shards,
+        image_shards=data.images.shards if data.images else (),
+        image_files=(data.image_files, storage.base_of(data.image_address)),
         places=data.places,
         num_images=data.num_images,
         seed=job.seed,
         per_cell=job.per_cell,
     )
-    filled = rounds | FillRounds(list(job.contenders), job.baselines, job.batch_size)
+    filled = rounds | FillRounds(job.networks, job.baselines, job.batch_size)
     scored = [item | f"Score_{name}" >> beam.FlatMap(score_round, name, job.lpips) for name, item in filled.items()]
     rows = scored | beam.Flatten() | "Progress" >> beam.ParDo(ReportProgress("scores"))
     pairs = rows | "ByPair" >> beam.Map(key_by_pair) | beam.GroupByKey() | beam.Values()
@@ -146,7 +153,7 @@ def build(pipeline: beam.Pipeline, job: Job) -> None:
     shown = (
         rounds
         | "KeepChosen" >> beam.FlatMap(gallery.keep_chosen, beam.pvalue.AsSingleton(chosen))
-        | "FillChosen" >> FillRounds(list(job.contenders), job.baselines, job.batch_size)
+        | "FillChosen" >> FillRounds(job.networks, job.baselines, job.batch_size)
     )
     pictures = [
         item | f"Draw_{name}" >> beam.FlatMap(gallery.draw_round, name, name == job.reference)
@@ -165,38 +172,21 @@ def build(pipeline: beam.Pipeline, job: Job) -> None:
     )
 
 
-def write_report(rows, job: Job, plan, board, chosen, pictures, distances) -> None:
+def write_report(
+    rows: Iterable[dict],
+    job: Job,
+    plan: pairing.Plan,
+    board: scoreboard.Board,
+    chosen: dict[int, tuple[int, str]],
+    pictures: Iterable[tuple[int, str, bytes]],
+    distances: Mapping[str, Mapping] | None,
+) -> None:
     """Writes ``pairs.jsonl``, ``metrics.json``, ``table.md`` and ``report.html`` into the output folder."""
     order = {name: number for number, name in enumerate(job.methods)}
     rows = sorted(rows, key=lambda row: (row["pair"], order[row["method"]]))
-    cells, differences = scoreboard.summarize(board, job.methods, job.reference, distances)
-    found = [
-        {"interval": interval_name(bucket), "border": pairing.BORDERS[border], "masks": count}
-        for (bucket, border), count in plan.found.items()
-    ]
-    report = {
-        **job.fields,
-        "counts": {
-            "masks": sum(plan.found.values()),
-            "pairs": len(plan.places),
-            "rows": len(rows),
-            "failed": sum("error" in row for row in rows),
-        },
-        "masks_found": found,
-        "reference": job.reference,
-        "methods": [_describe(contender) for contender in job.contenders] + [{"name": name} for name in job.baselines],
-        "metrics": list(cells[0]["metrics"]),
-        "lpips": job.lpips and job.lpips._asdict(),
-        "fid": job.fid and job.fid._asdict(),
-        "cells": cells,
-        "differences": differences,
-    }
+    report = make_report(rows, job, plan, board, distances)
     tags = ("loss/total", *(f"validation/{name}" for name in validation_metrics(IMAGE)))
-    curves = {
-        contender.name: training_curves.read_curves(contender.run, tags)
-        for contender in job.contenders
-        if contender.run
-    }
+    curves = {n.name: training_curves.read_curves(n.run, tags) for n in job.networks if n.run}
     files = {
         "pairs.jsonl": "".join(json.dumps(row, sort_keys=True, allow_nan=False) + "\n" for row in rows),
         "metrics.json": json.dumps(report, indent=1, sort_keys=True, allow_nan=False) + "\n",
@@ -207,7 +197,39 @@ def write_report(rows, job: Job, plan, board, chosen, pictures, distances) -> No
         storage.overwrite(storage.join(job.output, name), text.encode())
 
 
-def _describe(contender: Contender) -> dict:
-    pin = contender.pin
-    where = {"name": contender.name, "run": contender.run, **dataclasses.asdict(pin.checkpoint)}
+def make_report(
+    rows: list[dict],
+    job: Job,
+    plan: pairing.Plan,
+    board: scoreboard.Board,
+    distances: Mapping[str, Mapping] | None,
+) -> dict:
+    """The contents of metrics.json."""
+    cells, differences = scoreboard.summarize(board, job.methods, job.reference, distances)
+    found = [
+        {"interval": interval_name(bucket), "border": pairing.BORDERS[border], "masks": count}
+        for (bucket, border), count in plan.found.items()
+    ]
+    return {
+        **job.fields,
+        "counts": {
+            "masks": sum(plan.found.values()),
+            "pairs": len(plan.places),
+            "rows": len(rows),
+            "failed": sum("error" in row for row in rows),
+        },
+        "masks_found": found,
+        "reference": job.reference,
+        "methods": [_describe(network) for network in job.networks] + [{"name": name} for name in job.baselines],
+        "metrics": list(cells[0]["metrics"]),
+        "lpips": job.lpips and job.lpips._asdict(),
+        "fid": job.fid and job.fid._asdict(),
+        "cells": cells,
+        "differences": differences,
+    }
+
+
+def _describe(network: Network) -> dict:
+    pin = network.pin
+    where = {"name": network.name, "run": network.run, **dataclasses.asdict(pin.checkpoint)}
     return where | {"config": dataclasses.asdict(pin.config)}

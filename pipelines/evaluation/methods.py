@@ -1,9 +1,9 @@
 """The networks that are compared: where each comes from, and how it fills a round of pairs.
 
 RUN              newest checkpoint of a training run
-RUN@best         its best one; RUN@400 the one of step 400
+RUN@best         its best checkpoint; RUN@400 that of step 400
 FILE.keras       an exported network, with its card.json beside it
-NAME=...         any of these, under a name of one's own
+NAME=...         any of these, under a name of its own
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from trainer import storage
 from trainer.errors import UserError
 from trainer.inference import predict
 
-Filled = np.ndarray | Exception  # a picture, or why there is none
+Output = np.ndarray | Exception  # an image with its holes filled, uint8 [height, width, 3], or why there is none
 
 
 class NotFinite(ValueError):
-    """A network's output has values that are no numbers."""
+    """A network's output has values that are not finite."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Contender:
-    """A network, fixed at launch.
+class Network:
+    """A trained network, fixed at launch.
 
     Attributes:
         name: in tables.
@@ -49,37 +49,36 @@ class Contender:
         return _checked(predict.load_model(self.pin, batch_size=batch_size))
 
 
-def find_contenders(texts: Sequence[str]) -> list[Contender]:
-    """The networks that ``--run`` names; see above. A single one without a name of its own is ``network``.
+def find_networks(texts: Sequence[str]) -> list[Network]:
+    """The networks that ``--run`` names, in the forms above. A single one without a name of its own is ``network``.
 
     Raises:
-        UserError: there is no such network, or two have one name.
+        UserError: a network does not exist, or two have the same name.
     """
-    found = []
+    found: list[Network] = []
     for text in texts:
         named = re.match(r"([\w.-]+)=(.+)", text)
         name, address = named.groups() if named else (None, text)
         address, _, which = address.partition("@")
-        contender = _find_export(address) if address.endswith(".keras") else _find_run(address, which)
-        default = "network" if len(texts) == 1 else contender.name
-        found.append(dataclasses.replace(contender, name=name or default))
-    for i, contender in enumerate(found):
-        if contender.name in [other.name for other in found[:i]]:
-            raise UserError(f"--run: expected different names (NAME=ADDRESS). Received {contender.name!r} twice.")
+        network = _find_export(address) if address.endswith(".keras") else _find_run(address, which)
+        network = dataclasses.replace(network, name=name or (network.name if len(texts) > 1 else "network"))
+        if network.name in [other.name for other in found]:
+            raise UserError(f"--run: expected different names (NAME=ADDRESS). Received {network.name!r} twice.")
+        found.append(network)
     return found
 
 
-def _find_run(address: str, which: str) -> Contender:
+def _find_run(address: str, which: str) -> Network:
     run = storage.normalize(address)
     pin = predict.find_model(run, *([int(which) if which.isdigit() else which] if which else []))
     name = posixpath.basename(run) + (f"@{which}" if which else "")
-    return Contender(name=name, run=run, pin=pin)
+    return Network(name=name, run=run, pin=pin)
 
 
-def _find_export(address: str) -> Contender:
+def _find_export(address: str) -> Network:
     address = storage.normalize(address)
     name = posixpath.splitext(posixpath.basename(address))[0]
-    return Contender(name=name, pin=predict.find_export(address))
+    return Network(name=name, pin=predict.find_export(address))
 
 
 def _checked(model: predict.Model) -> predict.Model:
@@ -93,29 +92,32 @@ def _checked(model: predict.Model) -> predict.Model:
     return dataclasses.replace(model, predict=run)
 
 
-def fill_round(pairs: Sequence[Pair], model: predict.Model) -> list[Filled]:
-    """The pairs' pictures. Batches are those of this list, so they are the same wherever it is computed."""
+def fill_round(pairs: Sequence[Pair], model: predict.Model) -> list[Output]:
+    """One output for each pair; a pair that fails, fails alone.
+
+    Batches are made of this list only, so they are the same wherever it is computed.
+    """
     if not pairs:
         return []
     try:
         return list(predict.inpaint_batch([pair.image for pair in pairs], [pair.mask for pair in pairs], model))
     except Exception as error:
-        return [error] if len(pairs) == 1 else [picture for pair in pairs for picture in fill_round([pair], model)]
+        return [error] if len(pairs) == 1 else [output for pair in pairs for output in fill_round([pair], model)]
 
 
 class RoundHandler(ModelHandler[Sequence[Pair], list, predict.Model]):
     """`fill_round` for RunInference; each element is one round."""
 
-    def __init__(self, contender: Contender, batch_size: int | None):
+    def __init__(self, network: Network, batch_size: int | None):
         super().__init__()
-        self._contender, self._batch_size = contender, batch_size
+        self._network, self._batch_size = network, batch_size
 
     def load_model(self) -> predict.Model:
-        return self._contender.load(self._batch_size)
+        return self._network.load(self._batch_size)
 
     def run_inference(
         self, batch: Sequence[Sequence[Pair]], model: predict.Model, inference_args: dict[str, Any] | None = None
-    ) -> Iterable[list[Filled]]:
+    ) -> Iterable[list[Output]]:
         return [fill_round(pairs, model) for pairs in batch]
 
     def batch_elements_kwargs(self) -> dict[str, Any]:

@@ -1,8 +1,8 @@
-"""Which mask goes onto which image: a function of the seed and what the datasets hold, of nothing else.
+"""Pairing of masks with images: a pure function of the seed and of what the datasets hold.
 
-Masks fall into cells, one for each hole-ratio interval and border class. In every cell they are put in an order
-that the seed decides; those of one place in that order, one of each cell, are a *round* and share an image. So every
-cell has as many pairs as any other, on the same images.
+Masks fall into cells, one for each hole-ratio interval and border class. The seed orders the masks of every cell; the
+n-th masks of all cells form *round* n and share an image. So all cells have the same number of pairs, on the same
+images.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from masks.coverage import RATIO_BUCKETS
 
-OTHER = -1  # a hole ratio outside of all intervals
+OTHER = -1  # a hole ratio outside all intervals
 BORDERS = ("none", "touch")  # by ``mask/touches_border``
 # In the order of a round's pairs.
 CELLS = tuple((bucket, border) for bucket in (*range(len(RATIO_BUCKETS)), OTHER) for border in range(len(BORDERS)))
@@ -25,7 +25,7 @@ ALL_MASKS = sys.maxsize
 class MaskKey(NamedTuple):
     """What a mask's place depends on: its record's ``mask/index``, ``mask/bucket`` and ``mask/touches_border``."""
 
-    index: int
+    mask_index: int
     bucket: int
     border: int
 
@@ -34,9 +34,9 @@ class Plan(NamedTuple):
     """Pairs to evaluate.
 
     Attributes:
-        places: by mask index, (number of the pair, number of the round).
-        rounds: how many there are.
-        found: by cell, how many masks there are, used or not.
+        places: (number of the pair, number of the round) by mask index.
+        rounds: number of rounds.
+        found: number of masks, used or not, by cell.
     """
 
     places: dict[int, tuple[int, int]]
@@ -45,38 +45,38 @@ class Plan(NamedTuple):
 
 
 def draw(seed: int, kind: str, number: int) -> int:
-    """64 bits that look random, of these three alone."""
+    """64 pseudorandom bits, a function of the arguments only."""
     return int.from_bytes(hashlib.blake2b(f"{kind} {seed} {number}".encode(), digest_size=8).digest(), "big")
 
 
 def plan_pairs(masks: Iterable[MaskKey], seed: int, per_cell: int | None = None) -> Plan:
-    """The plan for the masks of a split, in whatever order they come.
+    """The plan for the masks of a split, which may come in any order.
 
     Args:
-        per_cell: pairs in each cell; cells with fewer masks give what they have. By default as many as the smallest
-            cell of the intervals has that is not empty, so that all have the same number.
+        per_cell: pairs in each cell; cells with fewer masks use all of them. By default the size of the smallest
+            nonempty cell of the intervals, so that all have the same number.
     """
     cells: dict[tuple[int, int], list[MaskKey]] = {}
-    for mask in masks:
-        cells.setdefault((mask.bucket, mask.border), []).append(mask)
+    for key in masks:
+        cells.setdefault((key.bucket, key.border), []).append(key)
     found = {cell: len(cells.get(cell, ())) for cell in CELLS}
     if per_cell is None:
         regular = [count for (bucket, _), count in found.items() if count and bucket != OTHER]
         per_cell = min(regular or [count for count in found.values() if count], default=0)
     chosen = []
     for number, cell in enumerate(CELLS):
-        ordered = sorted(cells.get(cell, ()), key=lambda mask: (draw(seed, "mask", mask.index), mask.index))
-        chosen += [(turn, number, mask.index) for turn, mask in enumerate(ordered[:per_cell])]
-    places = {index: (pair, turn) for pair, (turn, _, index) in enumerate(sorted(chosen))}
+        ordered = sorted(cells.get(cell, ()), key=lambda key: (draw(seed, "mask", key.mask_index), key.mask_index))
+        chosen += [(turn, number, key.mask_index) for turn, key in enumerate(ordered[:per_cell])]
+    places = {mask: (pair, turn) for pair, (turn, _, mask) in enumerate(sorted(chosen))}
     return Plan(places, 1 + max((turn for turn, _, _ in chosen), default=-1), found)
 
 
 def order_images(num_images: int, seed: int, rounds: int) -> dict[int, int]:
-    """By position of an image, its place in the seed's order; of the first ``rounds`` places only."""
+    """Place in the seed's order by position of an image, for the first ``rounds`` places only."""
     first = heapq.nsmallest(rounds, range(num_images), key=lambda position: (draw(seed, "image", position), position))
     return {position: place for place, position in enumerate(first)}
 
 
 def rounds_of(place: int, num_images: int, rounds: int) -> Iterator[int]:
-    """The rounds that the image of a place is in: images take turns."""
+    """The rounds that use the image of a place: images take turns."""
     return iter(range(place, rounds, num_images))

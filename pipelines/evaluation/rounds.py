@@ -1,4 +1,4 @@
-"""How well networks fill holes: the pure functions of the job, and its transforms.
+"""How well methods fill holes: the pure functions of the evaluation, and its transforms.
 
 mask records --> plan: mask -> (pair, round) --+
                   |                            +--> one image and its round of masks --> networks, baselines
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import apache_beam as beam
@@ -20,116 +20,74 @@ from apache_beam.ml.inference.base import KeyedModelHandler, RunInference
 from masks import coverage
 from masks.codec import decode_mask
 from pipelines.evaluation import pairing, scoreboard
-from pipelines.evaluation.methods import Contender, Filled, RoundHandler
+from pipelines.evaluation.methods import Network, Output, RoundHandler
 from pipelines.transforms.model_handler import Pair
+from pipelines.transforms.rejects import Rejected, blame, reject
 from trainer import storage
 from trainer.data import records
-from trainer.errors import ImageError
 from trainer.images import rgb
 from trainer.inference.baselines import BASELINES
 from trainer.metrics import image_quality, lpips
 
 
-class Case(NamedTuple):
-    """One pair: its number, mask index, image's name, interval and border class, and its pixels or what went wrong."""
+class Shard(NamedTuple):
+    """A shard of records: address, crc32c, and the position of its first record in the split."""
+
+    address: str
+    crc32c: str
+    first: int
+
+
+class Source(NamedTuple):
+    """An image's name and its file, or why it could not be read."""
+
+    name: str
+    data: bytes
+    error: str = ""
+
+
+class PlacedMask(NamedTuple):
+    """The number of a pair, and its mask's serialized record."""
+
+    pair: int
+    record: bytes
+
+
+class Facts(NamedTuple):
+    """What is known of a pair before it is filled: its number, the mask's index, interval and border class, the name
+    of its image, and the hole ratio, None for a mask that cannot be decoded."""
 
     pair: int
     mask_index: int
     image: str
     bucket: int
     border: int
-    target: np.ndarray | None
-    mask: np.ndarray | None
-    error: str = ""
+    hole_ratio: float | None
 
 
-Source = tuple[str, bytes, str]  # an image's name, its file, and why there is none
+class Case(NamedTuple):
+    """A pair to fill: target uint8 [S, S, 3] and mask uint8 [S, S] of {0, 1}."""
+
+    facts: Facts
+    target: np.ndarray
+    mask: np.ndarray
 
 
-def read_shard(shard: tuple[str, str, int]) -> Iterator[tuple[int, bytes]]:
-    """(position in the split, serialized record) of one shard, given address, crc32c and first position."""
-    address, checksum, first = shard
-    return enumerate(records.read_records(address, checksum), start=first)
+class Failure(NamedTuple):
+    """A pair whose image or mask cannot be used, and why."""
+
+    facts: Facts
+    error: str
 
 
-def read_images(shard: tuple[str, str, int], places: dict[int, int]) -> Iterator[tuple[int, Source]]:
-    """(position, image) of those images of a shard that have a place."""
-    for position, serialized in read_shard(shard):
-        if position in places:
-            record = records.parse_image(serialized)
-            yield position, (record["image/filename"].numpy().decode(), record["image/encoded"].numpy(), "")
+class Round(NamedTuple):
+    """The pairs of one image, by number."""
+
+    cases: list[Case]
+    failures: list[Failure]
 
 
-def read_file(item: tuple[int, str], base: str) -> tuple[int, Source]:
-    """(position, image) of a file below ``base``; one that cannot be read says why."""
-    position, address = item
-    name = storage.relative(address, base)
-    try:
-        return position, (name, storage.read(address), "")
-    except Exception as error:
-        return position, (name, b"", _describe(error))
-
-
-def mask_key(item: tuple[int, bytes]) -> pairing.MaskKey:
-    record = records.parse_mask(item[1])
-    return pairing.MaskKey(*(int(record[f"mask/{name}"]) for name in ("index", "bucket", "touches_border")))
-
-
-def place_image(
-    item: tuple[int, Source], places: dict[int, int], num_images: int, plan: pairing.Plan
-) -> Iterator[tuple[int, Source]]:
-    """(round, image) for each round that an image is in."""
-    position, image = item
-    for turn in pairing.rounds_of(places[position], num_images, plan.rounds):
-        yield turn, image
-
-
-def place_mask(item: tuple[int, bytes], plan: pairing.Plan) -> Iterator[tuple[int, tuple[int, bytes]]]:
-    """(round, (pair, mask record)) if the plan has the mask."""
-    if place := plan.places.get(mask_key(item).index):
-        pair, turn = place
-        yield turn, (pair, item[1])
-
-
-def _describe(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())
-
-
-def decode_round(group: tuple[int, dict[str, Iterable]]) -> list[Case]:
-    """The cases of one round, by number; an image or a mask that cannot be decoded fails its cases alone."""
-    _, found = group
-    ((name, data, error),) = found["images"]
-    image = None
-    if not error:
-        try:
-            image = rgb.decode_rgb(data)
-        except ImageError as problem:
-            error = _describe(problem)
-    cases, targets = [], {}
-    for pair, serialized in sorted(found["masks"]):
-        record = records.parse_mask(serialized)
-        index, bucket, border = (int(record[f"mask/{key}"]) for key in ("index", "bucket", "touches_border"))
-        problem, mask, target = error, None, None
-        try:
-            mask = decode_mask(record["mask/encoded"].numpy())
-        except ValueError as exception:
-            problem = problem or _describe(exception)
-        if not problem:
-            if mask.shape[0] not in targets:
-                targets[mask.shape[0]] = rgb.center_square(image, mask.shape[0])
-            target = targets[mask.shape[0]]
-        cases.append(Case(pair, index, name, bucket, border, target, mask, problem))
-    return cases
-
-
-def to_pairs(cases: list[Case]) -> tuple[list[Case], list[Pair]]:
-    """The cases, and those of them that can be filled as a network takes them."""
-    return cases, [Pair(case.target, case.mask) for case in cases if not case.error]
-
-
-def fill_with(item: tuple[list[Case], list[Pair]], baseline: str) -> tuple[list[Case], list[Filled]]:
-    cases, pairs = item
-    return cases, [BASELINES[baseline](pair.image, pair.mask) for pair in pairs]
+FilledRound = tuple[Round, list[Output]]  # one output for each case
 
 
 class Weights(NamedTuple):
@@ -139,16 +97,117 @@ class Weights(NamedTuple):
     crc32c: str
 
 
+def read_shard(shard: Shard) -> Iterator[tuple[int, bytes]]:
+    """(position in the split, serialized record) of one shard."""
+    return enumerate(records.read_records(shard.address, shard.crc32c), start=shard.first)
+
+
+def read_images(shard: Shard, places: Mapping[int, int]) -> Iterator[tuple[int, Source]]:
+    """(position, image) of those images of a shard that have a place."""
+    for position, serialized in read_shard(shard):
+        if position in places:
+            record = records.parse_image(serialized)
+            yield position, Source(record["image/filename"].numpy().decode(), record["image/encoded"].numpy())
+
+
+def read_file(item: tuple[int, str], base: str) -> tuple[int, Source]:
+    """(position, image) of a file below ``base``, or why it cannot be read."""
+    position, address = item
+    name = storage.relative(address, base)
+    try:
+        with blame(address, "read"):
+            return position, Source(name, storage.read(address))
+    except Rejected as lost:
+        return position, Source(name, b"", lost.reject.error)
+
+
+def mask_key(item: tuple[int, bytes]) -> pairing.MaskKey:
+    record = records.parse_mask(item[1])
+    return pairing.MaskKey(*(int(record[f"mask/{name}"]) for name in ("index", "bucket", "touches_border")))
+
+
+def place_image(
+    item: tuple[int, Source], places: Mapping[int, int], num_images: int, plan: pairing.Plan
+) -> Iterator[tuple[int, Source]]:
+    """(round, image) for each round that uses an image."""
+    position, image = item
+    for turn in pairing.rounds_of(places[position], num_images, plan.rounds):
+        yield turn, image
+
+
+def place_mask(item: tuple[int, bytes], plan: pairing.Plan) -> Iterator[tuple[int, PlacedMask]]:
+    """(round, mask) if the plan has the mask."""
+    if place := plan.places.get(mask_key(item).mask_index):
+        pair, turn = place
+        yield turn, PlacedMask(pair, item[1])
+
+
+def decode_round(group: tuple[int, Mapping[str, Iterable]]) -> Round:
+    """The pairs of one round; an image or a mask that cannot be decoded fails its own pairs only."""
+    _, found = group
+    (source,) = (Source(*image) for image in found["images"])
+    image, error = None, source.error
+    if not error:
+        try:
+            with blame(source.name, "decode"):
+                image = rgb.decode_rgb(source.data)
+        except Rejected as lost:
+            error = lost.reject.error
+    targets: dict[int, np.ndarray] = {}  # by size
+    decoded = Round([], [])
+    for placed in sorted(PlacedMask(*mask) for mask in found["masks"]):
+        facts, mask, mask_error = _decode_mask(placed, source.name)
+        if image is None or mask is None:
+            decoded.failures.append(Failure(facts, error or mask_error))
+            continue
+        size = mask.shape[0]
+        if size not in targets:
+            targets[size] = rgb.center_square(image, size)
+        decoded.cases.append(Case(facts, targets[size], mask))
+    return decoded
+
+
+def _decode_mask(placed: PlacedMask, image: str) -> tuple[Facts, np.ndarray | None, str]:
+    """What is known of a pair, its mask, and why there is none."""
+    record = records.parse_mask(placed.record)
+    index, bucket, border = (int(record[f"mask/{key}"]) for key in ("index", "bucket", "touches_border"))
+    facts = Facts(placed.pair, index, image, bucket, border, None)
+    try:
+        with blame(f"mask {index}", "decode"):
+            mask = decode_mask(record["mask/encoded"].numpy())
+    except Rejected as lost:
+        return facts, None, lost.reject.error
+    return facts._replace(hole_ratio=coverage.hole_ratio(mask)), mask, ""
+
+
+def to_pairs(decoded: Round) -> tuple[Round, list[Pair]]:
+    """The round, and its cases as a network takes them."""
+    return decoded, [Pair(case.target, case.mask) for case in decoded.cases]
+
+
+def fill_with(item: tuple[Round, list[Pair]], baseline: str) -> FilledRound:
+    decoded, pairs = item
+    return decoded, [BASELINES[baseline](pair.image, pair.mask) for pair in pairs]
+
+
+def filled_cases(item: FilledRound) -> Iterator[tuple[Case, np.ndarray]]:
+    """The cases that a method filled, and its outputs."""
+    decoded, outputs = item
+    for case, output in zip(decoded.cases, outputs, strict=True):
+        if isinstance(output, np.ndarray):
+            yield case, output
+
+
 @functools.lru_cache(maxsize=1)
 def _load_lpips(weights: Weights) -> lpips.Lpips:
     return lpips.load_lpips(*weights)
 
 
-def _scores(
-    outputs: list[np.ndarray], targets: list[np.ndarray], masks: list[np.ndarray], weights: Weights | None
-) -> list[dict]:
-    output, target = (np.stack(pictures).astype(np.float64) / 255 for pictures in (outputs, targets))
-    mask = np.stack(masks)[..., None].astype(np.float64)
+def _score(filled: list[tuple[Case, np.ndarray]], weights: Weights | None) -> list[dict[str, float | None]]:
+    """The scores of each case's output; None where they are not finite."""
+    output = np.stack([image for _, image in filled]).astype(np.float64) / 255
+    target = np.stack([case.target for case, _ in filled]).astype(np.float64) / 255
+    mask = np.stack([case.mask for case, _ in filled])[..., None].astype(np.float64)
     found = {name: np.asarray(values).tolist() for name, values in image_quality.compare(output, target, mask).items()}
     if weights:
         found[scoreboard.LPIPS] = np.asarray(_load_lpips(weights)(output, target)).tolist()
@@ -156,35 +215,22 @@ def _scores(
     return [{name: value if math.isfinite(value) else None for name, value in row.items()} for row in rows]
 
 
-def pictures_of(item: tuple[list[Case], list[Filled]]) -> Iterator[tuple[Case, np.ndarray]]:
-    """The cases that a method gave a picture for, and the pictures."""
-    cases, filled = item
-    for case, picture in zip((case for case in cases if not case.error), filled, strict=True):
-        if isinstance(picture, np.ndarray):
-            yield case, picture
+def score_round(item: FilledRound, method: str, weights: Weights | None = None) -> list[dict]:
+    """One row for each pair, as `scoreboard` takes them; with LPIPS if its weights are given."""
+    decoded, outputs = item
 
+    def row(facts: Facts, more: Mapping) -> dict:
+        found = {"pair": facts.pair, "method": method, "image": facts.image, "mask": facts.mask_index}
+        found |= {"bucket": facts.bucket, "border": facts.border}
+        return found | ({} if facts.hole_ratio is None else {"hole_ratio": facts.hole_ratio}) | dict(more)
 
-def score_round(item: tuple[list[Case], list[Filled]], method: str, weights: Weights | None = None) -> list[dict]:
-    """One row per case, as `scoreboard` takes them; with LPIPS if its weights are given."""
-    cases, filled = item
-    pictures = iter(filled)
-    rows, scored = [], []
-    for case in cases:
-        row = {"pair": case.pair, "method": method, "image": case.image, "mask": case.mask_index}
-        row |= {"bucket": case.bucket, "border": case.border}
-        if case.mask is not None:
-            row["hole_ratio"] = coverage.hole_ratio(case.mask)
-        picture = case.error or next(pictures)
-        if isinstance(picture, np.ndarray):
-            scored.append((row, picture, case.target, case.mask))
-        else:
-            row["error"] = picture if isinstance(picture, str) else _describe(picture)
-        rows.append(row)
-    if scored:
-        found, *arrays = zip(*scored, strict=True)
-        for row, scores in zip(found, _scores(*map(list, arrays), weights), strict=True):
-            row |= scores
-    return rows
+    rows = [row(failure.facts, {"error": failure.error}) for failure in decoded.failures]
+    for case, output in zip(decoded.cases, outputs, strict=True):
+        if isinstance(output, Exception):
+            rows.append(row(case.facts, {"error": reject(case.facts.image, "fill", output).error}))
+    if filled := list(filled_cases(item)):
+        rows += [row(case.facts, scores) for (case, _), scores in zip(filled, _score(filled, weights), strict=True)]
+    return sorted(rows, key=lambda found: found["pair"])
 
 
 def key_by_pair(row: dict) -> tuple[int, dict]:
@@ -195,11 +241,11 @@ class MakeRounds(beam.PTransform):
     """From a pipeline to the decoded rounds, and the plan they follow.
 
     Args:
-        image_shards: (address, crc32c, position of the first record) each; or
-        image_files: addresses, and the folder their names are relative to.
-        mask_shards: as ``image_shards``.
+        mask_shards: all shards of the masks' split.
+        image_shards: all shards of the images' split; or
+        image_files: addresses, and the folder that names are relative to.
         places: by image position its place, from `pairing.order_images`.
-        num_images: how many take turns.
+        num_images: number of images, which take turns.
     """
 
     def __init__(self, mask_shards, places, num_images, seed, per_cell, image_shards=(), image_files=((), "")):
@@ -234,18 +280,18 @@ class MakeRounds(beam.PTransform):
 
 
 class FillRounds(beam.PTransform):
-    """From rounds to one PCollection of (cases, pictures) per method, by name."""
+    """From rounds to one PCollection of `FilledRound` per method, by name."""
 
-    def __init__(self, contenders: list[Contender], baselines: tuple[str, ...], batch_size: int | None):
+    def __init__(self, networks: Iterable[Network], baselines: Iterable[str], batch_size: int | None):
         super().__init__()
-        self._contenders, self._baselines, self._batch_size = contenders, baselines, batch_size
+        self._networks, self._baselines, self._batch_size = list(networks), list(baselines), batch_size
 
     def expand(self, rounds):
         inputs = rounds | "ToPairs" >> beam.Map(to_pairs)
-        filled = {
-            c.name: inputs | f"Fill_{c.name}" >> RunInference(KeyedModelHandler(RoundHandler(c, self._batch_size)))
-            for c in self._contenders
-        }
+        filled = {}
+        for network in self._networks:
+            handler: KeyedModelHandler = KeyedModelHandler(RoundHandler(network, self._batch_size))
+            filled[network.name] = inputs | f"Fill_{network.name}" >> RunInference(handler)
         for name in self._baselines:
             filled[name] = inputs | f"Fill_{name}" >> beam.Map(fill_with, name)
         return filled

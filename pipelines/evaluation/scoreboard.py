@@ -8,6 +8,7 @@ of the order of the rows and of how they were split.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -124,13 +125,14 @@ def summarize(
         distances: FID by method, and there by interval and border class: (pairs, distance). It is stored as ``mean``,
             though it is not one, without an error; differences have none.
     """
-    outside = any(bucket == OTHER for _, _, bucket, _ in board)
+    outside = [OTHER] if any(bucket == OTHER for _, _, bucket, _ in board) else []
     measured = {name for cell in board.values() for name in cell.sums}
     names = [name for name, metric in METRICS.items() if metric.validated or name in measured]
-    places = [(b, c) for b in (*BUCKETS, *([OTHER] if outside else []), ANY) for c in (*range(len(BORDERS)), ANY)]
+    buckets: list[int | str] = [*BUCKETS, *outside, ANY]
+    borders: list[int | str] = [*range(len(BORDERS)), ANY]
     parts: tuple[list[dict], list[dict]] = ([], [])
     for against, cells in zip(("", reference), parts, strict=True):
-        for bucket, border in places:
+        for bucket, border in itertools.product(buckets, borders):
             interval = interval_name(ALL if isinstance(bucket, str) else bucket)
             border_name = ANY if isinstance(border, str) else BORDERS[border]
             place = {"bucket": bucket, "interval": interval, "border": border_name}
