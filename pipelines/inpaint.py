@@ -5,11 +5,12 @@
     python -m pipelines.inpaint --pairs gs://B/pairs.csv --hole white --run gs://B/runs/a --output gs://B/out
     python -m pipelines.inpaint --images photos --holes color=#ff00ff --model exports/step-00000400 --output out
 
-An image and its mask have the same path below their folders, but for the extension; --pairs lists them instead, as
-CSV with the columns image and mask or as JSON lines; --holes finds holes in the images themselves. Masks are of the
-image as viewers turn it. Outputs have the image's path, depth, channels, colour profile and orientation; in png and
-webp valid pixels are kept bit for bit. Each input is a line of items.jsonl in the output folder, and of rejects.jsonl
-if it could not be used; the exit code is then 3. A second run makes only what is not there yet.
+An image and its mask have the same path below their folders, except for the extension; --pairs lists them instead, as
+CSV with the columns image and mask or as JSON lines; --holes finds holes in the images themselves. Masks have the
+orientation in which viewers show the image. An output has its image's path, depth, channels, color profile and
+orientation; in png and webp valid pixels are kept bit for bit. Each input is a line of items.jsonl in the output
+folder, and of rejects.jsonl if it could not be used; the exit code is then 3. A second run computes only what is
+missing.
 """
 
 from __future__ import annotations
@@ -19,165 +20,207 @@ import dataclasses
 import json
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from trainer.command import SOME_REJECTED, ArgumentParser, code_version, quiet_imports, run_command
+from masks.codec import HOLES
+from pipelines.inpainting import MATCHES
+from trainer import storage
+from trainer.command import SOME_REJECTED, ArgumentParser, code_version, integer, quiet_imports, run_command
+from trainer.config import PRECISIONS
 from trainer.errors import UserError
+from trainer.images import EXTENSIONS, FORMATS
+from trainer.images.rgb import PILLOWS_LIMIT
+from trainer.inference import DEVICES
+
+if TYPE_CHECKING:
+    from pipelines.inpainting.inputs import Inputs
+    from pipelines.inpainting.loading import Settings
+    from trainer.inference.predict import ModelPin
 
 
 def parser() -> ArgumentParser:
     parser = ArgumentParser(prog="python -m pipelines.inpaint", description=__doc__)
+    images = parser.add_mutually_exclusive_group(required=True)
+    images.add_argument("--images", help="image files: a file, a folder or a glob (local or gs://)")
+    images.add_argument(
+        "--pairs", help="list of images and masks, .csv or .jsonl; paths in it are relative to the list's folder"
+    )
+    holes = parser.add_mutually_exclusive_group()
+    holes.add_argument("--masks", help="mask files, with the sizes of the images: a file, a folder or a glob")
+    holes.add_argument(
+        "--holes", help="find holes in the images: alpha (transparent pixels) or color=#rrggbb[,tolerance 0-255]"
+    )
+    network = parser.add_mutually_exclusive_group(required=True)
+    network.add_argument("--run", help="folder of a training run")
+    network.add_argument("--model", help="an exported .keras file, or its folder")
     add = parser.add_argument
-    add("--images", help="image files: a file, a folder or a glob (local or gs://)")
-    add("--masks", help="mask files, of the images' sizes")
-    add("--pairs", help="list of images and masks instead of both: .csv or .jsonl; paths are relative to its folder")
-    add("--holes", help="no masks: alpha (transparent pixels are holes) or color=#rrggbb[,tolerance 0 to 255]")
-    add("--hole", metavar="black|white", help="colour of holes in mask files, if no manifest.json beside them does")
+    add("--output", required=True, help="folder for the outputs")
+    add(
+        "--hole",
+        choices=HOLES,
+        help="color that marks holes in mask files (default: as stated in their manifest.json)",
+    )
     add(
         "--match",
-        default=None,
-        metavar="stem|path|csv",
-        help="masks have the image's path without extension (stem, default) or with it (path), or are in --pairs (csv)",
+        choices=MATCHES,
+        help="a mask has its image's path without extension (stem), with extension (path), or is listed in --pairs "
+        "(csv) (default: csv with --pairs, else stem)",
     )
-    add("--resize-masks", action="store_true", help="bring masks of another size to the image's (nearest neighbour)")
-    add("--run", help="folder of a training run")
-    add("--checkpoint", help="of the run: best, latest or a step (default: best if there is one, else latest)")
-    add("--model", help="instead of --run: an exported .keras file, or its folder")
-    add("--output", required=True, help="folder for the outputs")
-    add("--format", default="png", metavar="png|jpeg|webp", help="of the outputs; png (default) and webp are lossless")
-    add("--quality", type=int, default=95, help="of JPEG outputs, 1 to 100 (default 95)")
-    add("--overwrite", action="store_true", help="make all outputs again")
-    add("--precision", help="float32, mixed_bfloat16 or mixed_float16 (default: as trained)")
-    add("--device", default="auto", metavar="auto|cpu|gpu", help="of the network (default: a GPU if there is one)")
-    add("--batch-size", type=int, help="images of 512 x 512 computed together (default 8 on a GPU, else 1)")
-    add("--window", type=int, help="longest side computed at once (default twice the training crops', at most 1024)")
-    add("--max-pixels", type=int, default=100_000_000, help="images with more are rejected (default 100 million)")
+    add("--resize-masks", action="store_true", help="resize masks of another size to the image's (nearest neighbor)")
+    add("--checkpoint", help="checkpoint of the run: best, latest or a step (default: best if there is one)")
+    add("--format", default="png", choices=FORMATS, help="format of the outputs; png (default) and webp are lossless")
+    add("--quality", type=integer(1, 100), default=95, help="JPEG quality, 1-100 (default 95)")
+    add("--overwrite", action="store_true", help="compute all outputs again")
+    add("--precision", choices=PRECISIONS, help="precision of the network (default: as trained)")
+    add("--device", default="auto", choices=DEVICES, help="device to compute on (default auto: a GPU if there is one)")
+    add("--batch-size", type=integer(1), help="images of 512 x 512 computed together (default: 8 on a GPU, else 1)")
+    add(
+        "--window",
+        type=integer(64, 8192),
+        help="longest side computed at once, in pixels (default: twice the side of the training crops, at most 1024)",
+    )
+    add(
+        "--max-pixels",
+        type=integer(1, PILLOWS_LIMIT),
+        default=100_000_000,
+        help="reject images with more pixels (default 100 million)",
+    )
     return parser
 
 
 def _check(ours: argparse.Namespace) -> None:
-    """Raises `UserError` for options that do not go together."""
-    if ours.pairs and (ours.images or ours.masks):
-        raise UserError("--pairs: expected no --images and no --masks beside it")
-    if not (ours.pairs or ours.images):
-        raise UserError("expected --images or --pairs. Received neither.")
-    if ours.holes and (ours.masks or ours.hole):
-        raise UserError("--holes: expected no --masks and no --hole beside it")
+    """Raises `UserError` for options that contradict each other."""
+    if ours.pairs and ours.masks:
+        raise UserError("--masks: cannot be combined with --pairs, which lists the masks")
+    if ours.holes and ours.hole:
+        raise UserError("--hole: cannot be combined with --holes, which needs no mask files")
     if ours.images and not (ours.masks or ours.holes):
-        raise UserError("expected --masks or --holes. Received neither.")
-    if (ours.match == "csv") != bool(ours.pairs) and ours.match:
-        raise UserError("--match csv: expected together with --pairs, and no other with it")
-    if bool(ours.run) == bool(ours.model):
-        raise UserError("expected one of --run and --model")
+        raise UserError("--images: also needs --masks or --holes")
+    if ours.match and (ours.match == "csv") != bool(ours.pairs):
+        raise UserError("--match: csv goes with --pairs, and all others go without")
     if ours.checkpoint and ours.model:
-        raise UserError("--checkpoint: expected with --run alone")
+        raise UserError("--checkpoint: cannot be combined with --model")
 
 
-def _check_values(ours: argparse.Namespace) -> None:
-    from pipelines.inpainting.inputs import HOLES, MATCHES
-    from trainer.config import PRECISIONS
-    from trainer.images import FORMATS
-    from trainer.images.rgb import PILLOWS_LIMIT
-    from trainer.inference import DEVICES
+def _find_inputs(ours: argparse.Namespace) -> tuple[Inputs, list[str], list[str]]:
+    """Where the inputs are, and the addresses of the images and masks that are found there.
 
-    choices = {"hole": HOLES, "match": MATCHES, "format": FORMATS, "device": DEVICES, "precision": PRECISIONS}
-    for name, allowed in choices.items():
-        if getattr(ours, name) is not None and getattr(ours, name) not in allowed:
-            raise UserError(f"--{name}: expected one of {allowed}. Received {getattr(ours, name)!r}.")
-    if ours.batch_size is not None and ours.batch_size < 1:
-        raise UserError(f"--batch-size: expected 1 or more. Received {ours.batch_size}.")
-    limits = {"quality": (1, 100), "window": (64, 8192), "max_pixels": (1, PILLOWS_LIMIT)}
-    for name, (low, high) in limits.items():
-        value, option = getattr(ours, name), name.replace("_", "-")
-        if value is not None and not low <= value <= high:
-            raise UserError(f"--{option}: expected {low} to {high}. Received {value}.")
+    Raises:
+        UserError: there are none.
+    """
+    from pipelines.inpainting import inputs
 
-
-def main(argv: Sequence[str]) -> int:
-    with quiet_imports():
-        import apache_beam as beam
-
-        from pipelines.inpainting import inputs as pairs
-        from pipelines.inpainting import outputs
-        from pipelines.inpainting.job import InpaintFiles, Inputs, model_of
-        from pipelines.inpainting.loading import Settings, parse_holes
-        from pipelines.launch import parse_options, run_pipeline
-        from pipelines.transforms.model_handler import FillModelHandler
-        from trainer import storage
-        from trainer.images import EXTENSIONS
-        from trainer.inference import predict
-
-    ours, options = parse_options(parser(), argv)
-    _check(ours)
-    _check_values(ours)
-    output = storage.normalize(ours.output)
-    holes = parse_holes(ours.holes) if ours.holes else None
     if ours.pairs:
         listed = storage.normalize(ours.pairs)
-        found = pairs.read_pairs(listed)
-        if not found:
+        pairs = inputs.read_pairs(listed)
+        if not pairs:
             raise UserError(f"--pairs: {listed} lists no images")
-        images, masks = ([pair[part] for pair in found] for part in (0, 1))
-        inputs, patterns = Inputs(base=pairs.common_folder(images), listed=listed, match="csv"), {}
-    else:
-        given = {"--images": ours.images, "--masks": ours.masks}
-        patterns = {name: storage.normalize(pattern) for name, pattern in given.items() if pattern}
-        lists = {name: pairs.list_files(pattern) for name, pattern in patterns.items()}
-        for name, files in lists.items():
-            if not files:
-                raise UserError(f"{name}: no files at {patterns[name]}")
-        images, masks = lists["--images"], lists.get("--masks", [])
-        inputs = Inputs(
-            base=storage.base_of(patterns["--images"]),
-            images=patterns["--images"],
-            masks=patterns.get("--masks", ""),
-            match=ours.match or "stem",
-        )
-    hole = ours.hole
-    if holes is None:
-        folder = storage.base_of(patterns["--masks"]) if "--masks" in patterns else pairs.shared_folder(masks)
-        said = pairs.hole_of_folder(folder) if folder else None
-        if hole is None and said is None:
-            raise UserError("--hole: expected black or white, the colour of holes in mask files. Received nothing.")
-        if hole and said and hole != said:
-            raise UserError(f"--hole: the manifest.json of {folder} says {said!r}. Received {hole!r}.")
-        hole = hole or said
-    settings = Settings(
-        hole=hole,
-        holes=holes,
+        images, masks = [image for image, _ in pairs], [mask for _, mask in pairs if mask]
+        return inputs.Inputs(base=inputs.common_folder(images), listed=listed, match="csv"), images, masks
+    images = _list_files("--images", ours.images)
+    masks = _list_files("--masks", ours.masks) if ours.masks else []
+    where = inputs.Inputs(
+        base=storage.base_of(storage.normalize(ours.images)),
+        images=storage.normalize(ours.images),
+        masks=storage.normalize(ours.masks) if ours.masks else "",
+        match=ours.match or "stem",
+    )
+    return where, images, masks
+
+
+def _list_files(option: str, pattern: str) -> list[str]:
+    from pipelines.inpainting.inputs import list_files
+
+    address = storage.normalize(pattern)
+    if found := list_files(address):
+        return found
+    raise UserError(f"{option}: no files at {address}")
+
+
+def _resolve_hole(hole: str | None, where: Inputs, masks: list[str]) -> str:
+    """The color of holes in mask files: the one that was given, or the one that their folder's manifest states.
+
+    Raises:
+        UserError: there is neither, or they differ.
+    """
+    from pipelines.inpainting.inputs import hole_of_folder, shared_folder
+
+    folder = storage.base_of(where.masks) if where.masks else shared_folder(masks)
+    stated = hole_of_folder(folder) if folder else None
+    if hole and stated and hole != stated:
+        raise UserError(f"--hole: the manifest.json of {folder} says {stated!r}. Received {hole!r}.")
+    if found := hole or stated:
+        return found
+    raise UserError("--hole: say whether holes in the mask files are black or white; no manifest.json states it")
+
+
+def _make_settings(ours: argparse.Namespace, where: Inputs, masks: list[str]) -> Settings:
+    from pipelines.inpainting.loading import Settings, parse_holes
+
+    return Settings(
+        hole=None if ours.holes else _resolve_hole(ours.hole, where, masks),
+        holes=parse_holes(ours.holes) if ours.holes else None,
         resize_masks=ours.resize_masks,
         format=ours.format,
         quality=ours.quality,
         max_pixels=ours.max_pixels,
     )
-    pairs.check_outputs([*images, *filter(None, masks)], patterns.values(), output, EXTENSIONS[ours.format])
+
+
+def _find_network(ours: argparse.Namespace) -> ModelPin:
+    from trainer.inference import predict
+
     if ours.model:
-        pin = predict.find_export(storage.normalize(ours.model))
-    else:
-        pin = predict.find_model(storage.normalize(ours.run), ours.checkpoint)
-    computing = {"precision": ours.precision, "device": ours.device, "window": ours.window}
-    handler = FillModelHandler(pin, ours.batch_size, **computing)
-    parameters = {**dataclasses.asdict(settings), "precision": ours.precision or pin.config.precision}
-    parameters["window"] = ours.window
-    replaces = outputs.claim_output(output, {"model": model_of(pin), **parameters}, ours.overwrite)
-    where = dataclasses.asdict(inputs)
-    fields = {"code_version": code_version(), "model": model_of(pin), "parameters": {**where, **parameters}}
+        return predict.find_export(storage.normalize(ours.model))
+    return predict.find_model(storage.normalize(ours.run), ours.checkpoint)
 
-    def build(pipeline):
-        records, rejects = pipeline | InpaintFiles(inputs, settings, output, handler, replaces, len(images))
-        counted = records | beam.combiners.Count.Globally()
-        before = (beam.pvalue.AsList(part) for part in (records, rejects))
-        counted | "WriteOutcome" >> beam.Map(outputs.write_outcome, output, fields, *before)
 
-    run_pipeline(options, build)
-    counts = json.loads(storage.read(storage.join(output, pairs.MANIFEST)))["counts"]
-    again = f", {counts['finished_before']} of them from an earlier run" if counts["finished_before"] else ""
-    print(f"{counts['outputs']} inpainted images in {output}{again}")
-    if counts["rejects"]:
-        print(
-            f"{counts['rejects']} of {counts['inputs']} inputs rejected, see {output}/{pairs.REJECTS}", file=sys.stderr
-        )
-        return SOME_REJECTED
-    return 0
+def _report(output: str) -> int:
+    """Prints the counts of a finished job; returns the exit code."""
+    from pipelines.inpainting.inputs import MANIFEST, REJECTS
+
+    counts = json.loads(storage.read(storage.join(output, MANIFEST)))["counts"]
+    earlier = f", {counts['finished_before']} of them from an earlier run" if counts["finished_before"] else ""
+    print(f"{counts['outputs']} inpainted images in {output}{earlier}")
+    if not counts["rejects"]:
+        return 0
+    print(f"{counts['rejects']} of {counts['inputs']} inputs rejected, see {output}/{REJECTS}", file=sys.stderr)
+    return SOME_REJECTED
+
+
+def main(argv: Sequence[str]) -> int:
+    with quiet_imports():
+        from pipelines.inpainting.inputs import check_outputs
+        from pipelines.inpainting.job import InpaintFiles, WriteOutcome
+        from pipelines.inpainting.outputs import claim_output
+        from pipelines.launch import parse_options, run_pipeline
+        from pipelines.transforms.model_handler import FillModelHandler
+
+    ours, options = parse_options(parser(), argv)
+    _check(ours)
+    output = storage.normalize(ours.output)
+    where, images, masks = _find_inputs(ours)
+    settings = _make_settings(ours, where, masks)
+    check_outputs([*images, *masks], where.patterns, output, EXTENSIONS[settings.format])
+    network = _find_network(ours)
+    model = {"address": network.checkpoint.address, "crc32c": network.checkpoint.crc32c}
+    parameters = {
+        **dataclasses.asdict(settings),
+        "precision": ours.precision or network.config.precision,
+        "window": ours.window,
+    }
+    replaces = claim_output(output, {"model": model, **parameters}, ours.overwrite)
+    fields = {
+        "code_version": code_version(),
+        "model": model,
+        "parameters": {**dataclasses.asdict(where), **parameters},
+    }
+    handler = FillModelHandler(
+        network, ours.batch_size, precision=ours.precision, device=ours.device, window=ours.window
+    )
+    inpaint = InpaintFiles(where, settings, output, handler, replaces, len(images))
+    run_pipeline(options, lambda pipeline: pipeline | inpaint | WriteOutcome(output, fields))
+    return _report(output)
 
 
 if __name__ == "__main__":

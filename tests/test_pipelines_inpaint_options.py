@@ -42,7 +42,7 @@ def test_transparent_pixels_are_holes_and_come_out_opaque(run, tmp_path):
         np.testing.assert_array_equal(found[mask == 0][:, :-1], expected[mask == 0][:, :-1])
 
 
-def test_pixels_of_a_colour_are_holes(run, tmp_path):
+def test_pixels_of_a_color_are_holes(run, tmp_path):
     folder, mask = str(tmp_path), block(30, 40)
     pixels = noise(30, 40, 3) // 2
     pixels[mask == 0] = (255, 0, 255)
@@ -57,7 +57,7 @@ def test_pixels_of_a_colour_are_holes(run, tmp_path):
     np.testing.assert_array_equal(load(f"{folder}/near/a.png"), predict.inpaint(pixels, mask, model))
 
 
-def test_colours_of_other_depths():
+def test_colors_of_other_depths():
     pixels = np.zeros((1, 4, 3), np.uint16)
     pixels[0] = [[65535, 0, 32896], [65535, 0, 32896 + 257], [65534, 0, 32896], [65535, 257, 32896]]
     exact = loading.holes_in(Picture(pixels), loading.parse_holes("color=#ff0080"))
@@ -127,12 +127,12 @@ def test_masks_of_viewed_images_fit_turned_ones(run, tmp_path):
     np.testing.assert_array_equal(load(f"{folder}/out/a.png"), np.rot90(expected, 1))
 
 
-def test_the_manifest_of_masks_may_name_the_colour(run, tmp_path):
+def test_the_manifest_of_masks_may_name_the_color(run, tmp_path):
     folder = str(tmp_path)
     save(f"{folder}/in/a.png", noise(30, 40, 3))
     save_mask(f"{folder}/holes/a.png", 1 - block(30, 40))
     arguments = ["--images", f"{folder}/in", "--masks", f"{folder}/holes", "--run", run, "--output", f"{folder}/out"]
-    with pytest.raises(UserError, match="--hole: expected black or white, the colour of holes"):
+    with pytest.raises(UserError, match="--hole: say whether holes in the mask files are black or white"):
         main(arguments)
     storage.create(f"{folder}/holes/manifest.json", b'{"hole": "white"}')
     with pytest.raises(UserError, match="--hole: the manifest.json of .* says 'white'. Received 'black'"):

@@ -120,7 +120,7 @@ def test_shared_folder():
     assert inputs.shared_folder([""]) is inputs.shared_folder([]) is None
 
 
-def test_the_colour_of_holes_may_stand_in_the_manifest(tmp_path):
+def test_the_color_of_holes_may_stand_in_the_manifest(tmp_path):
     assert inputs.hole_of_folder(str(tmp_path)) is None
     for data, expected in ((b'{"hole": "white"}', "white"), (b'{"hole": "grey"}', None), (b"[", None), (b"[]", None)):
         storage.overwrite(f"{tmp_path}/manifest.json", data)

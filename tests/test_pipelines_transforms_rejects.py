@@ -54,6 +54,6 @@ def test_rejected_crosses_processes():
 
 def test_rejects_are_tagged():
     bad = rejects.Reject(source="a", stage="read", error="bad")
-    first, tagged, last = rejects.tag_rejects([1, bad, "x"])
+    first, tagged, last = rejects.tag_rejects(1, lambda number, *rest: [number, *rest], bad, "x")
     assert (first, last) == (1, "x")
     assert isinstance(tagged, beam.pvalue.TaggedOutput) and (tagged.tag, tagged.value) == ("rejected", bad)

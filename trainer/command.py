@@ -43,6 +43,22 @@ class ArgumentParser(argparse.ArgumentParser):
         raise UserError(f"{message} ({self.prog} --help lists the options)")
 
 
+def integer(low: int, high: int | None = None) -> Callable[[str], int]:
+    """``type`` of an option of argparse that takes integers from ``low`` to ``high``, both included."""
+    expected = f"{low} or more" if high is None else f"{low} to {high}"
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"expected {expected}. Received {text!r}.") from None
+        if value < low or (high is not None and value > high):
+            raise argparse.ArgumentTypeError(f"expected {expected}. Received {value}.")
+        return value
+
+    return parse
+
+
 def run_command(main: Callable[[Sequence[str]], int | None]) -> None:
     """Runs ``main(argv)`` and ends the process with its exit code, or with one line for a `UserError`."""
     # Google's clients announce the end of Python 3.10's life whenever they are imported.

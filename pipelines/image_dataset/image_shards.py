@@ -16,16 +16,11 @@ import apache_beam as beam
 import cv2
 
 from pipelines.image_dataset.convert import convert_images
-from pipelines.image_dataset.parts import Item, Part, list_part
+from pipelines.image_dataset.parts import Item, list_part
 from pipelines.transforms.dataset_writer import hash_key, save_shard, shard_of
 from pipelines.transforms.progress import Progress
 from pipelines.transforms.rejects import REJECTED, Reject, tag_rejects
 from trainer.images import rgb
-
-
-def list_images(part: Part) -> Iterator[Item | beam.pvalue.TaggedOutput]:
-    """`list_part`, with the rejects under the tag ``rejected``."""
-    return tag_rejects(list_part(part))
 
 
 def split_of(item: Item) -> str:
@@ -54,7 +49,7 @@ class ListImages(beam.PTransform):
         self._limit = limit
 
     def expand(self, parts) -> tuple[beam.PCollection[Item], beam.PCollection[Reject]]:
-        listed = parts | beam.Reshuffle() | beam.FlatMap(list_images).with_outputs(REJECTED, main="items")
+        listed = parts | beam.Reshuffle() | beam.FlatMap(tag_rejects, list_part).with_outputs(REJECTED, main="items")
         items = listed.items
         if self._limit is not None:
             items = (

@@ -1,1 +1,6 @@
-"""The inpainting job: match, load, fill, write."""
+"""The inpainting job: image files and masks in, inpainted files out.
+
+The names that the command line offers are here, where they cost no import of Beam and TensorFlow.
+"""
+
+MATCHES = ("stem", "path", "csv")  # how `inputs` finds the mask of an image

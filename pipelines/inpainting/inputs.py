@@ -1,4 +1,4 @@
-"""Which mask belongs to which image, and where the output goes.
+"""Inputs of the inpainting job: which mask belongs to which image, and where the output goes.
 
 An output has its image's path below the folder of all images, with the extension of the output's format: ``x/a.jpg``
 becomes ``x/a.png``. Images that differ in the extension alone keep it: ``a.jpg`` and ``a.tif`` become ``a.jpg.png``
@@ -12,25 +12,54 @@ import io
 import json
 import posixpath
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
+from masks.codec import HOLES
 from pipelines.transforms.rejects import Reject, reject
 from trainer import storage
 from trainer.errors import UserError
 from trainer.storage import globs
 
-MATCHES = ("stem", "path", "csv")
 MANIFEST, ITEMS, REJECTS = "manifest.json", "items.jsonl", "rejects.jsonl"
-HOLES = ("black", "white")
 
 
 class Item(NamedTuple):
-    """One image to inpaint: addresses of the image and its mask (empty: holes are in the image), and the output's path
-    below the output folder."""
+    """One image to inpaint.
+
+    Attributes:
+        image: its address.
+        mask: address of its mask; empty if holes are in the image itself.
+        output: the output's path below the output folder.
+    """
 
     image: str
     mask: str
     output: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """Where the images are: patterns of images and masks, or a list of pairs.
+
+    Attributes:
+        base: folder that the outputs' paths are relative to.
+        images: pattern of the images; empty with a list.
+        masks: pattern of the masks; empty with a list, or if holes are in the images themselves.
+        listed: address of the list.
+        match: how an image's mask is found, one of `MATCHES`.
+    """
+
+    base: str
+    images: str = ""
+    masks: str = ""
+    listed: str = ""
+    match: str = "stem"
+
+    @property
+    def patterns(self) -> list[str]:
+        """What is listed by pattern."""
+        return [pattern for pattern in (self.images, self.masks) if pattern]
 
 
 class MatchError(ValueError):
@@ -38,12 +67,12 @@ class MatchError(ValueError):
 
 
 def stem_of(name: str) -> str:
-    """Path without extension: what an image and its mask have in common."""
+    """Path without extension, which an image and its mask have in common."""
     return posixpath.splitext(name)[0]
 
 
 def output_names(names: Iterable[str], extension: str) -> dict[str, str]:
-    """Path of the output of each image path; all ``names`` have one stem, and are all that have it."""
+    """Path of the output of each image path; ``names`` are all the paths that have one stem."""
     names = sorted(set(names))
     return {name: (stem_of(name) if len(names) == 1 else name) + extension for name in names}
 
@@ -52,14 +81,14 @@ def output_names(names: Iterable[str], extension: str) -> dict[str, str]:
 
 
 def list_files(pattern: str) -> list[str]:
-    """What a pattern finds but for this job's own reports, if the folder is an output of it."""
+    """Files that a pattern matches, without the reports of an earlier job that wrote its outputs there."""
     base = storage.base_of(pattern)
     ours = {storage.join(base, name) for name in (MANIFEST, ITEMS, REJECTS)} - {pattern}
     return [address for address in storage.find(pattern) if address not in ours]
 
 
 def list_stems(pattern: str) -> list[tuple[str, str]]:
-    """(stem, address) of each file that ``pattern`` finds."""
+    """(stem, address) of each file that ``pattern`` matches."""
     base = storage.base_of(pattern)
     return [(stem_of(storage.relative(address, base)), address) for address in list_files(pattern)]
 
@@ -71,28 +100,32 @@ def read_pairs(address: str) -> list[tuple[str, str]]:
     are relative to the list's folder.
 
     Raises:
-        UserError: a line is not of this form.
+        UserError: the list cannot be parsed, or a line has no image.
     """
+    pairs = []
+    for number, row in _read_rows(address):
+        found = [row.get(key) or "" for key in ("image", "mask")] if isinstance(row, dict) else [""]
+        if not found[0] or not all(isinstance(value, str) for value in found):
+            raise UserError(f"--pairs: {address}, line {number}: expected image and mask. Received {row!r}.")
+        image, mask = (_beside(address, path) for path in found)
+        pairs.append((image, mask))
+    return pairs
+
+
+def _read_rows(address: str) -> list[tuple[int, Any]]:
+    """(line number, row) of each line of a list. Raises `UserError` if it cannot be parsed."""
     try:
         text = storage.read(address).decode("utf-8-sig")
     except UnicodeDecodeError:
         raise UserError(f"--pairs: {address} is not text in UTF-8") from None
     is_csv = not address.endswith((".jsonl", ".json", ".ndjson"))
-    pairs = []
     try:
         if is_csv:
             reader = csv.DictReader(io.StringIO(text), strict=True)
-            rows = [(reader.line_num, row) for row in reader]
-        else:
-            rows = [(n, json.loads(line)) for n, line in enumerate(text.splitlines(), 1) if line.strip()]
+            return [(reader.line_num, row) for row in reader]
+        return [(n, json.loads(line)) for n, line in enumerate(text.splitlines(), 1) if line.strip()]
     except (ValueError, csv.Error) as error:
         raise UserError(f"--pairs: {address} is not {'CSV' if is_csv else 'JSON lines'}: {error}") from None
-    for number, row in rows:
-        found = [row.get(key) or "" for key in ("image", "mask")] if isinstance(row, dict) else [""]
-        if not found[0] or not all(isinstance(value, str) for value in found):
-            raise UserError(f"--pairs: {address}, line {number}: expected image and mask. Received {row!r}.")
-        pairs.append(tuple(_beside(address, value) for value in found))
-    return pairs
 
 
 def _beside(address: str, path: str) -> str:
@@ -103,7 +136,7 @@ def _beside(address: str, path: str) -> str:
 
 
 def common_folder(addresses: Iterable[str]) -> str:
-    """The folder that all files are in or below."""
+    """The deepest folder that contains all files, directly or below. Raises `UserError` if there is none."""
     folders = [posixpath.dirname(address).split("/") for address in addresses]
     low, high = min(folders), max(folders)
     same = next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(len(low), len(high)))
@@ -114,7 +147,7 @@ def common_folder(addresses: Iterable[str]) -> str:
 
 
 def shared_folder(addresses: Iterable[str]) -> str | None:
-    """The folder that all files are right in; None if there is none."""
+    """The folder that directly contains all files, or None."""
     folders = {posixpath.dirname(address) for address in addresses if address}
     return folders.pop() if len(folders) == 1 else None
 
@@ -125,7 +158,7 @@ def list_pairs(address: str, base: str) -> list[tuple[str, tuple[str, str]]]:
 
 
 def hole_of_folder(base: str) -> str | None:
-    """The colour of holes that the folder's ``manifest.json`` names under ``hole``; None if there is no such thing."""
+    """The color of holes that a folder's ``manifest.json`` names under ``hole``, or None."""
     data, _ = storage.read_versioned(storage.join(base, MANIFEST))
     try:
         value = json.loads(data or b"null")
@@ -146,15 +179,16 @@ def match_files(
         group: stem, and addresses of ``images`` and ``masks``; no entry for masks if holes are in the images.
         base: folder of all images.
         match: ``stem``, or ``path`` for masks of the image's name, extension included.
+        extension: of the outputs.
     """
     stem, found = group
-    pictures = {storage.relative(address, base): address for address in found["images"]}
-    outputs = output_names(pictures, extension)
+    images = {storage.relative(address, base): address for address in found["images"]}
+    outputs = output_names(images, extension)
     if "masks" not in found:
-        yield from (Item(address, "", outputs[name]) for name, address in sorted(pictures.items()))
+        yield from (Item(address, "", outputs[name]) for name, address in sorted(images.items()))
         return
     masks, used = sorted(found["masks"]), set()
-    for name, address in sorted(pictures.items()):
+    for name, address in sorted(images.items()):
         end = posixpath.splitext(name)[1]
         mine = [mask for mask in masks if match != "path" or posixpath.splitext(mask)[1] == end]
         if len(mine) == 1:
@@ -163,9 +197,9 @@ def match_files(
         else:
             wanted = name if match == "path" else f"{stem}.*"
             yield reject(address, "match", MatchError(f"expected one mask file named {wanted}. Found {len(mine)}."))
-    # Of two masks for one image the image says it all.
+    # Two masks for one image are one reject, that of the image.
     for mask in masks:
-        if mask not in used and (match == "path" or not pictures):
+        if mask not in used and (match == "path" or not images):
             wanted = stem + posixpath.splitext(mask)[1] if match == "path" else f"{stem}.*"
             yield reject(mask, "match", MatchError(f"expected an image file named {wanted}. Found none."))
 
@@ -173,7 +207,7 @@ def match_files(
 def match_listed(
     group: tuple[str, Iterable[tuple[str, str]]], base: str, needs_mask: bool, extension: str
 ) -> Iterator[Item | Reject]:
-    """Items of the listed pairs of one stem; those without a mask become a `Reject` if they need one."""
+    """Items of the listed pairs of one stem; a pair that needs a mask and has none becomes a `Reject`."""
     pairs = sorted(group[1])
     outputs = output_names((storage.relative(image, base) for image, _ in pairs), extension)
     for image, mask in pairs:
@@ -187,16 +221,17 @@ def check_outputs(inputs: Iterable[str], patterns: Iterable[str], output: str, e
     """Raises `UserError` if an output could replace an input, or would be an input of a second run.
 
     Args:
-        inputs: addresses.
-        patterns: what found them.
-        output: the output folder; ``extension`` of the files in it.
+        inputs: addresses of images and masks.
+        patterns: patterns that matched them.
+        output: the output folder.
+        extension: of the outputs.
     """
     if inside := [address for address in sorted(inputs) if address.startswith(output + "/")]:
         raise UserError(f"--output: expected a folder without inputs. Received {output}, where {inside[0]} is one.")
     for pattern in patterns:
         if globs.fixed_folder(pattern) is None:
-            found = f"{output}/".startswith(pattern + "/")
+            is_input = f"{output}/".startswith(pattern + "/")
         else:
-            found = globs.compile_glob(pattern).fullmatch(storage.join(output, "a" + extension))
-        if found:
-            raise UserError(f"--output: expected a folder that {pattern} does not find files in. Received {output}.")
+            is_input = globs.compile_glob(pattern).fullmatch(storage.join(output, "a" + extension)) is not None
+        if is_input:
+            raise UserError(f"--output: expected a folder in which {pattern} matches no files. Received {output}.")

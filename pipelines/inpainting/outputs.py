@@ -1,30 +1,35 @@
-"""What the inpainting job leaves in its output folder, and what a second run makes of it.
+"""Outputs of the inpainting job: the output folder, and how a second run skips what is finished.
 
 OUTPUT/x/a.png               an output
        manifest.json         model, parameters, counts; written last
-       items.jsonl           one line per input: what became of it, hole ratio, windows, seconds, crc32c
+       items.jsonl           one line per input: status, hole ratio, windows, seconds, crc32c
        rejects.jsonl         one line per input that could not be used
        .items/job.json       model and parameters that all outputs share
-              x/a.png.json   the line of items.jsonl, written when the output is there: it need not be made again
+              x/a.png.json   the output's line of items.jsonl, written after it: a second run skips the output
 """
 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import apache_beam as beam
+import numpy as np
 
 from pipelines.inpainting.inputs import ITEMS, MANIFEST, REJECTS, Item, MatchError
+from pipelines.inpainting.loading import Settings, Task
 from pipelines.transforms.dataset_writer import create_or_compare
+from pipelines.transforms.model_handler import Filled
 from pipelines.transforms.progress import Progress
 from pipelines.transforms.rejects import FAULTS, REJECTED, Reject, Rejected, blame, reject, reject_lines
 from trainer import storage
 from trainer.errors import UserError
+from trainer.images import pictures
 
 RECORDS, JOB = ".items", "job.json"
-FINISHED = "finished"
+FINISHED = "finished"  # tag of items whose output need not be made again
 
 
 def _dump(value: Any) -> bytes:
@@ -39,14 +44,15 @@ def record_address(output: str, name: str) -> str:
 
 
 def claim_output(output: str, job: dict, overwrite: bool) -> bool:
-    """Prepares the output folder; returns whether outputs that are there may be replaced.
+    """Prepares the output folder; returns whether existing outputs may be replaced.
 
     Args:
-        job: the model and all parameters on which the pixels of an output depend.
+        output: address of the folder.
+        job: the model and all parameters that the pixels of an output depend on.
         overwrite: forget what an earlier run finished.
 
     Raises:
-        UserError: outputs of another model or of other parameters are there, or the folder cannot be written to.
+        UserError: the folder has outputs of another model or other parameters, or is not writable.
     """
     storage.require_writable(output)
     address = storage.join(output, RECORDS, JOB)
@@ -56,7 +62,7 @@ def claim_output(output: str, job: dict, overwrite: bool) -> bool:
             storage.delete(record)
     data, _ = storage.read_versioned(address)
     if data is None:
-        # A run that was killed while it replaced outputs goes on replacing them.
+        # A run that resumes one that was replacing outputs goes on replacing them.
         storage.create(address, _dump({**job, "replaces": overwrite}))
         storage.delete(storage.join(output, MANIFEST))
         return overwrite
@@ -79,8 +85,8 @@ def claim_output(output: str, job: dict, overwrite: bool) -> bool:
 # Skipping what is finished
 
 
-def list_finished(output: str) -> Iterator[tuple[str, str]]:
-    """(output's name, what is there of it: ``record`` or ``output``)."""
+def list_existing(output: str) -> Iterator[tuple[str, str]]:
+    """(output's path, what exists of it: ``record`` or ``output``), for all that an earlier run left."""
     records = storage.join(output, RECORDS)
     for address in storage.find(records):
         yield storage.relative(address, records).removesuffix(".json"), "record"
@@ -88,21 +94,25 @@ def list_finished(output: str) -> Iterator[tuple[str, str]]:
         yield storage.relative(address, output), "output"
 
 
-def sort_out(group: tuple[str, dict[str, Iterable]]) -> Iterator:
-    """The item of one output; tagged ``finished`` if it need not be made again. Several items are all rejected."""
+def skip_finished(group: tuple[str, dict[str, Iterable]]) -> Iterator[Item | beam.pvalue.TaggedOutput]:
+    """The item of one output, tagged `FINISHED` if record and output exist. Several items for it are all rejected.
+
+    Args:
+        group: the output's path, its ``items``, and what exists of it under ``existing``: see `list_existing`.
+    """
     name, found = group
     items = sorted(found["items"])
     if len(items) > 1:
         error = MatchError(f"expected one image for each output. Received {len(items)} for {name}.")
         yield from (beam.pvalue.TaggedOutput(REJECTED, reject(item.image, "match", error)) for item in items)
-    elif items and {"record", "output"} <= set(found["there"]):
+    elif items and {"record", "output"} <= set(found["existing"]):
         yield beam.pvalue.TaggedOutput(FINISHED, items[0])
     elif items:
         yield items[0]
 
 
-def recall(item: Item, output: str) -> Iterator[dict | Reject]:
-    """The record of a finished item, or a `Reject` if its output is one of other files."""
+def recall(item: Item, output: str) -> Iterator[dict | beam.pvalue.TaggedOutput]:
+    """The record of a finished item, or a tagged `Reject` if its output was made of other files."""
     try:
         with blame(item.image, "resume", (*FAULTS, KeyError, TypeError)):
             record = json.loads(storage.read(record_address(output, item.output)))
@@ -113,7 +123,7 @@ def recall(item: Item, output: str) -> Iterator[dict | Reject]:
                     "--overwrite, or choose another folder"
                 )
     except Rejected as lost:
-        yield lost.reject
+        yield beam.pvalue.TaggedOutput(REJECTED, lost.reject)
     else:
         yield {**record, "status": "finished before"}
 
@@ -121,11 +131,51 @@ def recall(item: Item, output: str) -> Iterator[dict | Reject]:
 # Writing
 
 
+def write_result(
+    result: tuple[Task, Filled | Exception], settings: Settings, output: str, replaces: bool
+) -> Iterator[dict | beam.pvalue.TaggedOutput]:
+    """Encodes and writes one output; its record, or a tagged `Reject` if it could not be computed or written."""
+    task, filled = result
+    begin, address = time.perf_counter(), task.item.image
+    try:
+        with blame(address, "inpaint", Exception):
+            if isinstance(filled, Exception):
+                raise filled
+        with blame(address, "encode", Exception):
+            data = task.copy if task.copy is not None else _encode(filled.pixels, task.metadata, settings)
+        with blame(address, "write", Exception):
+            height, width = filled.pixels.shape[:2]
+            details = {
+                "height": height,
+                "width": width,
+                "hole_ratio": task.hole_ratio,
+                "windows": filled.windows,
+                "seconds": round(task.seconds + filled.seconds + time.perf_counter() - begin, 4),
+            }
+            record = write_output(task.item, data, details, output, replaces)
+    except Rejected as lost:
+        yield beam.pvalue.TaggedOutput(REJECTED, lost.reject)
+    else:
+        yield record
+
+
+def _encode(upright: np.ndarray, metadata: pictures.Metadata, settings: Settings) -> bytes:
+    stored = pictures.turn_back(upright, metadata.orientation)
+    return pictures.encode(pictures.Picture(stored, metadata), settings.format, settings.quality)
+
+
 def write_output(item: Item, data: bytes, details: dict, output: str, replaces: bool) -> dict:
     """Writes one output, then its record; returns the record.
 
+    Args:
+        item: what was inpainted.
+        data: the output.
+        details: fields of the record beside the item's.
+        output: address of the output folder.
+        replaces: whether an existing output may be replaced.
+
     Raises:
-        UserError: a file with other contents is there.
+        UserError: a file with other contents exists, and must not be replaced.
     """
     address = storage.join(output, item.output)
     if replaces:
@@ -138,14 +188,17 @@ def write_output(item: Item, data: bytes, details: dict, output: str, replaces: 
 
 
 def write_outcome(outputs: int, folder: str, fields: dict, records: list[dict], rejects: list[Reject]) -> None:
-    """Writes ``items.jsonl`` and ``rejects.jsonl``, and then ``manifest.json`` with the counts.
+    """Writes ``items.jsonl`` and ``rejects.jsonl``, then ``manifest.json`` with the counts.
 
     Args:
         outputs: number of ``records``.
+        folder: address of the output folder.
         fields: of the manifest: model, parameters and code version.
+        records: of all outputs.
+        rejects: of all other inputs.
     """
     lines = [(record["image"], record["mask"], _dump(record)) for record in records]
-    lines += [(r.source, "", _dump({"image": r.source, **_failure(r)})) for r in rejects]
+    lines += [(lost.source, "", _dump(_failure(lost))) for lost in rejects]
     before = sum(record["status"] != "done" for record in records)
     counts = {"inputs": outputs + len(rejects), "outputs": outputs, "rejects": len(rejects), "finished_before": before}
     storage.overwrite(storage.join(folder, ITEMS), b"".join(line for *_, line in sorted(lines)))
@@ -154,18 +207,19 @@ def write_outcome(outputs: int, folder: str, fields: dict, records: list[dict], 
     storage.overwrite(storage.join(folder, MANIFEST), manifest)
 
 
-def _failure(found: Reject) -> dict:
-    return {"status": "rejected", "stage": found.stage, "error": found.error}
+def _failure(lost: Reject) -> dict:
+    """The line of ``items.jsonl`` of a reject."""
+    return {"image": lost.source, "status": "rejected", "stage": lost.stage, "error": lost.error}
 
 
 # Reporting
 
 
 class ReportItems(beam.DoFn):
-    """Passes outcomes (records as dicts, and `Reject`s) on, counts them, and says how many there were and how fast.
+    """Passes outcomes (records as dicts, and `Reject`s) on, counts them, and prints `Progress`.
 
     Args:
-        total: how many there will be in all processes, as far as known at launch.
+        total: number of outcomes in all processes, as far as known at launch.
     """
 
     def __init__(self, total: int):

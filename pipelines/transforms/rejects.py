@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import apache_beam as beam
@@ -83,10 +83,10 @@ def blame(
         raise Rejected(reject(source, stage, error, split, member)) from error
 
 
-def tag_rejects(found: Iterable[Any]) -> Iterator[Any]:
-    """Passes elements on, `Reject`s under the tag `REJECTED`."""
-    for element in found:
-        yield beam.pvalue.TaggedOutput(REJECTED, element) if isinstance(element, Reject) else element
+def tag_rejects(element: Any, function: Callable[..., Iterable[Any]], *arguments: Any) -> Iterator[Any]:
+    """What ``function`` yields for an element and ``arguments``, with `Reject`s under the tag `REJECTED`."""
+    for found in function(element, *arguments):
+        yield beam.pvalue.TaggedOutput(REJECTED, found) if isinstance(found, Reject) else found
 
 
 def reject_lines(rejects: Iterable[Reject]) -> bytes:
