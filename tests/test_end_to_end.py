@@ -80,11 +80,11 @@ def test_five_commands_on_a_bucket(bucket):
         ("trainer.train", *TRAIN, "--set", "initial.steps=6", *data, "--run", f"{bucket}/run"),
         ("trainer.train", *longer, "--set", "scaling.workers=1", *data, "--run", f"{bucket}/single"),
     )
-    assert "training starts of 6 steps" in first
+    assert "training starts: 6 steps" in first
     assert last_checkpoint(f"{bucket}/run").state == {"step": 6, "phase": "initial", "examples": 24}
     allow = ["--allow-config-change", "initial.steps"]
     second = run("trainer.train", *longer, *data, "--run", f"{bucket}/run", *allow)
-    assert "training continues after step 6 of 9 steps" in second
+    assert "training resumes after step 6 of 9" in second
     resumed = last_checkpoint(f"{bucket}/run")
     assert resumed.state == {"step": 9, "phase": "initial", "examples": 36}
 

@@ -1,9 +1,8 @@
-"""Event files as TensorBoard's format has them, read back with TensorFlow's own reader and messages."""
+"""Event files, read back with TensorFlow's own reader and messages, and as curves."""
 
 from __future__ import annotations
 
 import numpy as np
-import pytest
 import tensorflow as tf
 
 from trainer import storage, tensorboard
@@ -83,21 +82,39 @@ def test_writing_waits_for_its_time(tmp_path):
     assert scalars(list(read(str(tmp_path / "run"), tmp_path))) == {("a", 1): 1}
 
 
-def test_a_row_shows_holes_output_composite_target():
-    targets, outputs = np.full((2, 4, 4, 3), 1.0, np.float32), np.full((2, 4, 4, 3), -3.0, np.float32)
-    masks = np.ones((2, 4, 4, 1), np.float32)
-    masks[1, :2] = 0
-    outputs[1, 0, 0] = np.nan
-    grid = tensorboard.picture_grid(targets, masks, outputs)
-    assert grid.shape == (8, 16, 3) and grid.dtype == np.uint8
-    first, second = grid[:4], grid[4:]
-    assert np.all(first[:, :4] == 255) and np.all(first[:, 4:8] == 0) and np.all(first[:, 8:] == 255)
-    assert np.all(second[:2, :4] == 128) and np.all(second[2:, :4] == 255)
-    assert np.all(second[:2, 8:12] == 0) and np.all(second[2:, 8:12] == 255) and np.all(second[:, 12:] == 255)
-    assert tensorboard.picture_grid(targets, masks, outputs, side=2).shape == (4, 8, 3)
+def write_log(run: str, first: int, values: dict[int, float], tag="loss/total") -> None:
+    events = tensorboard.EventLog(run, first)
+    for step, value in values.items():
+        events.add_scalars(step, {tag: value, "other": 7.0})
+    assert events.close() is None
 
 
-@pytest.mark.parametrize("side", [4, 9])
-def test_small_pictures_keep_their_size(side):
-    image = np.zeros((1, 4, 4, 3), np.float32)
-    assert tensorboard.picture_grid(image, image[..., :1], image, side=side).shape == (4, 16, 3)
+def test_a_resumed_run_replaces_what_was_logged_beyond(tmp_path, monkeypatch):
+    run = str(tmp_path / "run")
+    times = iter((1000.0, 2000.0, 3000.0))
+    for first, values in ((0, {10: 1.0, 20: 2.0, 30: 3.0}), (20, {30: 3.5, 40: 4.0})):
+        began = next(times)
+        monkeypatch.setattr("trainer.tensorboard.time.time", lambda began=began: began)
+        write_log(run, first, values)
+    assert tensorboard.read_curves(run, ["loss/total", "validation/psnr"]) == {
+        "loss/total": [(10, 1.0), (20, 2.0), (30, 3.5), (40, 4.0)]
+    }
+    monkeypatch.setattr("trainer.tensorboard.time.time", lambda: 3000.0)
+    write_log(run, 10, {15: 9.0})
+    assert tensorboard.read_curves(run, ["loss/total"])["loss/total"] == [(10, 1.0), (15, 9.0)]
+    assert (
+        tensorboard.read_curves(run, ["nothing"]) == {}
+        and tensorboard.read_curves(str(tmp_path / "none"), ["loss/total"]) == {}
+    )
+
+
+def test_long_curves_become_means_of_neighbors():
+    curve = [(step, float(step)) for step in range(1, 1001)]
+    short = tensorboard.thin(curve, 100)
+    assert len(short) == 100 and short[0] == (10, 5.5) and short[-1] == (1000, 995.5)
+    assert (
+        tensorboard.thin(curve[:7], 3) == [(3, 2.0), (6, 5.0), (7, 7.0)]
+        and tensorboard.thin(curve[:5]) == curve[:5]
+        and tensorboard.thin([]) == []
+    )
+    assert tensorboard.MAX_POINTS == 200

@@ -102,7 +102,7 @@ def test_a_missing_or_cut_shard_is_named(tmp_path):
     with pytest.raises(UserError, match="train-00000-of-00001.tfrecord: expected a shard of .* bytes. Received"):
         dry_run.check_shards(f"{tmp_path}/masks", "mask", "train")
     shard.unlink()
-    with pytest.raises(UserError, match="Received none"):
+    with pytest.raises(UserError, match="train-00000-of-00001.tfrecord is missing"):
         dry_run.check_shards(f"{tmp_path}/masks", "mask", "train")
 
 

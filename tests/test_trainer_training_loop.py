@@ -18,7 +18,7 @@ from trainer.metrics.intervals import ALL
 from trainer.model.unet import build_unet  # noqa: F401 - exports are made of its layers
 
 PROGRAM = """
-import json, sys
+import dataclasses, json, sys
 import numpy as np
 import tensorflow as tf
 from trainer import presets
@@ -35,13 +35,14 @@ def train(run, *settings, **options):
     config = presets.override(presets.PRESETS["demo"], [*base, *settings])
     events, folders = [], (f"{root}/images", f"{root}/masks", f"{root}/{run}")
     try:
-        loop.train(config, *folders, worker=0, workers=1, report=events.append, **options)
+        report = lambda event: events.append({"event": type(event).__name__, **dataclasses.asdict(event)})
+        loop.train(config, *folders, worker=0, workers=1, report=report, **options)
     except UserError as error:
         events.append({"event": "raised", "message": str(error)})
     return events
 
 def steps(events):
-    return [event for event in events if event["event"] == "step"]
+    return [event for event in events if event["event"] == "StepDone"]
 
 whole = steps(train("whole", "initial.steps=4", "checkpoint.every=2", "checkpoint.keep=9"))
 train("parts", "initial.steps=4", "finetune.steps=1", "initial.schedule=cosine")   # interrupted in finetune
@@ -55,7 +56,7 @@ for event, other in zip(whole[5:], parts):
 settings = ["initial.steps=5", "finetune.steps=0", "clip_norm=0.5", "ema_decay=0.5", "validation.every=2",
             "validation.split=train", "checkpoint.every=4", "precision=mixed_float16"]
 saw = {"full": train("full", *settings, held_out=held)}
-(last,) = [e["address"] for e in saw["full"] if e["event"] == "checkpoint" and e["step"] == 5]
+(last,) = [e["address"] for e in saw["full"] if e["event"] == "CheckpointSaved" and e["step"] == 5]
 with open(last + "/ema.npz", "r+b") as file:
     file.write(b"broken")
 saw["fallback"] = train("full", *settings, held_out=held)
@@ -143,19 +144,19 @@ def test_checkpoints_and_the_export_are_where_the_run_keeps_them(runs):
 
 def test_a_run_says_what_it_does(events):
     full = events["full"]
-    assert [e["step"] for e in of(full, "step")] == [1, 2, 3, 4, 5]
-    assert [e["step"] for e in of(full, "validation")] == [2, 4, 5]
-    assert [e["step"] for e in of(full, "checkpoint")] == [2, 4, 5]  # what was validated is saved
-    first, *later = of(full, "step")
-    assert first["images_per_second"] is None and all(e["images_per_second"] > 0 for e in later)
-    assert later[-1]["eta_seconds"] == 0 and later[0]["eta_seconds"] > 0
-    assert all(np.isfinite(list(e["terms"].values())).all() for e in of(full, "step"))
-    cells = of(full, "validation")[-1]["cells"]
+    assert [e["step"] for e in of(full, "StepDone")] == [1, 2, 3, 4, 5]
+    assert [e["step"] for e in of(full, "Validated")] == [2, 4, 5]
+    assert [e["step"] for e in of(full, "CheckpointSaved")] == [2, 4, 5]  # what was validated is saved
+    first, *later = of(full, "StepDone")
+    assert first["speed"]["images_per_second"] is None and all(e["speed"]["images_per_second"] > 0 for e in later)
+    assert later[-1]["speed"]["eta_seconds"] == 0 and later[0]["speed"]["eta_seconds"] > 0
+    assert all(np.isfinite(list(e["terms"].values())).all() for e in of(full, "StepDone"))
+    cells = of(full, "Validated")[-1]["cells"]
     assert cells[str(ALL)]["count"] == 7 == sum(cell["count"] for bucket, cell in cells.items() if int(bucket) >= 0)
 
 
 def test_the_best_checkpoint_is_the_one_that_validated_best(runs, events):
-    scored = {e["step"]: e["cells"][str(ALL)]["psnr"] for e in of(events["full"], "validation")}
+    scored = {e["step"]: e["cells"][str(ALL)]["psnr"] for e in of(events["full"], "Validated")}
     best = json.loads((runs / "full" / "checkpoints" / "best.json").read_text())
     assert best["step"] == max(scored, key=scored.get) and best["value"] == max(scored.values())
     assert best["metric"] == "psnr"
@@ -164,7 +165,7 @@ def test_the_best_checkpoint_is_the_one_that_validated_best(runs, events):
 def test_the_summary_names_what_the_run_left(runs, events):
     summary = json.loads((runs / "full" / "summary.json").read_text())
     assert (summary["step"], summary["steps_of_this_process"], summary["skipped_steps"]) == (5, 1, 0)
-    assert summary["terms"] == of(events["fallback"], "step")[-1]["terms"]
+    assert summary["terms"] == of(events["fallback"], "StepDone")[-1]["terms"]
     assert summary["last_validation"]["cells"]["all"]["count"] == 7
     assert summary["last_validation"]["step"] == 5 and summary["best_validation"]["metric"] == "psnr"
     latest = summary["checkpoints"]["latest"]
@@ -198,16 +199,16 @@ def test_logs_have_every_step_once_though_one_was_computed_twice(runs):
 
 
 def test_a_broken_newest_checkpoint_is_told_and_the_one_before_is_used(events):
-    (told,) = of(events["fallback"], "fallback")
+    (told,) = of(events["fallback"], "CheckpointUnreadable")
     assert "step-00000005" in told["skipped"] and "step-00000004" in told["address"] and "ema.npz" in told["why"]
-    assert of(events["fallback"], "started")[0]["step"] == 4
-    (again,) = of(events["fallback"], "step")
-    before = of(events["full"], "step")[-1]
+    assert of(events["fallback"], "Started")[0]["step"] == 4
+    (again,) = of(events["fallback"], "StepDone")
+    before = of(events["full"], "StepDone")[-1]
     assert again["step"] == 5 and again["terms"]["total"] == pytest.approx(before["terms"]["total"], rel=1e-3)
 
 
 def test_a_finished_run_is_left_as_it_is(events):
-    assert [e["event"] for e in events["again"]] == ["started", "export"]
+    assert [e["event"] for e in events["again"]] == ["Started", "Exported"]
 
 
 def test_the_export_has_the_averages(runs):
@@ -226,17 +227,17 @@ def test_the_export_has_the_averages(runs):
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_example(runs, events):
     *_, raised = events["stops"]
-    assert raised["message"].startswith("step 3: the loss is not finite (total nan, ")
+    assert raised["message"].startswith("step 3: non-finite loss (total nan, ")
     assert raised["message"].endswith(".jpg with mask " + raised["message"].rpartition(" ")[2])
     assert raised["message"].count(".jpg") == 1  # of two examples the one that has the NaN
-    assert [e["step"] for e in of(events["stops"], "step")] == [1, 2]
+    assert [e["step"] for e in of(events["stops"], "StepDone")] == [1, 2]
     assert newest(runs / "stops").name.startswith("step-00000002")
 
 
-def test_a_step_that_is_not_finite_can_be_left_out(runs, events):
-    (told,) = of(events["skips"], "skipped")
+def test_a_step_that_is_not_finite_can_be_skipped(runs, events):
+    (told,) = of(events["skips"], "StepSkipped")
     assert (told["step"], told["skipped"], told["allowed"]) == (3, 1, 1) and len(told["examples"]) == 1
-    totals = [event["terms"]["total"] for event in of(events["skips"], "step")]
+    totals = [event["terms"]["total"] for event in of(events["skips"], "StepDone")]
     assert np.isfinite(totals).tolist() == [True, True, False, True, True]
     for part in ("model", "optimizer"):
         before, after = (variables(checkpoint_at(runs / "skips", step), part) for step in (2, 3))
@@ -248,5 +249,5 @@ def test_a_step_that_is_not_finite_can_be_left_out(runs, events):
 
 
 def test_a_notice_is_saved_for_at_once_and_once(events):
-    assert [event["step"] for event in of(events["notice"], "notice")] == [3]
-    assert [event["step"] for event in of(events["notice"], "checkpoint")] == [3, 5]
+    assert [event["step"] for event in of(events["notice"], "PreemptionNotice")] == [3]
+    assert [event["step"] for event in of(events["notice"], "CheckpointSaved")] == [3, 5]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import queue
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from samples import image_record, mask_record, write_dataset
 from trainer import presets
 from trainer.errors import UserError
 from trainer.training import ray_workers
+from trainer.training.monitor import Exported, SummaryWritten, WorkerError
 
 
 class Fit:
@@ -30,19 +32,19 @@ class Fit:
 def follow(events, fit, workers=2):
     made = queue.Queue()
     for event in events:
-        made.put(event)
+        made.put(pickle.dumps(event))
     ray_workers._follow(made, fit, workers)
 
 
 def error(worker, message):
-    return {"event": "error", "worker": worker, "message": message}
+    return WorkerError(worker=worker, message=message)
 
 
-EXPORT = {"event": "export", "address": "gs://b/e"}
+EXPORT = Exported(step=1, address="gs://b/e")
 
 
 def test_all_that_was_reported_is_printed(capsys):
-    follow([EXPORT, EXPORT | {"event": "summary"}], Fit(over=True))
+    follow([EXPORT, SummaryWritten(address="gs://b/e")], Fit(over=True))
     assert capsys.readouterr().out.splitlines() == ["export gs://b/e", "summary gs://b/e"]
 
 
@@ -61,7 +63,7 @@ def test_what_all_workers_say_is_said_once():
 
 
 def test_what_only_some_say_is_put_together():
-    same = "step 3: the loss is not finite (total nan)"
+    same = "step 3: non-finite loss (total nan)"
     with pytest.raises(UserError) as caught:
         follow([error(1, f"{same}; examples of worker 1: b.jpg"), error(0, f"{same}; examples of worker 0: a.jpg")],
                Fit(over=False))  # fmt: skip

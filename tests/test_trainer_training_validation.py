@@ -103,7 +103,7 @@ def test_cells_are_means_of_the_scores_of_each_pair(place):
     pairs = validation.read_pairs(held_out(place), "val", 0, 1)
     validator = validation.Validator(tf.distribute.get_strategy(), CONFIG, pairs, MASKS)
     validator.load(arrays)
-    cells = validator.validate()
+    cells = validator.validate(7).cells
 
     rows = []
     for pair in pairs:  # one by one, and with anything under the holes
@@ -120,9 +120,9 @@ def test_cells_are_means_of_the_scores_of_each_pair(place):
             assert cells[bucket][name] == pytest.approx(expected, rel=1e-4), (bucket, name)
     # Other weights, other scores; the same ones, the same.
     validator.load({name: array * 0.9 for name, array in arrays.items()})
-    assert validator.validate()[intervals.ALL]["psnr"] != cells[intervals.ALL]["psnr"]
+    assert validator.validate(8).cells[intervals.ALL]["psnr"] != cells[intervals.ALL]["psnr"]
     validator.load(arrays)
-    assert validator.validate() == cells
+    assert validator.validate(9) == validation.Validated(step=9, cells=cells)
 
 
 def test_outputs_that_are_not_finite_fail_and_enter_no_mean(place):
@@ -130,7 +130,7 @@ def test_outputs_that_are_not_finite_fail_and_enter_no_mean(place):
     validator = validation.Validator(tf.distribute.get_strategy(), CONFIG, pairs, 3)
     arrays = checkpoints.read_variables(build_unet(CONFIG.unet, seed=5).variables)
     validator.load({name: array * np.float32("nan") for name, array in arrays.items()})
-    cells = validator.validate()
+    cells = validator.validate(7).cells
     assert all(cell["count"] == cell["failed"] and np.isnan(cell["psnr"]) for cell in cells.values())
     assert cells[intervals.ALL]["count"] == 3
     output = pairs[0].target / np.float32(255)
@@ -170,9 +170,29 @@ def test_what_is_held_out_is_found_and_told(place):
 
 
 def test_what_was_asked_for_has_to_be_there(place):
-    with pytest.raises(UserError, match="expected records in split 'val'. Received none"):
+    with pytest.raises(UserError, match="train-images: split 'val' has no records"):
         find(place, val_images=f"{place}/train-images")
     with pytest.raises(UserError, match="expected masks of 32 x 32 .*Received 16 x 16"):
         find(place, size=32)
     with pytest.raises(UserError, match="does not exist"):
         find(place, val_masks=f"{place}/gone")
+
+
+def test_a_row_shows_holes_output_composite_target():
+    targets, outputs = np.full((2, 4, 4, 3), 1.0, np.float32), np.full((2, 4, 4, 3), -3.0, np.float32)
+    masks = np.ones((2, 4, 4, 1), np.float32)
+    masks[1, :2] = 0
+    outputs[1, 0, 0] = np.nan
+    grid = validation.image_grid(targets, masks, outputs)
+    assert grid.shape == (8, 16, 3) and grid.dtype == np.uint8
+    first, second = grid[:4], grid[4:]
+    assert np.all(first[:, :4] == 255) and np.all(first[:, 4:8] == 0) and np.all(first[:, 8:] == 255)
+    assert np.all(second[:2, :4] == 128) and np.all(second[2:, :4] == 255)
+    assert np.all(second[:2, 8:12] == 0) and np.all(second[2:, 8:12] == 255) and np.all(second[:, 12:] == 255)
+    assert validation.image_grid(targets, masks, outputs, side=2).shape == (4, 8, 3)
+
+
+@pytest.mark.parametrize("side", [4, 9])
+def test_small_images_keep_their_size(side):
+    image = np.zeros((1, 4, 4, 3), np.float32)
+    assert validation.image_grid(image, image[..., :1], image, side=side).shape == (4, 16, 3)

@@ -19,7 +19,7 @@ from trainer import checkpoints
 STEPS, FINETUNE = 50, 20
 # On worker 1 of two, one example of step 4 is planted with a NaN.
 PROGRAM = """
-import json, sys
+import dataclasses, json, sys
 import numpy as np
 import tensorflow as tf
 from trainer import presets
@@ -40,8 +40,9 @@ if run == "planted" and worker == 1:
             yield (nan if number in (2, 4) else target, *rest)
     data.training_batches = planted
 events, folders = [], (f"{root}/images", f"{root}/masks", f"{root}/{run}")
+report = lambda event: events.append({"event": type(event).__name__, **dataclasses.asdict(event)})
 try:
-    loop.train(config, *folders, worker=worker, workers=workers, report=events.append, held_out=held)
+    loop.train(config, *folders, worker=worker, workers=workers, report=report, held_out=held)
 except UserError as error:
     events.append({"event": "raised", "message": str(error)})
 open(f"{root}/{run}-{worker}.json", "w").write(json.dumps(events))
@@ -98,7 +99,7 @@ def curves(place):
 
 def test_the_loss_curve_is_the_same_on_two_workers(curves):
     """Every term of every step; float32, synchronized BatchNorm, clipped by the norm of the whole gradient."""
-    one, two = (of(curves[workers], "step") for workers in (1, 2))
+    one, two = (of(curves[workers], "StepDone") for workers in (1, 2))
     assert len(one) == len(two) == STEPS + FINETUNE
     for event, other in zip(one[:STEPS], two[:STEPS], strict=True):
         for name, value in event["terms"].items():
@@ -108,7 +109,7 @@ def test_the_loss_curve_is_the_same_on_two_workers(curves):
 
 
 def test_validation_is_the_same_on_two_workers(curves):
-    one, two = (of(curves[workers], "validation") for workers in (1, 2))
+    one, two = (of(curves[workers], "Validated") for workers in (1, 2))
     assert [event["step"] for event in one] == [event["step"] for event in two] == [25, 50, 70]
     for event, other in zip(one, two, strict=True):
         assert event["cells"].keys() == other["cells"].keys()
@@ -145,7 +146,11 @@ def test_a_nan_on_one_worker_stops_all_at_the_same_step(place):
     one, two = train(place, "planted", 2, "initial.steps=6", "finetune.steps=0", "skip_nonfinite=1")
     for events in (one, two):
         raised = events[-1]["message"]
-        assert raised.startswith("step 4: the loss is not finite (total nan, ") and "after 1 steps" in raised
+        assert raised.startswith("step 4: non-finite loss (total nan, ") and "after 1 skipped step" in raised
     assert "examples of worker 1: " in two[-1]["message"] and two[-1]["message"].count(".jpg") == 1
-    assert [event["step"] for event in of(one, "skipped")] == [2] == [event["step"] for event in of(two, "skipped")]
-    assert np.isfinite(of(one, "step")[-1]["terms"]["total"])
+    assert (
+        [event["step"] for event in of(one, "StepSkipped")]
+        == [2]
+        == [event["step"] for event in of(two, "StepSkipped")]
+    )
+    assert np.isfinite(of(one, "StepDone")[-1]["terms"]["total"])

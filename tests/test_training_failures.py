@@ -50,7 +50,7 @@ class Recorder(importlib.abc.MetaPathFinder):
             if name == "trainer.data.batches":
                 module.training_batches = batches_of(module.training_batches)
             else:
-                module.Observer.show_step = shown_by(module.Observer.show_step)
+                module.Monitor.show_step = shown_by(module.Monitor.show_step)
         spec.loader.exec_module = exec_module
         return spec
 
@@ -68,9 +68,10 @@ def batches_of(training_batches):
     return batches
 
 def shown_by(show_step):
-    def show(self, step, phase, terms, *args):
-        write(step=step, terms=terms)
-        return show_step(self, step, phase, terms, *args)
+    def show(self, event, *args):
+        if self._worker == 0:
+            write(step=event.step, terms=event.terms)
+        return show_step(self, event, *args)
     return show
 
 FILE = []
@@ -224,7 +225,7 @@ def what_counts(attempts, steps) -> tuple[list[str], list[int], dict[int, dict]]
     return names, masks, terms
 
 
-NOTICE = "a machine will be taken away: saving step"
+NOTICE = "preemption notice: saving checkpoint at step"
 
 
 def break_it(what, place, command, others, rng) -> None:

@@ -1,10 +1,10 @@
-"""TensorBoard's event files in a run's folder, local or in a bucket.
+"""TensorBoard event files of a run, written and read, in a local folder or a bucket.
 
-    RUN/logs/events.out.tfevents.1790000000.00000400.0000     begun at a time, by a process that went on after step 400
+    RUN/logs/events.out.tfevents.1790000000.00000400.0000     created at a time by a process that began after step 400
 
-Events are gathered here and a file is written whole, again when it has grown, until it is big enough for
-the next one to begin; so it needs a store, not a file system. Each process begins with an event that tells
-TensorBoard to forget what an earlier one has logged beyond its first step.
+Events are collected in memory and a file is rewritten whole as it grows, until it is large enough for the next one to
+begin; so it needs an object store, not a file system. Each process begins with an event that tells TensorBoard to drop
+what an earlier process logged beyond its first step; `read_curves` does the same.
 """
 
 from __future__ import annotations
@@ -12,10 +12,9 @@ from __future__ import annotations
 import io
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 
-import cv2
 import numpy as np
 import tensorflow as tf
 from PIL import Image
@@ -24,27 +23,31 @@ from trainer import storage
 from trainer.data import records
 
 FOLDER = "logs"
+MAX_POINTS = 200  # of a curve
+_PREFIX = "events.out.tfevents."
 _FILE_BYTES = 1 << 20
-_EVERY = 30.0  # seconds between two writings at least, but for the last
+_EVERY = 30.0  # minimum seconds between two writes, except for the last
+
+Curve = list[tuple[int, float]]  # (step, value)
 
 
 class EventLog:
-    """Writes the events of one process; what the store refuses is tried again with the next events.
+    """Writes the events of one process; a write that fails is retried with the next events.
 
     Args:
         run: address of the run's folder.
-        step: steps that were done when this process began.
-        every: seconds between two writings at least.
+        step: steps done when this process began.
+        every: minimum seconds between two writes.
         file_bytes: size from which a file gets no more events.
     """
 
     def __init__(self, run: str, step: int, every: float = _EVERY, file_bytes: int = _FILE_BYTES):
-        # TensorBoard reads the files of a folder in the order of their names.
-        self._name = storage.join(run, FOLDER, f"events.out.tfevents.{int(time.time()):010d}.{step:08d}")
+        # TensorBoard reads the files of a folder in name order.
+        self._name = storage.join(run, FOLDER, f"{_PREFIX}{int(time.time()):010d}.{step:08d}")
         self._every, self._file_bytes = every, file_bytes
         self._part, self._written_at = 0, -math.inf
         self._data, self._changed = bytearray(), False
-        self._pending: dict[str, bytes] = {}  # by address, what the store does not have yet
+        self._pending: dict[str, bytes] = {}  # by address, what is not in the store yet
         self._thread = ThreadPoolExecutor(1, "logs")
         self._upload: Future | None = None
         self._begin_file(step)
@@ -66,20 +69,18 @@ class EventLog:
             summary.value.add(tag=tag, simple_value=value)
         self._add(tf.compat.v1.Event(wall_time=time.time(), step=step, summary=summary))
 
-    def add_image(self, step: int, tag: str, picture: np.ndarray) -> None:
-        """Adds a picture uint8 [height, width, 3]."""
+    def add_image(self, step: int, tag: str, image: np.ndarray) -> None:
+        """Adds an image, uint8 [height, width, 3]."""
         file = io.BytesIO()
-        Image.fromarray(picture).save(file, "PNG")
-        height, width, _ = picture.shape
-        image = tf.compat.v1.Summary.Image(
-            height=height, width=width, colorspace=3, encoded_image_string=file.getvalue()
-        )
+        Image.fromarray(image).save(file, "PNG")
+        height, width, _ = image.shape
         summary = tf.compat.v1.Summary()
-        summary.value.add(tag=tag, image=image)
+        encoded = {"height": height, "width": width, "colorspace": 3, "encoded_image_string": file.getvalue()}
+        summary.value.add(tag=tag, image=tf.compat.v1.Summary.Image(**encoded))
         self._add(tf.compat.v1.Event(wall_time=time.time(), step=step, summary=summary))
 
-    def flush(self, step: int) -> Exception | None:
-        """Has new events written behind, if it is time to; returns the error of the writing before, if any."""
+    def flush(self, step: int) -> BaseException | None:
+        """Starts writing new events in the background if it is time to; returns the error of the last write, if any."""
         if self._upload is not None and not self._upload.done():
             return None
         error = self._result()
@@ -90,8 +91,8 @@ class EventLog:
                 self._begin_file(step)
         return error
 
-    def close(self) -> Exception | None:
-        """Writes what is left; returns the error if it could not."""
+    def close(self) -> BaseException | None:
+        """Writes what is left; returns the error if that failed."""
         self._result()
         self._begin_upload()
         error = self._result()
@@ -110,28 +111,33 @@ class EventLog:
             storage.overwrite(address, data)
             del self._pending[address]
 
-    def _result(self) -> Exception | None:
+    def _result(self) -> BaseException | None:
         upload, self._upload = self._upload, None
         return upload.exception() if upload is not None else None
 
 
-def picture_grid(targets: np.ndarray, masks: np.ndarray, outputs: np.ndarray, side: int = 256) -> np.ndarray:
-    """One row per example: with holes (grey), output, composite, target.
+def read_curves(run: str, tags: Iterable[str]) -> dict[str, Curve]:
+    """Scalars that a run logged, by tag, thinned to `MAX_POINTS`; only those of ``tags`` that the run has.
 
-    Args:
-        targets, outputs: float32 [N, S, S, 3], nominally in [0, 1].
-        masks: float32 [N, S, S, 1] of {0, 1}.
-        side: pictures with longer sides are made smaller.
-
-    Returns:
-        uint8 [N * s, 4 * s, 3] with s = min(S, side).
+    A process that resumed after step n replaces what an earlier one logged beyond it.
     """
-    holes = np.where(masks > 0.5, targets, 0.5)
-    composites = np.where(masks > 0.5, targets, outputs)
-    shown = []
-    for row in zip(holes, outputs, composites, targets, strict=True):
-        cells = [np.clip(np.nan_to_num(cell), 0, 1).astype(np.float32) for cell in row]
-        if cells[0].shape[0] > side:
-            cells = [cv2.resize(cell, (side, side), interpolation=cv2.INTER_AREA) for cell in cells]
-        shown.append(np.concatenate(cells, axis=1))
-    return np.rint(np.concatenate(shown, axis=0) * 255).astype(np.uint8)
+    wanted, found = set(tags), dict[str, dict[int, float]]()
+    files = storage.find(storage.join(run, FOLDER))
+    for address in sorted(name for name in files if _PREFIX in name):
+        for data in records.read_records(address):
+            event = tf.compat.v1.Event.FromString(data)
+            if event.HasField("session_log"):
+                for curve in found.values():
+                    for step in [step for step in curve if step > event.step]:
+                        del curve[step]
+            for value in event.summary.value:
+                if value.tag in wanted and value.HasField("simple_value"):
+                    found.setdefault(value.tag, {})[event.step] = value.simple_value
+    return {tag: thin(sorted(curve.items())) for tag, curve in sorted(found.items()) if curve}
+
+
+def thin(curve: Curve, max_points: int = MAX_POINTS) -> Curve:
+    """A curve of at most ``max_points``: means of as many neighbors as needed, each at the last of their steps."""
+    size = -(-len(curve) // max_points)
+    groups = [curve[start : start + size] for start in range(0, len(curve), size or 1)]
+    return [(group[-1][0], sum(value for _, value in group) / len(group)) for group in groups]

@@ -10,14 +10,13 @@ from dataclasses import dataclass
 
 import apache_beam as beam
 
-from pipelines import training_curves
 from pipelines.evaluation import gallery, pairing, scoreboard
 from pipelines.evaluation.distances import MeasureDistances
 from pipelines.evaluation.methods import Network
 from pipelines.evaluation.report_page import render_page
 from pipelines.evaluation.rounds import FillRounds, MakeRounds, Shard, Weights, key_by_pair, score_round
 from pipelines.transforms.progress import ReportProgress
-from trainer import storage
+from trainer import storage, tensorboard
 from trainer.data import manifest as datasets
 from trainer.errors import UserError
 from trainer.metrics import IMAGE, validation_metrics
@@ -186,7 +185,7 @@ def write_report(
     rows = sorted(rows, key=lambda row: (row["pair"], order[row["method"]]))
     report = make_report(rows, job, plan, board, distances)
     tags = ("loss/total", *(f"validation/{name}" for name in validation_metrics(IMAGE)))
-    curves = {n.name: training_curves.read_curves(n.run, tags) for n in job.networks if n.run}
+    curves = {n.name: tensorboard.read_curves(n.run, tags) for n in job.networks if n.run}
     files = {
         "pairs.jsonl": "".join(json.dumps(row, sort_keys=True, allow_nan=False) + "\n" for row in rows),
         "metrics.json": json.dumps(report, indent=1, sort_keys=True, allow_nan=False) + "\n",

@@ -17,9 +17,9 @@ from pipelines.evaluation import charts, gallery, scoreboard
 from pipelines.evaluation.charts import Chart, Point, Series, line_chart, marker, ticks
 from pipelines.evaluation.pairing import BORDERS
 from pipelines.evaluation.scoreboard import ANY, BUCKETS, pairs_note, show
-from pipelines.training_curves import Curve
 from trainer.metrics import HOLES, IMAGE, METRICS
 from trainer.metrics.intervals import interval_name
+from trainer.tensorboard import Curve
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 REGIONS = {"whole image": IMAGE, "holes": HOLES}  # by their name on the page's switch

@@ -50,7 +50,7 @@ class State(TypedDict, total=False):
     step: int  # optimizer steps done
     phase: str  # of config.PHASES
     examples: int  # seen by all workers
-    loss_scale: dict  # of mixed_float16, see `step.LossScale`
+    loss_scale: list[float]  # of mixed_float16, see `step.LossScale.state`
     skipped: int  # steps with a loss that was not finite
 
 

@@ -1,4 +1,4 @@
-"""What a training would do, without doing it: the config, sizes, data, memory and whether addresses can be used."""
+"""Dry run: plan, dataset sizes, memory estimate, and access checks for every address."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ _GB = 1e9
 
 
 def estimate_memory(config: TrainConfig, model: keras.Model) -> dict[str, int]:
-    """Bytes that one worker's training needs, by what they are for; an estimate from shapes, nothing is run.
+    """Estimates the bytes one worker needs for training, by purpose, from shapes alone.
 
     * ``variables``, ``gradients``, ``optimizer``: 4 bytes per value of each; Adam keeps two values per weight.
-    * ``average``: 4 bytes per variable, if there is one; ``validation``: a second copy of the network.
+    * ``average``: 4 bytes per value of the EMA, if there is one; ``validation``: a second copy of the network.
     * ``activations``: every layer's output for one worker's batch, kept for the gradient, in the compute dtype
       (masks, inputs and the output in float32).
     * ``perceptual``: the same for VGG-16 on output, composite and target, if the loss needs it.
 
-    What libraries and the reading of data take comes on top, and a framework may keep more or recompute.
+    Libraries and the input pipeline need more on top, and a framework may keep more or recompute.
     """
     values = sum(math.prod(v.shape) for v in model.variables)
     trained = sum(math.prod(v.shape) for v in model.trainable_variables)
@@ -50,7 +50,7 @@ def estimate_memory(config: TrainConfig, model: keras.Model) -> dict[str, int]:
 
 
 def count_records(folder: str, kind: str) -> dict[str, int]:
-    """Records of a dataset by split."""
+    """Number of records of a dataset, by split."""
     counts: dict[str, int] = {}
     for shard in load_manifest(folder, kind).shards:
         counts[shard.split] = counts.get(shard.split, 0) + shard.records
@@ -58,26 +58,27 @@ def count_records(folder: str, kind: str) -> dict[str, int]:
 
 
 def check_shards(folder: str, kind: str, split: str) -> str:
-    """Looks for every shard of a split with its size; returns a sentence.
+    """Checks that every shard of a split exists and has its size; returns a line that says so.
 
     Raises:
-        UserError: one is missing or of another size; the message names the first.
+        UserError: a shard is missing or has another size; the message names the first.
     """
     shards = load_manifest(folder, kind).split(split)
-    there = dict(storage.scan(folder))
+    sizes = dict(storage.scan(folder))
     for shard in shards:
         address = storage.join(folder, shard.name)
-        if there.get(address) != shard.bytes:
-            received = f"{there[address]} bytes" if address in there else "none"
-            raise UserError(f"{address}: expected a shard of {shard.bytes} bytes. Received {received}.")
-    return f"readable   {folder}: all {len(shards)} shards of split {split!r} are there"
+        if address not in sizes:
+            raise UserError(f"{address} is missing: the dataset's manifest lists it")
+        if sizes[address] != shard.bytes:
+            raise UserError(f"{address}: expected a shard of {shard.bytes} bytes. Received {sizes[address]} bytes.")
+    return f"readable   {folder}: all {len(shards)} shards of split {split!r} are present"
 
 
 def check_writable(run: str) -> str:
-    """Writes a file into the run's folder, reads it and deletes it again; returns a sentence.
+    """Writes, reads and deletes a file in the run's folder; returns a line that says so.
 
     Raises:
-        UserError: one of these cannot be done.
+        UserError: one of these fails.
     """
     address = storage.join(run, f"dry-run-{os.urandom(4).hex()}")
     storage.create(address, b"dry run")
@@ -89,11 +90,11 @@ def check_writable(run: str) -> str:
 
 
 def describe_plan(config: TrainConfig, datasets: dict[str, tuple[str, str]], validation: str) -> list[str]:
-    """Lines that say what a run would be.
+    """Describes a run as lines: config, datasets, validation, parameters, steps and memory.
 
     Args:
-        datasets: by what they are for, kind and address.
-        validation: a sentence, from `validation.find_held_out`.
+        datasets: kind and address, by purpose; at least ``images``.
+        validation: a line from `validation.find_held_out`.
     """
     lines = [f"{key} = {value}" for key, value in presets.flatten(config).items()]
     images = count_records(*reversed(datasets["images"])).get(config.data.split, 0)
@@ -102,7 +103,7 @@ def describe_plan(config: TrainConfig, datasets: dict[str, tuple[str, str]], val
         counts = ", ".join(f"{count:,} in {split}" for split, count in sorted(count_records(folder, kind).items()))
         lines.append(f"{name:<10} {folder}: {counts}")
     size = config.unet.image_size
-    with keras.device("cpu"):  # where there is room; with a size, so that every layer's output has one
+    with keras.device("cpu"):  # an accelerator may lack the room; with a size, so that every output has a shape
         model = build_unet(config.unet, dtype=config.precision, height=size, width=size)
     needs, trained = estimate_memory(config, model), sum(math.prod(v.shape) for v in model.trainable_variables)
     parts = ", ".join(f"{name} {value / _GB:.3g}" for name, value in needs.items() if value)

@@ -1,75 +1,49 @@
-"""What each training worker runs: restore, step, report, validate, save.
-
-`train` is the whole program on one worker; `train_loop_per_worker` is what Ray calls.
-"""
+"""The training loop of one worker: restore, step, report, validate, save."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
-import cv2
 import keras
 import numpy as np
 import tensorflow as tf
 
-from trainer import checkpoints, presets, storage
+from trainer import checkpoints, storage
 from trainer.checkpoints import pointers
+from trainer.checkpoints.files import State
 from trainer.checkpoints.saver import Saver
 from trainer.config import TrainConfig
 from trainer.data import batches as data
-from trainer.errors import user_error_in
 from trainer.inference.export_formats import export_model
 from trainer.metrics.intervals import interval_tag
 from trainer.model import unet, vgg
 from trainer.runs import write_summary
-from trainer.training.ema import WeightAverage
-from trainer.training.finite import FiniteWatch
-from trainer.training.loss_scale import LossScale
-from trainer.training.meter import Meter
-from trainer.training.monitor import Observer
-from trainer.training.sharing import make_sum
-from trainer.training.step import StepFunction, StepResult, learning_rate_at, make_train_step
-from trainer.training.validation import HeldOut
-
-Report = Callable[[dict], None]
-
-
-def train_loop_per_worker(job: dict[str, Any]) -> None:
-    """Entry of a Ray Train worker.
-
-    Args:
-        job: ``config`` (JSON of a `TrainConfig`), ``images``, ``masks`` and ``run`` (addresses), ``held_out`` (a
-            `HeldOut` or None) and ``events``, a ``ray.util.queue.Queue`` for the events of `train`.
-    """
-    import ray.train
-
-    context, config = ray.train.get_context(), presets.from_json(job["config"])
-    # There may be fewer than were asked for: as many as the cluster has room for, scaling.min_workers at least.
-    scaling = dataclasses.replace(config.scaling, workers=context.get_world_size(), min_workers=0)
-    config = dataclasses.replace(config, scaling=scaling)
-    # Without this every worker of a host would start a thread for each of the host's cores.
-    tf.config.threading.set_intra_op_parallelism_threads(config.scaling.cpus_per_worker)
-    tf.config.threading.set_inter_op_parallelism_threads(config.scaling.cpus_per_worker)
-    cv2.setNumThreads(1)  # the reader makes as many batches at a time as there are threads
-    if config.scaling.xla:
-        # Parts of the step: compiled as a whole it would have to hold the exchange between workers.
-        tf.config.optimizer.set_jit("autoclustering")
-    report = job["events"].put
-    where = {"worker": context.get_world_rank(), "workers": scaling.workers}
-    addresses = (job["images"], job["masks"], job["run"])
-    try:
-        notice = ray.train.get_preemption_info
-        terms = train(config, *addresses, **where, report=report, held_out=job["held_out"], get_notice=notice)
-    except Exception as error:
-        # What the user has to put right would come again: whoever started the workers need not try it again.
-        if found := user_error_in(error):
-            report({"event": "error", "worker": where["worker"], "message": str(found)})
-        raise
-    ray.train.report(terms)
+from trainer.training.monitor import (
+    CheckpointSaved,
+    CheckpointUnreadable,
+    Exported,
+    FiniteWatch,
+    Meter,
+    Monitor,
+    PreemptionNotice,
+    Report,
+    Started,
+    StepDone,
+    SummaryWritten,
+)
+from trainer.training.step import (
+    LossScale,
+    StepFunction,
+    StepResult,
+    WeightAverage,
+    learning_rate_at,
+    make_sum,
+    make_train_step,
+)
+from trainer.training.validation import HeldOut, Validated
 
 
 def train(
@@ -83,17 +57,17 @@ def train(
     report: Report,
     held_out: HeldOut | None = None,
     get_notice: Callable[[], object | None] = lambda: None,
-) -> dict:
+) -> dict[str, float]:
     """Trains from the newest checkpoint of ``run`` to the config's last step; returns the last loss terms.
 
     Args:
         images, masks: addresses of the two datasets.
         run: address of the run's folder; worker 0 writes checkpoints, logs, the export and the summary into it.
-        worker, workers: which of how many workers this is. All must call this with the same config.
-        report: worker 0 calls it with a dict per event (see `events`); the others for steps left out.
+        worker, workers: index of this worker and their number. All must call this with the same config.
+        report: called with the events of `monitor`; by workers other than 0 for skipped steps only.
         held_out: what to validate on.
-        get_notice: what it returns is not None once a machine is about to be taken away; that is saved for at
-            once. All workers call it together, every ``log_every`` steps.
+        get_notice: returns something other than None once a machine is about to be taken away, for which a
+            checkpoint is saved at once. All workers call it together, every ``log_every`` steps.
 
     Raises:
         UserError: the loss is not finite, the checkpoint does not fit, an example cannot be read.
@@ -102,80 +76,66 @@ def train(
         raise ValueError(f"workers: expected {config.scaling.workers}, as in the config. Received {workers}.")
     if not config.total_steps:
         raise ValueError("config: expected steps. Received epochs (see presets.resolve_epochs).")
-    training = _Training(config, run, worker, report, get_notice)
+    strategy = tf.distribute.MultiWorkerMirroredStrategy()
+    state = TrainState.build(config, strategy)
+    with strategy.scope():
+        features = None
+        if config.loss.needs_features:
+            features = vgg.build_features(config.loss.vgg, dtype=config.precision)
     with contextlib.ExitStack() as stack:
-        training.restore(stack)
-        observer = Observer(config, run, training.strategy, worker, report, held_out, training.step)
-        stack.callback(observer.close)
-        return training.run_steps(images, masks, observer)
+        saver = stack.enter_context(Saver(run, config)) if worker == 0 else None
+        pin = _restore(state, config, run, worker, strategy, report)
+        monitor = Monitor(config, run, strategy, worker, report, held_out, state.step)
+        stack.callback(monitor.close)
+        if worker == 0:
+            parameters = state.model.count_params()
+            report(Started(step=state.step, total_steps=config.total_steps, parameters=parameters))
+        writer = _Writer(config, run, saver, pin, report, state.step) if saver else None
+        batches = _read_batches(config, images, masks, worker, state.step)
+        loop = _Loop(config, worker, strategy, state, features, monitor, writer, report, get_notice)
+        return loop.run_steps(iter(batches))
 
 
-class _Training:
-    """One worker's share of a run."""
+@dataclass(eq=False)
+class TrainState:
+    """What a checkpoint holds.
 
-    def __init__(self, config: TrainConfig, run: str, worker: int, report: Report, get_notice: Callable):
-        self.config, self.run, self.worker, self.report = config, run, worker, report
-        self.get_notice, self.noticed = get_notice, False
-        self.strategy = tf.distribute.MultiWorkerMirroredStrategy()
-        with self.strategy.scope():
-            self.model = unet.build_unet(config.unet, dtype=config.precision, seed=config.seed)
+    Attributes:
+        average: None if the config asks for no EMA.
+        loss_scale: None unless training computes in float16.
+        step: optimizer steps done.
+        skipped: steps among them that were skipped because they were not finite.
+    """
+
+    model: keras.Model
+    optimizer: keras.optimizers.Optimizer
+    average: WeightAverage | None
+    loss_scale: LossScale | None
+    step: int = 0
+    skipped: int = 0
+
+    @classmethod
+    def build(cls, config: TrainConfig, strategy: tf.distribute.Strategy) -> TrainState:
+        """The state before the first step."""
+        with strategy.scope():
+            model = unet.build_unet(config.unet, dtype=config.precision, seed=config.seed)
             rate = config.initial.learning_rate
-            self.optimizer = keras.optimizers.Adam(rate, name="adam")  # part of its variables' names
-            self.optimizer.build(self.model.trainable_variables)
-            self.features = None
-            if config.loss.needs_features:
-                self.features = vgg.build_features(config.loss.vgg, dtype=config.precision)
-        self.loss_scale = LossScale() if config.precision == "mixed_float16" else None
-        self.average: WeightAverage | None = None
-        self.saver: Saver | None = None
-        self.saved: checkpoints.Pin | None = None
-        self.step = 0
+            optimizer = keras.optimizers.Adam(rate, name="adam")  # part of its variables' names
+            optimizer.build(model.trainable_variables)
+        average = WeightAverage(model, config.ema_decay) if config.ema_decay else None
+        return cls(model, optimizer, average, LossScale() if config.precision == "mixed_float16" else None)
 
-    # State
+    def restore(self, checkpoint: checkpoints.Checkpoint, config: TrainConfig) -> None:
+        """Sets everything from a checkpoint; raises `UserError` if it does not fit."""
+        targets = {checkpoints.MODEL: self.model.variables, checkpoints.OPTIMIZER: self.optimizer.variables}
+        checkpoints.restore_variables(checkpoint, config, targets)
+        if self.average:  # it starts here if the checkpoint was saved without
+            self.average.restore(checkpoints.inference_weights(checkpoint).arrays)
+        if self.loss_scale and "loss_scale" in checkpoint.state:
+            self.loss_scale.restore(checkpoint.state["loss_scale"])
+        self.step, self.skipped = checkpoint.state["step"], checkpoint.state.get("skipped", 0)
 
-    def restore(self, stack: contextlib.ExitStack) -> None:
-        """Goes back to the newest checkpoint; worker 0 becomes the run's only writer until ``stack`` is closed."""
-        if self.worker == 0:
-            self.saver = stack.enter_context(Saver(self.run, self.config))
-        share = make_sum(self.strategy)
-        share(np.zeros(1))  # nobody looks before worker 0 keeps other writers out
-        found = checkpoints.load_newest(self.run)
-        state: dict = {}
-        if found:
-            state, self.saved = found.checkpoint.state, found.checkpoint.pin
-            self.step = state["step"]
-            targets = {checkpoints.MODEL: self.model.variables, checkpoints.OPTIMIZER: self.optimizer.variables}
-            checkpoints.restore_variables(found.checkpoint, self.config, targets)
-            for address, why in found.skipped if self.worker == 0 else ():
-                self.report({"event": "fallback", "address": self.saved.address, "skipped": address, "why": why})
-        steps = np.zeros(self.config.scaling.workers)
-        steps[self.worker] = self.step
-        if len(set(everyones := share(steps).tolist())) > 1:
-            raise RuntimeError(f"workers found checkpoints of different steps: {everyones}")
-        if self.config.ema_decay:
-            self.average = WeightAverage(self.model, self.config.ema_decay)
-            if found and checkpoints.EMA in found.checkpoint.variables:
-                self.average.restore(found.checkpoint.variables[checkpoints.EMA])
-        if self.loss_scale and "loss_scale" in state:
-            self.loss_scale.restore(state["loss_scale"])
-        self.watch = FiniteWatch(self.worker, self.config.skip_nonfinite, state.get("skipped", 0), self.report)
-
-    def save(self, phase: str, score: pointers.Score | None) -> None:
-        variables = {part: read() for part, read in self.parts().items()}
-        state = {"step": self.step, "phase": phase, "examples": self.step * self.config.global_batch_size}
-        if self.loss_scale:
-            state["loss_scale"] = self.loss_scale.state()
-        if self.watch.skipped:
-            state["skipped"] = self.watch.skipped
-        self.saver.save(variables, state, score)
-
-    def report_saved(self) -> None:
-        for saved in self.saver.finished() if self.saver else ():
-            self.saved = saved.pin
-            facts = {"step": saved.step, "address": saved.pin.address, "best": saved.best, "seconds": saved.seconds}
-            self.report({"event": "checkpoint", **facts})
-
-    def parts(self) -> dict[str, Callable[[], dict[str, np.ndarray]]]:
+    def readers(self) -> dict[str, Callable[[], dict[str, np.ndarray]]]:
         """What reads each part of a checkpoint: its arrays by variable path."""
         found = {
             checkpoints.MODEL: lambda: checkpoints.read_variables(self.model.variables),
@@ -183,116 +143,221 @@ class _Training:
         }
         return found | ({checkpoints.EMA: self.average.arrays} if self.average else {})
 
-    def best_weights(self) -> dict[str, np.ndarray]:
-        """The weights that validation judges and that everyone computes with."""
-        parts = self.parts()
-        return parts[checkpoints.inference_part(parts)]()
+    def inference_weights(self) -> dict[str, np.ndarray]:
+        """The weights that validation judges, by variable path: the EMA where there is one."""
+        readers = self.readers()
+        return readers[checkpoints.inference_part(readers)]()
 
-    # Steps
+    def facts(self, config: TrainConfig, phase: str) -> State:
+        """The values of a checkpoint's state.json."""
+        found: State = {"step": self.step, "phase": phase, "examples": self.step * config.global_batch_size}
+        if self.loss_scale:
+            found["loss_scale"] = self.loss_scale.state()
+        if self.skipped:
+            found["skipped"] = self.skipped
+        return found
 
-    def run_steps(self, images: str, masks: str, observer: Observer) -> dict:
+
+def _restore(
+    state: TrainState, config: TrainConfig, run: str, worker: int, strategy: tf.distribute.Strategy, report: Report
+) -> checkpoints.Pin | None:
+    """Restores the newest checkpoint that can be read, if there is any; all workers must find the same one."""
+    share = make_sum(strategy)
+    share(np.zeros(1))  # nobody looks before worker 0 keeps other writers out
+    found = checkpoints.load_newest(run)
+    if found:
+        state.restore(found.checkpoint, config)
+        for address, why in found.skipped if worker == 0 else ():
+            report(CheckpointUnreadable(address=found.checkpoint.pin.address, skipped=address, why=why))
+    steps = np.zeros(config.scaling.workers)
+    steps[worker] = state.step
+    if len(set(everyones := share(steps).tolist())) > 1:
+        raise RuntimeError(f"workers found checkpoints of different steps: {everyones}")
+    return found.checkpoint.pin if found else None
+
+
+def _read_batches(config: TrainConfig, images: str, masks: str, worker: int, step: int) -> tf.data.Dataset:
+    """Batches of this worker from step number ``step`` on: target, mask, filenames, mask indices."""
+    return data.training_batches(
+        images,
+        masks,
+        config.data,
+        image_size=config.unet.image_size,
+        batch_size=config.per_worker_batch_size,
+        seed=config.seed,
+        worker=worker,
+        workers=config.scaling.workers,
+        start=step * config.global_batch_size,
+        keys=True,
+    )
+
+
+class _Loop:
+    """One worker's steps.
+
+    Args:
+        features: the perceptual network, if the loss needs it.
+        writer: worker 0's; the others have None.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        worker: int,
+        strategy: tf.distribute.Strategy,
+        state: TrainState,
+        features: keras.Model | None,
+        monitor: Monitor,
+        writer: _Writer | None,
+        report: Report,
+        get_notice: Callable[[], object | None],
+    ):
+        self.config, self.worker, self.strategy, self.state, self.features = config, worker, strategy, state, features
+        self.monitor, self.writer, self.report = monitor, writer, report
+        self.get_notice, self.noticed = get_notice, False
+        self.meter = Meter(config.global_batch_size, config.total_steps)
+        self.watch = FiniteWatch(worker, config.skip_nonfinite, state.skipped, report)
+
+    def run_steps(self, batches: Iterator) -> dict[str, float]:
         """Trains to the last step; returns its loss terms."""
-        config, begin, last = self.config, self.step, self.config.total_steps
-        if self.worker == 0:
-            counts = {"parameters": self.model.count_params(), "steps": last}
-            self.report({"event": "started", "step": begin, **counts})
-        batches = iter(self.read_batches(images, masks))
-        meter = Meter(config.global_batch_size, last)
-        phase, train_step, terms = None, None, {}
-        while self.step < last:
-            if config.phase_at(self.step) != phase:
-                phase = config.phase_at(self.step)
-                unet.freeze_encoder_bn(self.model, getattr(config, phase).freeze_encoder_bn)
-                train_step = self.make_step()
-            rate = learning_rate_at(config, self.step)
-            self.optimizer.learning_rate.assign(rate)
-            batch = meter.next(batches)
+        state, last = self.state, self.config.total_steps
+        phase, terms = "", {}
+        while state.step < last:
+            if self.config.phase_at(state.step) != phase:
+                phase = self.config.phase_at(state.step)
+                train_step = self.make_step(phase)
+            state.optimizer.learning_rate.assign(learning_rate_at(self.config, state.step))
+            batch = self.meter.next(batches)
             result = train_step(*batch[:2])
-            self.step += 1
-            self.watch.follow(self.step, result, batch)
-            at_end = self.step == last
-            if at_end or self.step % config.log_every == 0:
-                self.watch.look()
-                terms = {name: float(value) for name, value in result.terms.items()}
-                if self.worker == 0:
-                    observer.show_step(self.step, phase, terms, meter.read(self.step), self.scalars(rate, result))
-            validates = observer.validates(self.step)
-            # Every validated step is saved, so that the best of them is there to be kept.
-            if self.notices() or at_end or validates or self.step % config.checkpoint.every == 0:
-                self.watch.look()
-                paused = time.monotonic()
-                score = observer.validate(self.step, self.best_weights()) if validates else None
-                if validates:
-                    meter.leave_out(time.monotonic() - paused)
-                # Reading variables is a local affair; the other workers wait for worker 0 in the next step.
-                if self.worker == 0:
-                    observer.draw_batch(self.step, self.best_weights(), *batch[:2])
-                    self.save(phase, score)
-            self.report_saved()
-        if self.worker == 0:
-            self.finish(begin, meter.seconds, terms, observer.validated)
+            state.step += 1
+            self.watch.follow(state.step, result, batch)
+            if state.step % self.config.log_every == 0 or state.step == last:
+                terms = self.show(phase, result)
+            if self.saves_now():
+                self.save(phase, batch)
+            if self.writer:
+                self.writer.report_saved()
+        if self.writer:
+            self.writer.finish(state, terms, self.meter.seconds, self.monitor.validated)
         return terms
 
-    def notices(self) -> bool:
-        """Whether it is known since this step that a machine will be taken away."""
-        if self.noticed or self.step % self.config.log_every:
+    def make_step(self, phase: str) -> StepFunction:
+        """The step function of a phase."""
+        config, state = self.config, self.state
+        unet.freeze_encoder_bn(state.model, getattr(config, phase).freeze_encoder_bn)
+        return make_train_step(
+            self.strategy,
+            state.model,
+            state.optimizer,
+            self.features,
+            config.loss,
+            clip_norm=config.clip_norm,
+            average=state.average,
+            loss_scale=state.loss_scale,
+        )
+
+    def show(self, phase: str, result: StepResult) -> dict[str, float]:
+        """Reports the step just done; returns its loss terms."""
+        self.watch.check()
+        state = self.state
+        terms = {name: float(value) for name, value in result.terms.items()}
+        scalars = {"optimizer/learning_rate": learning_rate_at(self.config, state.step - 1)}
+        scalars["optimizer/gradient_norm"] = float(result.gradient_norm)
+        if state.loss_scale:
+            scalars["optimizer/loss_scale"] = float(state.loss_scale.value)
+        speed, total = self.meter.read(state.step), self.config.total_steps
+        done = StepDone(step=state.step, total_steps=total, phase=phase, terms=terms, speed=speed)
+        self.monitor.show_step(done, scalars)
+        return terms
+
+    def saves_now(self) -> bool:
+        """Whether a checkpoint is due: every validated step has one, so that the best of them can be kept."""
+        step = self.state.step
+        regular = step % self.config.checkpoint.every == 0 or step == self.config.total_steps
+        return self.is_preempted() or regular or self.monitor.validates(step)
+
+    def is_preempted(self) -> bool:
+        """Whether a notice that a machine will be taken away has come at this step; true once."""
+        if self.noticed or self.state.step % self.config.log_every:
             return False
         self.noticed = self.get_notice() is not None
         if self.noticed and self.worker == 0:
-            self.report({"event": "notice", "step": self.step})
+            self.report(PreemptionNotice(step=self.state.step))
         return self.noticed
 
-    def read_batches(self, images: str, masks: str) -> tf.data.Dataset:
-        config = self.config
-        return data.training_batches(
-            images,
-            masks,
-            config.data,
-            image_size=config.unet.image_size,
-            batch_size=config.per_worker_batch_size,
-            seed=config.seed,
-            worker=self.worker,
-            workers=config.scaling.workers,
-            start=self.step * config.global_batch_size,
-            keys=True,
-        )
+    def save(self, phase: str, batch: tuple) -> None:
+        """Validates if it is time to, then saves."""
+        state, score = self.state, None
+        self.watch.check()
+        state.skipped = self.watch.skipped
+        weights = state.inference_weights()
+        if self.monitor.validates(state.step):
+            paused = time.monotonic()
+            score = self.monitor.validate(state.step, weights)
+            self.meter.exclude(time.monotonic() - paused)
+        # Reading variables needs no other worker; the others wait for worker 0 in the next step.
+        if self.writer:
+            self.monitor.draw_batch(state.step, weights, *batch[:2])
+            self.writer.save(state, phase, score)
 
-    def make_step(self) -> StepFunction:
-        extras = {"clip_norm": self.config.clip_norm, "average": self.average, "loss_scale": self.loss_scale}
-        parts = (self.model, self.optimizer, self.features, self.config.loss)
-        return make_train_step(self.strategy, *parts, **extras)
 
-    def scalars(self, rate: float, result: StepResult) -> dict[str, float]:
-        found = {"optimizer/learning_rate": rate, "optimizer/gradient_norm": float(result.gradient_norm)}
-        if self.loss_scale:
-            found["optimizer/loss_scale"] = float(self.loss_scale.value)
-        return found
+class _Writer:
+    """Worker 0's writing into the run's folder: checkpoints, the export, the summary.
 
-    def finish(self, begin: int, seconds: float, terms: dict, validated: dict | None) -> None:
-        """Exports the network and writes the summary."""
-        self.saver.wait()
+    Args:
+        pin: the checkpoint that training resumed from.
+        begin: steps done when this process began.
+    """
+
+    def __init__(
+        self, config: TrainConfig, run: str, saver: Saver, pin: checkpoints.Pin | None, report: Report, begin: int
+    ):
+        self._config, self._run, self._saver, self._report, self._begin = config, run, saver, report, begin
+        self._latest = pin
+
+    def save(self, state: TrainState, phase: str, score: checkpoints.Score | None) -> None:
+        variables = {part: read() for part, read in state.readers().items()}
+        self._saver.save(variables, state.facts(self._config, phase), score)
+
+    def report_saved(self) -> None:
+        """Reports the checkpoints that were completed since the last call."""
+        for saved in self._saver.finished():
+            self._latest = saved.pin
+            self._report(
+                CheckpointSaved(step=saved.step, address=saved.pin.address, best=saved.best, seconds=saved.seconds)
+            )
+
+    def finish(self, state: TrainState, terms: dict, seconds: float, validated: Validated | None) -> None:
+        """Exports the network and, unless the run was finished before, writes the summary.
+
+        Args:
+            terms: the last loss terms.
+            seconds: that this process trained.
+            validated: the last validation of this process.
+        """
+        self._saver.wait()
         self.report_saved()
-        checkpoint = checkpoints.load_for_inference(self.saved)
-        folder = export_model(self.run, self.config, checkpoint, terms)
-        self.report({"event": "export", "step": self.step, "address": folder})
-        if self.step == begin:  # it was finished before
+        if self._latest is None:
+            raise RuntimeError("expected a checkpoint of the last step")
+        folder = export_model(self._run, self._config, checkpoints.load_for_inference(self._latest), terms)
+        self._report(Exported(step=state.step, address=folder))
+        if state.step == self._begin:
             return
-        if validated:
-            cells = {interval_tag(bucket): cell for bucket, cell in validated["cells"].items()}
-            validated = {"step": validated["step"], "cells": cells}
-        best = pointers.read(self.run, pointers.BEST)
+        cells = {interval_tag(bucket): cell for bucket, cell in validated.cells.items()} if validated else None
+        best = pointers.read(self._run, pointers.BEST)
         if best and best.checkpoint is None:  # of a pointer that was found broken
             best = None
+        steps = state.step - self._begin
         facts = {
-            "step": self.step,
-            "steps_of_this_process": self.step - begin,
+            "step": state.step,
+            "steps_of_this_process": steps,
             "seconds_of_this_process": seconds,
-            "images_per_second": (self.step - begin) * self.config.global_batch_size / seconds,
+            "images_per_second": steps * self._config.global_batch_size / seconds,
             "terms": terms,
-            "last_validation": validated,
+            "last_validation": {"step": validated.step, "cells": cells} if validated else None,
             "best_validation": {"step": best.step, "metric": best.metric, "value": best.value} if best else None,
-            "skipped_steps": self.watch.skipped,
+            "skipped_steps": state.skipped,
         }
         files = {storage.relative(file, folder): storage.checksum(file) for file in storage.find(folder)}
-        pins = {"latest": self.saved, "best": best.pin(self.run) if best else None}
-        self.report({"event": "summary", "address": write_summary(self.run, pins, folder, files, facts)})
+        pins = {"latest": self._latest, "best": best.pin(self._run) if best else None}
+        self._report(SummaryWritten(address=write_summary(self._run, pins, folder, files, facts)))

@@ -1,19 +1,22 @@
-"""One optimizer step under a distribution strategy, and the learning rate it uses."""
+"""One optimizer step under a distribution strategy, and what it carries along: rate, loss scale, weight averages."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from trainer.config import LossConfig, TrainConfig
+from trainer.errors import UserError
 from trainer.model import losses
 from trainer.model.layers import BatchNormalization
-from trainer.training.ema import WeightAverage
-from trainer.training.loss_scale import LossScale
+
+INITIAL_SCALE, GROWTH_STEPS, MIN_SCALE, MAX_SCALE = 2.0**15, 2000, 1.0, 2.0**24
 
 
 def learning_rate_at(config: TrainConfig, step: int) -> float:
@@ -31,12 +34,91 @@ def learning_rate_at(config: TrainConfig, step: int) -> float:
     return rate
 
 
+class LossScale:
+    """Dynamic loss scale for float16, whose gradients would otherwise underflow below 6e-8.
+
+    The loss is multiplied by the scale before gradients are taken, and the gradients are divided by it. The scale
+    halves when gradients overflow and doubles after ``growth_steps`` steps in a row without overflow; it stays in
+    [`MIN_SCALE`, `MAX_SCALE`]. Micikevicius et al., "Mixed Precision Training", arXiv 1710.03740, section 3.2.
+
+    Not ``keras.optimizers.LossScaleOptimizer``: that one checks a worker's gradients before they are summed over the
+    workers, so one worker may skip a step on which the others wait for it; its scale has no bounds; and it cannot
+    undo BatchNorm's statistics of a skipped step.
+
+    Args:
+        initial: the first scale; a power of two, so that scaling rounds nothing.
+        growth_steps: steps in a row without overflow after which the scale doubles.
+    """
+
+    def __init__(self, initial: float = INITIAL_SCALE, growth_steps: int = GROWTH_STEPS):
+        # One variable per process: all compute the same value from gradients that are already summed over workers.
+        self.value = tf.Variable(initial, trainable=False, dtype=tf.float32)
+        self._good = tf.Variable(0, trainable=False, dtype=tf.int64)
+        self._growth_steps = growth_steps
+
+    def update(self, finite: tf.Tensor) -> None:
+        """Adjusts the scale after a step; ``finite``: bool scalar, whether its gradients were finite."""
+        good = tf.where(finite, self._good + 1, 0)
+        grows = good >= self._growth_steps
+        grown = tf.where(grows, tf.minimum(self.value * 2, MAX_SCALE), self.value)
+        self.value.assign(tf.where(finite, grown, tf.maximum(self.value / 2, MIN_SCALE)))
+        self._good.assign(tf.where(grows, tf.zeros_like(good), good))
+
+    def state(self) -> list[float]:
+        """The scale and the steps since the last change, as JSON for `restore`."""
+        return [float(self.value), int(self._good)]
+
+    def restore(self, state: list[float]) -> None:
+        self.value.assign(state[0])
+        self._good.assign(int(state[1]))
+
+
+class WeightAverage:
+    """Exponential moving average (EMA) of all variables of a model, in float32.
+
+        average = decay * average + (1 - decay) * variable        after every step
+
+    The averages start at the variables' values. So that they do not cling to that start, step t uses
+    min(decay, (1 + t) / (10 + t)), as ``tf.train.ExponentialMovingAverage`` does with ``num_updates``.
+
+    Not Keras's ``use_ema``: it averages trainable variables only, without BatchNorm's statistics, and has no warm-up.
+
+    Args:
+        model: the network, with its initial values.
+        decay: in [0, 1).
+    """
+
+    def __init__(self, model: keras.Model, decay: float):
+        self._variables, self._decay = model.variables, decay
+        # Plain variables of this process, not of the strategy: all workers compute the same values.
+        self._averages = [tf.Variable(np.asarray(v), trainable=False, dtype=tf.float32) for v in self._variables]
+
+    def update(self, step: tf.Tensor) -> None:
+        """Moves the averages; ``step``: int scalar, the number of steps done."""
+        step = tf.cast(step, tf.float32)
+        rate = 1 - tf.minimum(self._decay, (1 + step) / (10 + step))
+        for average, variable in zip(self._averages, self._variables, strict=True):
+            average.assign_add((tf.convert_to_tensor(variable) - average) * rate)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The averages by path of the variable they belong to."""
+        return {v.path: a.numpy() for v, a in zip(self._variables, self._averages, strict=True)}
+
+    def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Inverse of `arrays`; raises `UserError` if names or shapes differ from the model's."""
+        ours = {v.path: tuple(v.shape) for v in self._variables}
+        if ours != {name: array.shape for name, array in arrays.items()}:
+            raise UserError("the averages of the checkpoint (ema) do not fit the config's network")
+        for variable, average in zip(self._variables, self._averages, strict=True):
+            average.assign(arrays[variable.path])
+
+
 class StepResult(NamedTuple):
-    """What one step did; tensors that nobody has waited for yet.
+    """What a step computed; tensors, so that reading one waits for the step.
 
     Attributes:
-        terms: loss terms, means over all workers: float32 scalars.
-        gradient_norm: of all workers' gradient, before it was clipped: float32 scalar.
+        terms: loss terms by name, means over all workers: float32 scalars.
+        gradient_norm: norm of the gradient of all workers before clipping: float32 scalar.
         health: bool [3], see `Health`.
     """
 
@@ -46,12 +128,12 @@ class StepResult(NamedTuple):
 
 
 class Health(NamedTuple):
-    """What `StepResult.health` holds.
+    """The values of `StepResult.health`.
 
     Attributes:
-        sound: no value was infinite or NaN, or only gradients that a loss scale is about to put right.
+        sound: loss and gradient are finite, or only the gradient is not and a lower loss scale will mend it.
         updated: the step changed the weights.
-        sound_here: as ``sound``, of this worker's loss alone.
+        sound_here: this worker's own loss is finite.
     """
 
     sound: bool
@@ -82,74 +164,108 @@ def make_train_step(
 
     A step whose loss or gradient is not finite on any worker changes nothing on all of them, BatchNorm's
     statistics included. Keras's own ``fit`` does not run under a multi-worker strategy (keras-team/keras#20585);
-    a step called through ``strategy.run`` does. Which variables train is read when this is called: make a new
-    step after freezing layers.
+    a step called through ``strategy.run`` does. The set of trainable variables is read now: make a new step after
+    freezing or unfreezing layers.
 
     Args:
-        clip_norm: greatest norm of the gradient of all workers; 0: any.
-        average: moves along with the weights.
-        loss_scale: for float16; an overflow of the gradient then lowers the scale and is no fault.
+        clip_norm: maximum norm of the gradient of all workers; 0 does not clip.
+        average: updated after the weights.
+        loss_scale: for float16; a gradient overflow then lowers the scale and counts as sound.
     """
     with strategy.scope():
         if not optimizer.built:
             optimizer.build(model.trainable_variables)
-    replicas = strategy.num_replicas_in_sync
-    variables = model.trainable_variables
-    statistics = [v for layer in model.layers if layer.trainable for v in layer.non_trainable_variables]
-    for layer in model.layers:
-        if isinstance(layer, BatchNormalization):
-            layer.mean_over_replicas = _mean_over_replicas
-    names: list[str] = []
+    return tf.function(_TrainStep(strategy, model, optimizer, features, config, clip_norm, average, loss_scale).run)
 
-    def replica_step(target, mask, scale):
+
+@dataclass(eq=False)
+class _TrainStep:
+    """The parts of one step; see `make_train_step`."""
+
+    strategy: tf.distribute.Strategy
+    model: keras.Model
+    optimizer: keras.optimizers.Optimizer
+    features: keras.Model | None
+    config: LossConfig
+    clip_norm: float
+    average: WeightAverage | None
+    loss_scale: LossScale | None
+
+    def __post_init__(self):
+        self.variables = self.model.trainable_variables
+        self.statistics = [v for layer in self.model.layers if layer.trainable for v in layer.non_trainable_variables]
+        for layer in self.model.layers:
+            if isinstance(layer, BatchNormalization):
+                layer.mean_over_replicas = _mean_over_replicas
+        self.names: list[str] = []  # of the loss terms, known once the step is traced
+
+    def run(self, target, mask):
+        strategy, loss_scale = self.strategy, self.loss_scale
+        scale = tf.identity(loss_scale.value) if loss_scale else tf.constant(1.0)
+        before = [tf.identity(variable.value) for variable in self.statistics]
+        values, gradients, norm, here = strategy.run(self.compute_gradients, (target, mask, scale))
+        values, norm = (strategy.experimental_local_results(x)[0] for x in (values, norm))
+        here = tf.reduce_all(tf.stack(strategy.experimental_local_results(here)))
+        loss_finite, gradient_finite = tf.reduce_all(tf.math.is_finite(values)), tf.math.is_finite(norm)
+        finite = loss_finite & gradient_finite
+        tf.cond(finite, lambda: self.apply(gradients), lambda: self.undo(before))
+        sound = finite
+        if loss_scale:
+            loss_scale.update(gradient_finite)
+            sound = loss_finite & (gradient_finite | (scale > 1))
+        terms = dict(zip(self.names, tf.unstack(values), strict=True))
+        return StepResult(terms, norm, tf.stack([sound, finite, here]))
+
+    def compute_gradients(self, target, mask, scale):
+        """Of one replica: loss values and clipped gradients of all replicas, the norm, whether its own are finite."""
+        replicas = self.strategy.num_replicas_in_sync
         with tf.GradientTape() as tape:
-            output = model([target * mask, mask], training=True)
-            total, terms = losses.total_loss(output, target, mask, features, config)
+            output = self.model([target * mask, mask], training=True)
+            total, terms = losses.total_loss(output, target, mask, self.features, self.config)
             # Summed over replicas below; every term is a mean over the batch.
             scaled = total * (scale / replicas)
-        names[:] = ["total", *terms]
+        self.names[:] = ["total", *terms]
         values = tf.stack([total, *terms.values()])
-        context = tf.distribute.get_replica_context()
-        sums = context.all_reduce(tf.distribute.ReduceOp.SUM, [values / replicas, *tape.gradient(scaled, variables)])
-        gradients = [gradient / scale for gradient in sums[1:]] if loss_scale else sums[1:]
+        local = [values / replicas, *tape.gradient(scaled, self.variables)]
+        values_sum, *gradients = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, local)
+        if self.loss_scale:
+            gradients = [gradient / scale for gradient in gradients]
         norm = tf.linalg.global_norm(gradients)
-        if clip_norm:
-            factor = tf.minimum(1.0, clip_norm / tf.maximum(norm, 1e-30))
-            gradients = [gradient * factor for gradient in gradients]
-        return sums[0], gradients, norm, tf.reduce_all(tf.math.is_finite(values))
+        if self.clip_norm:
+            gradients, _ = tf.clip_by_global_norm(gradients, self.clip_norm, use_norm=norm)
+        return values_sum, gradients, norm, tf.reduce_all(tf.math.is_finite(values))
 
-    def apply(gradients):
+    def apply(self, gradients):
+        optimizer = self.optimizer
         rate = tf.convert_to_tensor(optimizer.learning_rate)
 
         def update(variable, gradient):
             optimizer.update_step(gradient, variable, rate)
 
-        # Not `optimizer.apply`: it would sum the gradients again, and cannot be left out where they are not finite.
-        for gradient, variable in zip(gradients, variables, strict=True):
-            strategy.extended.update(variable.value, update, args=(gradient,), group=False)
+        # Not `optimizer.apply`: it would sum the gradients again, and could not be skipped where they are not finite.
+        for gradient, variable in zip(gradients, self.variables, strict=True):
+            self.strategy.extended.update(variable.value, update, args=(gradient,), group=False)
         optimizer.iterations.assign_add(1)
-        if average is not None:
-            average.update(tf.convert_to_tensor(optimizer.iterations))
+        if self.average is not None:
+            self.average.update(tf.convert_to_tensor(optimizer.iterations))
 
-    def undo(before):
-        for variable, value in zip(statistics, before, strict=True):
+    def undo(self, before):
+        for variable, value in zip(self.statistics, before, strict=True):
             variable.assign(value)
 
-    @tf.function
-    def step(target, mask):
-        scale = tf.identity(loss_scale.value) if loss_scale else tf.constant(1.0)
-        before = [tf.identity(variable.value) for variable in statistics]
-        values, gradients, norm, here = strategy.run(replica_step, (target, mask, scale))
-        values, norm = (strategy.experimental_local_results(x)[0] for x in (values, norm))
-        here = tf.reduce_all(tf.stack(strategy.experimental_local_results(here)))
-        loss_finite, gradient_finite = tf.reduce_all(tf.math.is_finite(values)), tf.math.is_finite(norm)
-        finite = loss_finite & gradient_finite
-        tf.cond(finite, lambda: apply(gradients), lambda: undo(before))
-        sound = finite
-        if loss_scale:
-            loss_scale.update(gradient_finite)
-            sound = loss_finite & (gradient_finite | (scale > 1))
-        terms = dict(zip(names, tf.unstack(values), strict=True))
-        return StepResult(terms, norm, tf.stack([sound, finite, here]))
 
-    return step
+def make_sum(strategy: tf.distribute.Strategy) -> Callable[[np.ndarray], np.ndarray]:
+    """A function that sums float64 arrays over all workers; all of them must call it together.
+
+    Where each element is nonzero on one worker at most, the sum is exact.
+    """
+
+    def add(values):
+        # A copy on this worker's device: a tensor from outside has none yet.
+        return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, tf.identity(values))
+
+    @tf.function
+    def add_all(values):
+        return strategy.experimental_local_results(strategy.run(add, (values,)))[0]
+
+    return lambda values: add_all(tf.constant(values, tf.float64)).numpy()

@@ -1,8 +1,7 @@
-"""Scores of the network on held-out records while it trains, the same on any number of workers.
+"""Validation: scores of the network on held-out records, the same on any number of workers.
 
-Pair n holds mask number n and image number (n // intervals) modulo images: masks take turns through the hole-ratio
-intervals, so every image meets every interval. Pair n is computed by worker n modulo workers, and every worker gets
-every score.
+Pair n has mask n and image (n // intervals) modulo images: masks cycle through the hole-ratio intervals, so every
+image meets every interval. Worker (n modulo workers) computes pair n, and every worker gets every score.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 import tensorflow as tf
 
@@ -21,10 +21,10 @@ from trainer.data import records
 from trainer.data.manifest import Shard, load_manifest
 from trainer.errors import UserError
 from trainer.images import rgb
-from trainer.metrics import image_quality, intervals, validation_metrics
+from trainer.metrics import IMAGE, METRICS, image_quality, intervals, validation_metrics
+from trainer.metrics.intervals import ALL, interval_tag
 from trainer.model.unet import build_unet
-from trainer.tensorboard import picture_grid
-from trainer.training.sharing import make_sum
+from trainer.training.step import make_sum
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ class HeldOut:
 
     Attributes:
         images, masks: addresses.
-        pairs: how many there are to score.
+        pairs: how many pairs are scored, over all workers.
     """
 
     images: str
@@ -43,7 +43,7 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class Pair:
-    """One pair: its number, target uint8 [S, S, 3], mask uint8 [S, S] of {0, 1}, number of the mask's interval."""
+    """One pair: its number, target uint8 [S, S, 3], mask uint8 [S, S] of {0, 1}, index of the mask's interval."""
 
     number: int
     target: np.ndarray
@@ -51,22 +51,46 @@ class Pair:
     bucket: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class Validated:
+    """Scores of the weights after a step, an event of training; ``cells`` as `intervals.summarize` returns them."""
+
+    step: int
+    cells: dict[int, dict[str, float]]
+
+    def __str__(self) -> str:
+        every = self.cells[ALL]
+        failed = f" ({every['failed']} failed: not finite)" if every["failed"] else ""
+        first = validation_metrics(IMAGE)[0]  # the others stand without error and intervals: the line is long enough
+        lead, error = METRICS[first], every[f"{first}_error"]
+        scores = []
+        for name in validation_metrics(IMAGE):
+            metric = METRICS[name]
+            value = metric.format(every[name]) + (f" +- {metric.format(error)}" if name == first else "")
+            scores.append(f"{metric.title} {value} {metric.unit}".rstrip())
+        by_interval = [f"{interval_tag(b)}: {lead.format(cell[first])}" for b, cell in self.cells.items() if b != ALL]
+        return (
+            f"validation step {self.step}  {'  '.join(scores)}  of {every['count']} pairs{failed}  "
+            f"({lead.title} by hole ratio  {'  '.join(by_interval)})"
+        )
+
+
 def find_held_out(
     config: ValidationConfig, image_size: int, images: str, masks: str, val_images: str | None, val_masks: str | None
 ) -> tuple[HeldOut | None, str]:
-    """What to validate on, and a sentence that says so, or why there is none.
+    """What to validate on, and a line that says so, or why there is no validation.
 
     Args:
-        images, masks: the datasets to train on, whose split is used where no others are given.
+        images, masks: the datasets to train on; their split is used unless others are given.
         val_images, val_masks: datasets to validate on.
 
     Raises:
-        UserError: a given dataset is missing or unfinished, lacks the split, or its masks have another size.
+        UserError: a given dataset is missing or incomplete, lacks the split, or its masks have another size.
     """
     if not config.every:
         return None, "no validation: validation.every is 0"
-    if image_size < (least := 2 * image_quality.RADIUS + 1):  # the window of SSIM
-        return None, f"no validation: it needs unet.image_size of {least} or more"
+    if image_size < (minimum := 2 * image_quality.RADIUS + 1):  # the window of SSIM
+        return None, f"no validation: it needs unet.image_size of {minimum} or more"
     found: dict[str, tuple[str, int]] = {}
     for kind, given, default in (("image", val_images, images), ("mask", val_masks, masks)):
         folder = given or default
@@ -74,7 +98,7 @@ def find_held_out(
         held_out = sum(shard.records for shard in manifest.shards if shard.split == config.split)
         if not held_out:
             if given:
-                raise UserError(f"{folder}: expected records in split {config.split!r}. Received none.")
+                raise UserError(f"{folder}: split {config.split!r} has no records to validate on")
             return None, f"no validation: {folder} has no split {config.split!r} (--val-{kind}s names another)"
         size = (manifest.parameters.get("height"), manifest.parameters.get("width"))
         if kind == "mask" and size != (image_size, image_size):
@@ -97,8 +121,8 @@ def read_pairs(held_out: HeldOut, split: str, worker: int, workers: int) -> list
     image_of = {n: n // len(RATIO_BUCKETS) % count for n in numbers}
     mask_shards = load_manifest(held_out.masks, "mask").split(split)
     pixels = {
-        place: rgb.decode_rgb(records.parse_image(record)["image/encoded"].numpy())
-        for place, record in _read_records(held_out.images, image_shards, set(image_of.values()))
+        position: rgb.decode_rgb(records.parse_image(record)["image/encoded"].numpy())
+        for position, record in _read_records(held_out.images, image_shards, set(image_of.values()))
     }
     pairs = []
     for number, record in _read_records(held_out.masks, mask_shards, set(numbers)):
@@ -110,15 +134,15 @@ def read_pairs(held_out: HeldOut, split: str, worker: int, workers: int) -> list
 
 
 def _read_records(folder: str, shards: tuple[Shard, ...], wanted: set[int]) -> Iterator[tuple[int, bytes]]:
-    """The records at the ``wanted`` places of a split, in order; shards without one are not read."""
+    """(position, record) of the ``wanted`` positions of a split, in order; shards without any are not read."""
     first = 0
     for shard in shards:
-        places = range(first, first + shard.records)
-        if not wanted.isdisjoint(places):
+        positions = range(first, first + shard.records)
+        if not wanted.isdisjoint(positions):
             found = records.read_records(storage.join(folder, shard.name), shard.crc32c)
-            for place, record in zip(places, found, strict=True):
-                if place in wanted:
-                    yield place, record
+            for position, record in zip(positions, found, strict=True):
+                if position in wanted:
+                    yield position, record
         first += shard.records
 
 
@@ -139,18 +163,18 @@ def _score(pair: Pair, output: np.ndarray) -> list[float]:
 class Validator:
     """Scores weights on one worker's pairs, together with the other workers.
 
-    The network is another copy of the one that trains: it has no part in the workers' common variables, so
-    each worker calls it as often as its pairs need.
+    It has a second copy of the network, which is not mirrored between workers: each worker calls it as often as its
+    own pairs need.
 
     Args:
-        strategy: of the training.
-        pairs: from `read_pairs`.
-        count: pairs of all workers.
+        strategy: that of training.
+        pairs: this worker's, from `read_pairs`.
+        count: number of pairs over all workers.
     """
 
     def __init__(self, strategy: tf.distribute.Strategy, config: TrainConfig, pairs: list[Pair], count: int):
         self._pairs, self._count = pairs, count
-        self._batch, self._pictures = config.per_worker_batch_size, config.validation.pictures
+        self._batch, self._num_drawn = config.per_worker_batch_size, config.validation.pictures
         self._network = build_unet(config.unet, dtype=config.precision, name="validated")
         signature = [tf.TensorSpec([None, None, None, channels], tf.float32) for channels in (3, 1)]
         self._predict = tf.function(
@@ -159,12 +183,12 @@ class Validator:
         self._sum = make_sum(strategy)
 
     def load(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Takes the weights to use from now on, by variable path."""
+        """Sets the weights to score; ``arrays`` by variable path."""
         checkpoints.assign_variables(self._network.variables, arrays)
 
-    def validate(self) -> dict[int, dict[str, float]]:
-        """`intervals.summarize` of all workers' pairs. All workers must call this together, with the same weights."""
-        # One row per pair, each filled by one worker and 0 on the others: their sum is exact.
+    def validate(self, step: int) -> Validated:
+        """Scores all workers' pairs; all workers must call this together, with the same weights."""
+        # One row per pair, filled by one worker and 0 on the others: the sum is exact.
         rows = np.zeros((self._count, 1 + len(validation_metrics())))
         for begin in range(0, len(self._pairs), self._batch):
             batch = self._pairs[begin : begin + self._batch]
@@ -172,13 +196,35 @@ class Validator:
             for pair, output in zip(batch, self._predict(targets * masks, masks).numpy(), strict=True):
                 rows[pair.number] = [pair.bucket, *_score(pair, output)]
         columns = ("bucket", *validation_metrics())
-        everyones = (dict(zip(columns, row, strict=True)) for row in self._sum(rows).tolist())
-        return intervals.summarize(intervals.tally_of(everyones))
+        summed = (dict(zip(columns, row, strict=True)) for row in self._sum(rows).tolist())
+        return Validated(step=step, cells=intervals.summarize(intervals.tally_of(summed)))
 
     def examples(self) -> tuple[np.ndarray, np.ndarray]:
-        """Targets [N, S, S, 3] and masks [N, S, S, 1], float32, of this worker's first pairs, to be drawn."""
-        return _stack(self._pairs[: self._pictures])
+        """Targets [N, S, S, 3] and masks [N, S, S, 1], float32, of this worker's first pairs, for `draw`."""
+        return _stack(self._pairs[: self._num_drawn])
 
     def draw(self, targets: np.ndarray, masks: np.ndarray) -> np.ndarray:
-        """Picture grid, uint8, of what the network makes of targets [N, S, S, 3] and masks [N, S, S, 1]."""
-        return picture_grid(targets, masks, self._predict(targets * masks, masks).numpy())
+        """`image_grid` of the network's outputs for targets [N, S, S, 3] and masks [N, S, S, 1]."""
+        return image_grid(targets, masks, self._predict(targets * masks, masks).numpy())
+
+
+def image_grid(targets: np.ndarray, masks: np.ndarray, outputs: np.ndarray, side: int = 256) -> np.ndarray:
+    """One row per example: image with gray holes, output, composite, target.
+
+    Args:
+        targets, outputs: float32 [N, S, S, 3], nominally in [0, 1].
+        masks: float32 [N, S, S, 1] of {0, 1}.
+        side: larger images are scaled down to this side.
+
+    Returns:
+        uint8 [N * s, 4 * s, 3] with s = min(S, side).
+    """
+    holes = np.where(masks > 0.5, targets, 0.5)
+    composites = np.where(masks > 0.5, targets, outputs)
+    shown = []
+    for row in zip(holes, outputs, composites, targets, strict=True):
+        cells = [np.clip(np.nan_to_num(cell), 0, 1).astype(np.float32) for cell in row]
+        if cells[0].shape[0] > side:
+            cells = [cv2.resize(cell, (side, side), interpolation=cv2.INTER_AREA) for cell in cells]
+        shown.append(np.concatenate(cells, axis=1))
+    return np.rint(np.concatenate(shown, axis=0) * 255).astype(np.uint8)
