@@ -38,8 +38,8 @@ PUBLISHED_NOTE = (
 NOTES = (
     "Mean ± standard error over pairs. A dash means that no pair has a value. Failed pairs (no image, or one with "
     "values that are not finite) enter no mean. Exact pairs (the image equals the target) have no finite PSNR and "
-    "enter no mean of it. “Holes” metrics measure hole pixels only. PSNR in dB; l1 % is 100 times the mean absolute "
-    "difference of values in [0, 1]."
+    "enter no mean of it. “Holes” metrics measure hole pixels only. l1 is the mean absolute difference of values in "
+    "[0, 1], in percent."
 )
 FID_NOTE = (
     "FID is measured over all pairs of a cell together; it is not a mean over them. With fewer than 2,048 pairs it is "

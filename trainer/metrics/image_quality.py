@@ -1,8 +1,8 @@
-"""Image quality per image: PSNR, SSIM and L1, over the whole image or over its holes only.
+"""PSNR, SSIM and L1 of single images, over the whole image or over its holes only.
 
 `output` and `target` are [B, H, W, C] in [0, 1], of any float dtype; `mask` is [B, H, W, 1] of {0, 1}, 1 = valid.
-Each function returns [B], in float64, except that JAX computes in float32 unless it is given float64. With a
-mask only hole pixels count, and an image without holes scores NaN.
+Each function returns [B] in float64; JAX computes in float32 unless it is given float64. With a mask only hole
+pixels count, and an image without holes scores NaN.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ def l1(output, target, mask=None):
 
 
 def psnr(output, target, mask=None):
-    """Peak signal to noise ratio in dB, -10 log10(MSE) for a peak of 1; infinite for equal images.
+    """Peak signal-to-noise ratio in dB, -10 log10(MSE) for a peak of 1; infinite for equal images.
 
-    The mean squared error is that of all pixels and channels, or with a mask of the hole pixels' channels.
+    The mean squared error is over all pixels and channels, or with a mask over all channels of the hole pixels.
     """
     x, y, mask = _prepare(output, target, mask)
     return _decibels(_mean(ops.square(x - y), mask))
 
 
 def compare(output, target, mask) -> dict:
-    """``psnr``, ``ssim`` and ``l1``, and of the holes alone ``psnr_holes``, ``ssim_holes`` and ``l1_holes``.
+    """All metrics that validation computes, by their names in `METRICS`; ``{name}_holes`` is over the holes only.
 
-    The same values as the functions above and below, but each pixel is compared once.
+    The values are those of the functions of this module, but each pixel is compared only once.
     """
     x, y, mask = _prepare(output, target, mask)
     similarity = _similarity(x, y)
@@ -56,12 +56,12 @@ def ssim(output, target, mask=None):
     """Structural similarity (Wang et al., 2004), mean over channels; 1 for equal images.
 
     Agrees with scikit-image's `structural_similarity(channel_axis=-1, data_range=1, gaussian_weights=True,
-    sigma=1.5, use_sample_covariance=False)`: without a mask, the mean leaves out the 5 pixels at each
-    border, whose windows are cut. With a mask it is the mean over the hole pixels of the full map,
+    sigma=1.5, use_sample_covariance=False)`: without a mask, the mean excludes the 5 pixels at each
+    border, whose windows are cut off. With a mask it is the mean over the hole pixels of the full map,
     with images reflected at the border.
 
     Raises:
-        ValueError: for images below 11 x 11 pixels.
+        ValueError: images are smaller than 11 x 11 pixels.
     """
     x, y, mask = _prepare(output, target, mask)
     similarity = _similarity(x, y)
@@ -73,18 +73,18 @@ def _decibels(error):
 
 
 def _inside(similarity):
-    """Without the pixels whose windows are cut by the border."""
+    """Without the pixels whose windows the border cuts off."""
     return similarity[:, RADIUS:-RADIUS, RADIUS:-RADIUS]
 
 
 def _similarity(x, y):
-    """The SSIM of every pixel and channel."""
+    """SSIM of every pixel and channel."""
     height, width = x.shape[1:3]
     if min(height, width) < 2 * RADIUS + 1:
         raise ValueError(
             f"ssim: expected height and width of {2 * RADIUS + 1} pixels or more. Received {height} x {width}."
         )
-    # Variances are differences of nearly equal numbers; around 0 instead of 0.5 they keep more bits of float32.
+    # Variances are differences of nearly equal numbers; centered at 0 instead of 0.5 they keep more bits of float32.
     x, y = x - 0.5, y - 0.5
     mean_x, mean_y, xx, yy, xy = (_blur(image) for image in (x, y, x * x, y * y, x * y))
     variances = (xx - mean_x * mean_x) + (yy - mean_y * mean_y)

@@ -1,6 +1,6 @@
 """The table of metrics: one row states how a metric is measured, compared and printed.
 
-Adding a metric of single images takes two places: `image_quality.compare` computes it, a row of `METRICS` names it.
+A new metric of single images takes two places: `image_quality.compare` computes it, a row of `METRICS` describes it.
 Validation, its log line and TensorBoard tags, ``checkpoint.best``, the evaluation's table, charts and metrics.json
 all read this table. Standard library only: the training configuration and light commands import it.
 """
