@@ -45,13 +45,13 @@ PAPER = {
 def test_paper_preset_is_the_paper():
     flat = flatten(PRESETS["paper"])
     assert {key: flat[key] for key in PAPER} == PAPER
-    assert PRESETS["paper"].unet.stride == 256 and PRESETS["paper"].loss.needs_features
+    assert PRESETS["paper"].unet.stride == 256
 
 
 def test_demo_preset_keeps_what_the_demo_promises():
     demo = PRESETS["demo"]
     assert (demo.unet.image_size, demo.scaling.workers, demo.scaling.device) == (128, 2, "cpu")
-    assert demo.precision == "mixed_bfloat16" and not demo.loss.needs_features
+    assert demo.precision == "mixed_bfloat16"
     assert demo.total_steps % demo.checkpoint.every == 0
 
 
@@ -188,12 +188,6 @@ def test_image_size_message_names_one_that_works():
     with pytest.raises(ValueError, match="a multiple of 32 .*96 would work"):
         override(PRESETS["demo"], ["unet.image_size=100"])
     assert override(PRESETS["demo"], ["unet.image_size=96"]).unet.image_size == 96
-
-
-def test_needs_features():
-    without = {"perceptual": 0.0, "style_output": 0.0, "style_composite": 0.0}
-    assert not LossConfig(**without).needs_features
-    assert all(LossConfig(**{**without, name: 0.1}).needs_features for name in without)
 
 
 def test_phases_follow_each_other():

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from trainer.config import LossConfig
 from trainer.model import losses
+from trainer.presets import PRESETS
 
 SHAPE = (2, 7, 6, 3)
 
@@ -135,6 +136,17 @@ def test_terms_of_weight_zero_are_not_computed():
     np.testing.assert_allclose(total, terms["valid"] + 6 * terms["hole"], rtol=1e-6)
     with pytest.raises(ValueError, match="features=None"):
         losses.total_loss(output, target, mask, None, LossConfig())
+
+
+def test_every_weight_of_the_config_has_its_term():
+    assert losses.TERMS.keys() == LossConfig().weights.keys()
+
+
+def test_needs_features():
+    without = {"perceptual": 0.0, "style_output": 0.0, "style_composite": 0.0}
+    assert losses.needs_features(PRESETS["paper"].loss) and not losses.needs_features(PRESETS["demo"].loss)
+    assert not losses.needs_features(LossConfig(**without))
+    assert all(losses.needs_features(LossConfig(**{**without, name: 0.1})) for name in without)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from pydantic.dataclasses import dataclass
 
 from trainer.metrics import validation_metrics
 
+PHASES = ("initial", "finetune")  # in order
 Precision = Literal["float32", "mixed_bfloat16", "mixed_float16"]
 PRECISIONS: tuple[str, ...] = get_args(Precision)
 
@@ -130,11 +131,6 @@ class LossConfig:
     def weights(self) -> dict[str, float]:
         """Weight of each term by its name."""
         return {name: value for name, value in dataclasses.asdict(self).items() if name != "vgg"}
-
-    @property
-    def needs_features(self) -> bool:
-        """Whether any term compares VGG-16 features."""
-        return any((self.perceptual, self.style_output, self.style_composite))
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)

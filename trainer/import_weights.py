@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from trainer import checkpoints, presets, runs, storage, weight_files
+from trainer.checkpoints.files import State
 from trainer.command import ArgumentParser, quiet_imports, run_command
 from trainer.errors import UserError
 
@@ -80,7 +81,7 @@ def write_run(imported: Imported, run: str) -> int:
         checkpoints.MODEL: checkpoints.read_variables(model.variables),
         checkpoints.OPTIMIZER: checkpoints.read_variables(optimizer.variables),
     }
-    state = {"step": 0, "phase": config.phase_at(0), "examples": 0}
+    state: State = {"step": 0, "phase": config.phase_at(0), "examples": 0}
     pin = checkpoints.save_checkpoint(run, variables, state, config.checkpoint.keep, config=config)
     export_formats.export_model(run, config, checkpoints.load_for_inference(pin), {})
     runs.settle_config(run, config)

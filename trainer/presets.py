@@ -16,6 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from trainer.config import (
+    PHASES,
     CheckpointConfig,
     DataConfig,
     LossConfig,
@@ -135,7 +136,7 @@ def override(config: TrainConfig, assignments: Iterable[str]) -> TrainConfig:
         if key not in valid:
             raise ValueError(f"{_unknown(key)} Valid keys: {', '.join(valid)}.")
         given[key] = text
-    for phase in ("initial", "finetune"):
+    for phase in PHASES:
         for key, other in ((f"{phase}.steps", f"{phase}.epochs"), (f"{phase}.epochs", f"{phase}.steps")):
             if given.get(key, "").strip("0.") and other not in given:
                 given[other] = "0"
@@ -165,7 +166,7 @@ def resolve_config(preset: str, assignments: Iterable[str]) -> TrainConfig:
 def resolve_epochs(config: TrainConfig, images: int) -> TrainConfig:
     """``config`` with steps in place of epochs, which are passes over ``images``; the last pass is seen whole."""
     phases = {}
-    for name in ("initial", "finetune"):
+    for name in PHASES:
         phase = getattr(config, name)
         if phase.epochs:
             # 0.1 x 30 is a little more than 3: what lies within rounding of a whole step is one.

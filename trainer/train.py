@@ -80,13 +80,14 @@ def check(arguments: argparse.Namespace) -> Plan:
     val_images, val_masks = (a and storage.normalize(a) for a in (arguments.val_images, arguments.val_masks))
     with quiet_imports():
         from trainer.data.batches import check_datasets
+        from trainer.model.losses import needs_features
         from trainer.model.vgg import load_weights
         from trainer.training.validation import find_held_out
     size = config.unet.image_size
     image_count, mask_count = check_datasets(images, masks, config.data, size, workers=config.scaling.workers)
     held_out, validation = find_held_out(config.validation, size, images, masks, val_images, val_masks)
     config = presets.resolve_epochs(config, image_count)
-    if config.loss.needs_features:
+    if needs_features(config.loss):
         load_weights(config.loss.vgg)
     storage.require_writable(run)
     try:

@@ -23,6 +23,7 @@ with quiet_imports():
 
     from trainer.config import LossConfig, UNetConfig
     from trainer.model.layers import BatchNormalization, PartialConv2D
+    from trainer.model.losses import needs_features
     from trainer.model.unet import BN_MOMENTUM, LEAKY_SLOPE, build_unet
     from trainer.model.vgg import build_features
     from trainer.training.step import make_train_step
@@ -147,7 +148,7 @@ def bench_step(precision):
             model = build(CONFIG, precision, height=256, width=256)
             optimizer = keras.optimizers.Adam(2e-4)
             optimizer.build(model.trainable_variables)
-            perceptual = build_features(dtype=precision) if losses.needs_features else None
+            perceptual = build_features(dtype=precision) if needs_features(losses) else None
             step = make_train_step(tf.distribute.get_strategy(), model, optimizer, perceptual, losses)
             variants[name] = lambda step=step: float(step(target, mask)["total"])
         print_ratio(what, precision, take_turns(variants), 4)

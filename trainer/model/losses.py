@@ -1,11 +1,17 @@
-"""The paper's six loss terms and their sum (arXiv 1804.07723, section 3.3, equations 3 to 7).
+"""The paper's loss terms and their weighted sum (arXiv 1804.07723, section 3.3, equations 3 to 7).
 
 Shapes: `output`, `target`, `composite` are [B, H, W, C] in [0, 1]; `mask` is [B, H, W, 1] of {0, 1}, 1 = valid.
 Features are lists of [B, h, w, c], one per layer of the perceptual network. Every term is a float32
 scalar, computed in float32 from inputs of any float dtype, and a mean over the batch.
+
+`TERMS` is the table of terms. A new one takes a field of `LossConfig`, its weight, and a row of `TERMS`, both under
+the same name.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from keras import ops
 
@@ -57,10 +63,57 @@ def total_variation_loss(composite, mask):
     return (ops.sum(vertical) + ops.sum(horizontal)) / ops.cast(ops.size(x), "float32")
 
 
+class Batch(NamedTuple):
+    """What the terms of one batch are computed from, in float32.
+
+    Attributes:
+        features: of "target" and of those of "output" and "composite" that a term of positive weight compares.
+    """
+
+    output: Any
+    target: Any
+    mask: Any
+    composite: Any
+    features: dict[str, list]
+
+
+class Term(NamedTuple):
+    """One row of `TERMS`.
+
+    Attributes:
+        compute: the term before weighting, of a `Batch`.
+        features: which images' VGG-16 features it compares with the target's, of "output" and "composite".
+    """
+
+    compute: Callable[[Batch], Any]
+    features: tuple[str, ...] = ()
+
+
+# By the name of the weight in `LossConfig`; in the order of the sum.
+TERMS = {
+    "valid": Term(lambda b: valid_loss(b.output, b.target, b.mask)),
+    "hole": Term(lambda b: hole_loss(b.output, b.target, b.mask)),
+    "perceptual": Term(
+        lambda b: sum(perceptual_loss(b.features[name], b.features["target"]) for name in ("output", "composite")),
+        features=("output", "composite"),
+    ),
+    "style_output": Term(lambda b: style_loss(b.features["output"], b.features["target"]), features=("output",)),
+    "style_composite": Term(
+        lambda b: style_loss(b.features["composite"], b.features["target"]), features=("composite",)
+    ),
+    "total_variation": Term(lambda b: total_variation_loss(b.composite, b.mask)),
+}
+
+
+def needs_features(config: LossConfig) -> bool:
+    """Whether any term of positive weight compares VGG-16 features."""
+    return bool(_compared(config))
+
+
 def total_loss(output, target, mask, features, config: LossConfig):
     """L_total, the weighted sum of the terms (equation 7; weights 1, 6, 0.05, 120, 120, 0.1 by default).
 
-    Output and composite pass the perceptual network in one batch, the target in a call of its own
+    Output and composite go through the perceptual network as one batch, the target in a call of its own
     without gradient.
 
     Args:
@@ -68,12 +121,12 @@ def total_loss(output, target, mask, features, config: LossConfig):
         target: [B, H, W, 3], the ground truth.
         mask: [B, H, W, 1].
         features: from `trainer.model.vgg.build_features`, or any function of images [N, H, W, 3] to a list of
-            [N, h, w, c]. May be None if `config.needs_features` is False.
+            [N, h, w, c]. May be None unless `needs_features(config)`.
         config: the weights. A term of weight 0 is not computed.
 
     Returns:
-        The total, and a dict of the terms before weighting, under the names of `LossConfig`'s fields; terms
-        of weight 0 are absent.
+        The total, and a dict of the terms before weighting, under the names of `TERMS`; terms of weight 0 are
+        absent.
 
     Raises:
         ValueError: for shapes that do not fit together, or features of None where they are needed.
@@ -81,38 +134,25 @@ def total_loss(output, target, mask, features, config: LossConfig):
     _check_shapes(output, target, mask)
     output, target, mask = _float32(output), _float32(target), _float32(mask)
     composite = composite_image(output, target, mask)
-    terms = {}
-    if config.valid:
-        terms["valid"] = valid_loss(output, target, mask)
-    if config.hole:
-        terms["hole"] = hole_loss(output, target, mask)
-    if config.needs_features:
-        terms.update(_feature_terms(output, composite, target, features, config))
-    if config.total_variation:
-        terms["total_variation"] = total_variation_loss(composite, mask)
-    return sum(getattr(config, name) * term for name, term in terms.items()), terms
+    wanted = _compared(config)
+    compared = {name: x for name, x in (("output", output), ("composite", composite)) if name in wanted}
+    batch = Batch(output, target, mask, composite, _features(compared, target, features) if compared else {})
+    terms = {name: term.compute(batch) for name, term in TERMS.items() if config.weights[name]}
+    return sum(config.weights[name] * term for name, term in terms.items()), terms
 
 
-def _feature_terms(output, composite, target, features, config):
+def _compared(config: LossConfig) -> set[str]:
+    """The images whose features are compared with the target's."""
+    return {image for name, weight in config.weights.items() if weight for image in TERMS[name].features}
+
+
+def _features(compared: dict[str, Any], target, features) -> dict[str, list]:
     if features is None:
         raise ValueError("total_loss: expected a perceptual network for the weights given. Received features=None.")
-    images = {}
-    if config.perceptual or config.style_output:
-        images["output"] = output
-    if config.perceptual or config.style_composite:
-        images["composite"] = composite
     expected = [ops.stop_gradient(x) for x in features(target)]
-    batched = features(ops.concatenate(list(images.values()), axis=0))
-    split = [ops.split(x, len(images), axis=0) for x in batched]
-    received = {name: [parts[i] for parts in split] for i, name in enumerate(images)}
-    terms = {}
-    if config.perceptual:
-        terms["perceptual"] = sum(perceptual_loss(received[name], expected) for name in ("output", "composite"))
-    if config.style_output:
-        terms["style_output"] = style_loss(received["output"], expected)
-    if config.style_composite:
-        terms["style_composite"] = style_loss(received["composite"], expected)
-    return terms
+    batched = features(ops.concatenate(list(compared.values()), axis=0))
+    split = [ops.split(x, len(compared), axis=0) for x in batched]
+    return {"target": expected, **{name: [parts[i] for parts in split] for i, name in enumerate(compared)}}
 
 
 def _check_shapes(output, target, mask):

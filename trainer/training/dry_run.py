@@ -11,6 +11,7 @@ from trainer import presets, storage
 from trainer.config import TrainConfig
 from trainer.data.manifest import load_manifest
 from trainer.errors import UserError
+from trainer.model.losses import needs_features
 from trainer.model.unet import build_unet
 
 _GB = 1e9
@@ -37,7 +38,7 @@ def estimate_memory(config: TrainConfig, model: keras.Model) -> dict[str, int]:
             bytes_each = 4 if keras.backend.standardize_dtype(tensor.dtype) == "float32" else width
             activations += batch * math.prod(tensor.shape[1:]) * bytes_each
     perceptual = 0
-    if config.loss.needs_features:
+    if needs_features(config.loss):
         from trainer.model.vgg import BLOCKS
 
         for level, block in enumerate(BLOCKS):

@@ -19,7 +19,7 @@ from trainer.config import TrainConfig
 from trainer.data import batches as data
 from trainer.inference.export_formats import export_model
 from trainer.metrics.intervals import interval_tag
-from trainer.model import unet, vgg
+from trainer.model import losses, unet, vgg
 from trainer.runs import write_summary
 from trainer.training.monitor import (
     CheckpointSaved,
@@ -80,7 +80,7 @@ def train(
     state = TrainState.build(config, strategy)
     with strategy.scope():
         features = None
-        if config.loss.needs_features:
+        if losses.needs_features(config.loss):
             features = vgg.build_features(config.loss.vgg, dtype=config.precision)
     with contextlib.ExitStack() as stack:
         saver = stack.enter_context(Saver(run, config)) if worker == 0 else None
