@@ -7,6 +7,7 @@ import pickle
 
 import apache_beam as beam
 import pytest
+from apache_beam.testing.util import assert_that, equal_to
 
 from pipelines.transforms import rejects
 from pipelines.transforms.rejects import Rejected, blame
@@ -50,6 +51,19 @@ def test_the_innermost_blame_counts():
 def test_rejected_crosses_processes():
     found = pickle.loads(pickle.dumps(Rejected(rejects.reject("a", "read", ValueError("bad")))))
     assert found.reject == rejects.Reject(source="a", stage="read", error="ValueError: bad")
+
+
+def halves(number, *more):
+    yield from [number / 2, *more] if number % 2 == 0 else [rejects.Reject(source=str(number), stage="s", error="odd")]
+
+
+@pytest.mark.parametrize("more", [[], ["x", None]])
+def test_rejects_are_tagged_in_a_pipeline(more):
+    with beam.Pipeline("FnApiRunner") as pipeline:
+        found = pipeline | beam.Create([2, 3]) | beam.FlatMap(rejects.tag_rejects, halves, *more).with_outputs()
+        assert_that(found[None], equal_to([1.0, *more]), label="found")
+        lost = rejects.Reject(source="3", stage="s", error="odd")
+        assert_that(found[rejects.REJECTED], equal_to([lost]), label="lost")
 
 
 def test_rejects_are_tagged():

@@ -83,7 +83,8 @@ def blame(
         raise Rejected(reject(source, stage, error, split, member)) from error
 
 
-def tag_rejects(element: Any, function: Callable[..., Iterable[Any]], *arguments: Any) -> Iterator[Any]:
+# Without types of its arguments: Beam would check an empty ``arguments`` as if it were an element.
+def tag_rejects(element, function: Callable[..., Iterable[Any]], *arguments) -> Iterator[Any]:
     """What ``function`` yields for an element and ``arguments``, with `Reject`s under the tag `REJECTED`."""
     for found in function(element, *arguments):
         yield beam.pvalue.TaggedOutput(REJECTED, found) if isinstance(found, Reject) else found
