@@ -13,6 +13,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from masks.codec import HOLES
+from masks.families import FAMILIES
+from masks.sampling import BORDERS, MIXTURE
+from pipelines.mask_dataset import SPLITS, TEST_SETS, make_plan, parameters_of
 from trainer.command import ArgumentParser, code_version, quiet_imports, run_command
 
 MASKS_PER_SHARD = 16_384  # 82 MB of `shapes` at 512 x 512
@@ -20,25 +24,33 @@ MASKS_PER_SHARD = 16_384  # 82 MB of `shapes` at 512 x 512
 
 def parser() -> ArgumentParser:
     parser = ArgumentParser(prog="python -m pipelines.build_masks", description=__doc__)
-    parser.add_argument("--output", required=True, help="the dataset's folder (local or gs://)")
+    parser.add_argument("--output", required=True, help="folder of the dataset (local or gs://)")
     parser.add_argument("--count", type=int, help="number of masks")
     parser.add_argument("--size", type=int, help="height and width in pixels (default 512)")
-    parser.add_argument("--generator", default="shapes", help="family of masks, or mixture (default shapes)")
-    parser.add_argument("--weights", metavar="FAMILY=NUMBER,...", help="of the families of a mixture")
-    parser.add_argument("--hole-ratio", metavar="LOW,HIGH", help="one interval (LOW, HIGH] for all masks")
-    parser.add_argument("--border", help="any, none (holes keep away from it) or touch (default any)")
+    parser.add_argument(
+        "--generator", choices=(*FAMILIES, MIXTURE), default="shapes", help="family of masks (default shapes)"
+    )
+    parser.add_argument("--weights", metavar="FAMILY=NUMBER,...", help="relative frequency of each family in a mixture")
+    parser.add_argument("--hole-ratio", metavar="LOW,HIGH", help="a single interval (LOW, HIGH] for all masks")
+    parser.add_argument(
+        "--border", choices=BORDERS, help="whether holes near the border are allowed (default), forbidden or required"
+    )
     parser.add_argument("--margin", type=int, help="pixels that count as near the border (default 50 per 512)")
-    parser.add_argument("--stratify", action="store_true", help="as many of each interval and border class")
-    parser.add_argument("--test-set", metavar="paper", help="12 x 1,000 masks of 512 x 512, as the paper has them")
-    parser.add_argument("--mask-files", metavar="GLOB", help="mask images that the family files starts from")
-    parser.add_argument("--hole", help="black or white: the colour of holes in them")
-    parser.add_argument("--threshold", type=float, help="share of the range from which on they are white (default 0.6)")
-    parser.add_argument("--frames", metavar="GLOB", help="videos, frames or stereo pairs that occlusion starts from")
-    parser.add_argument("--stills", metavar="GLOB", help="photographs that occlusion moves as two layers")
+    parser.add_argument(
+        "--stratify", action="store_true", help="draw equally many masks for every interval and border class"
+    )
+    parser.add_argument("--test-set", choices=TEST_SETS, help="the paper's test set: 12 x 1,000 masks of 512 x 512")
+    parser.add_argument("--mask-files", metavar="GLOB", help="mask images for the family files")
+    parser.add_argument("--hole", choices=HOLES, help="color of the holes in these images")
+    parser.add_argument(
+        "--threshold", type=float, help="gray values from this fraction of the range on are white (default 0.6)"
+    )
+    parser.add_argument("--frames", metavar="GLOB", help="videos, frames or stereo pairs for the family occlusion")
+    parser.add_argument("--stills", metavar="GLOB", help="photographs for occlusion, which moves them as two layers")
     parser.add_argument("--seed", type=int, default=0, help="another seed gives other masks (default 0)")
-    parser.add_argument("--split", help="train, val or test: none has a mask of another (default train)")
-    parser.add_argument("--num-shards", type=int, help=f"default: one per {MASKS_PER_SHARD} masks")
-    parser.add_argument("--overwrite", action="store_true", help="write again what is finished already")
+    parser.add_argument("--split", choices=SPLITS, help="name of the split; splits share no mask (default train)")
+    parser.add_argument("--num-shards", type=int, help=f"number of shards (default: one per {MASKS_PER_SHARD} masks)")
+    parser.add_argument("--overwrite", action="store_true", help="rebuild the dataset if it is already complete")
     return parser
 
 
@@ -47,16 +59,15 @@ def main(argv: Sequence[str]) -> int:
         import apache_beam as beam
 
         from pipelines.launch import claim_dataset, parse_options, run_pipeline
-        from pipelines.mask_dataset.mask_summary import SHEET, write_summary
-        from pipelines.mask_dataset.plan import find_files, make_plan, parameters_of
-        from pipelines.mask_dataset.sampling import SampleMasks, SampleMasksFromSources
+        from pipelines.mask_dataset.sampling import SHEET, SampleMasks, SampleMasksFromSources, write_summary
+        from pipelines.mask_dataset.sources import find_files
         from pipelines.transforms.dataset_writer import WriteDataset
         from pipelines.transforms.progress import ReportProgress
         from trainer import storage
 
     ours, options = parse_options(parser(), argv)
     plan = make_plan(ours)
-    files, options_of_files, unmatched = find_files(ours, plan)
+    files, reading, unmatched = find_files(ours, plan)
     output = storage.normalize(ours.output)
     if not claim_dataset(output, ours.overwrite):
         return 0
@@ -72,18 +83,18 @@ def main(argv: Sequence[str]) -> int:
         rejects = pipeline | "Unmatched" >> beam.Create(unmatched)
         masks = (plan.specs, plan.count, plan.split)
         if files:
-            found, tally, unused = pipeline | SampleMasksFromSources(*masks, files, options_of_files)
+            found, tally, unused = pipeline | SampleMasksFromSources(*masks, files, reading)
             rejects = (rejects, unused) | "Rejects" >> beam.Flatten()
         else:
             found, tally = pipeline | SampleMasks(*masks)
         found = found | "Progress" >> beam.ParDo(ReportProgress("masks", plan.count))
-        # Every mask, and every file that none could start from.
+        # Inputs are the masks, and the files that no mask could start from.
         inputs = rejects | beam.combiners.Count.Globally() | "Inputs" >> beam.Map(lambda n: n + plan.count)
         statistics = tally | "Summary" >> beam.Map(write_summary, output)
         (found, rejects, inputs, statistics) | WriteDataset(output, num_shards, fields)
 
     run_pipeline(options, build)
-    print(f"{plan.count} masks in {output}; {storage.join(output, SHEET)} shows some")
+    print(f"{plan.count} masks in {output}; {storage.join(output, SHEET)} shows some of them")
     return 0
 
 

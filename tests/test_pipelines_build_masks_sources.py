@@ -96,7 +96,7 @@ def test_every_mask_is_drawn_and_every_bad_file_told(from_masks):
     assert rejects.keys() == {"notes.txt", "white.png"}
     assert (rejects["notes.txt"]["stage"], rejects["white.png"]["stage"]) == ("decode", "decode")
     assert "the file is not an image" in rejects["notes.txt"]["error"]
-    assert "Received no hole" in rejects["white.png"]["error"]
+    assert "Received no holes" in rejects["white.png"]["error"]
 
 
 def test_sources_in_a_bucket_give_the_same_masks(bucket, files, from_masks, tmp_path):
@@ -132,11 +132,10 @@ def test_a_mixture_of_families_with_and_without_sources(files, tmp_path):
 
 def test_sources_take_turns_with_every_specification():
     from pipelines.build_masks import parser
-    from pipelines.mask_dataset import plan as mask_plan
-    from pipelines.mask_dataset import sampling
+    from pipelines.mask_dataset import make_plan, sampling
 
     arguments = ["--output", "x", "--count", "60", "--stratify", "--generator", "files"]
-    plan = mask_plan.make_plan(parser().parse_args(arguments))
+    plan = make_plan(parser().parse_args(arguments))
     found = [f"mask:{name}" for name in "cab"] + ["still:z"]
     assigned = list(sampling.assign_sources(0, plan.specs, 60, found, []))
     assert [index for _, index in assigned] == list(range(60))
@@ -151,11 +150,11 @@ def test_sources_take_turns_with_every_specification():
         ("--generator occlusion", "--generator occlusion: expected --frames or --stills."),
         ("--generator files --mask-files {files}/masks", "--hole: expected with, and only with, --mask-files"),
         ("--hole black", "--hole: expected with, and only with, --mask-files"),
-        ("--generator files --mask-files {files}/masks --hole grey", "--hole: expected one of"),
+        ("--generator files --mask-files {files}/masks --hole gray", "argument --hole: invalid choice: 'gray'"),
         ("--generator files --mask-files {files}/none --hole black", "none matches no file"),
         ("--stills {files}/stills", "--stills: none of shapes starts from such files."),
-        ("--generator occlusion --stills {files}/stills/half.jpg", "occlusion: expected a file that it can start from"),
-        ("--generator occlusion --frames {files}/masks/notes.txt", "expected files that masks can start from"),
+        ("--generator occlusion --stills {files}/stills/half.jpg", "occlusion: none of the files can be used"),
+        ("--generator occlusion --frames {files}/masks/notes.txt", "no file that masks can start from"),
     ],
 )
 def test_wrong_use_is_refused(files, options, message, tmp_path):

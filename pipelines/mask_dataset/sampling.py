@@ -1,26 +1,56 @@
-"""Mask number n as a record: the pure functions of the mask job, and their transform."""
+"""Mask number n as a record: pure functions of the mask job, their transforms, and the dataset's summary."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 import apache_beam as beam
+import cv2
 
 from masks import coverage
-from masks.codec import encode_mask
+from masks.codec import decode_mask, encode_mask
+from masks.contact_sheet import contact_sheet
 from masks.families import FAMILIES
 from masks.sampling import MaskSpec, family_of, sample_mask
-from pipelines.mask_dataset.mask_summary import Cell, merge_tallies
 from pipelines.mask_dataset.sources import SourceFile, SourceOptions, decode_source, encode_source, read_sources
 from pipelines.transforms.dataset_writer import Record
 from pipelines.transforms.rejects import REJECTED, Reject
+from trainer import storage
 from trainer.data import records
 from trainer.errors import UserError
 
-# Consecutive indices drawn as one element: an element of Beam costs about as much as a small mask.
+# Consecutive indices drawn as one element: Beam's cost per element is about that of a small mask.
 CHUNK = 64
 TALLY = "tally"
+SHEET = "contact_sheet.png"
+
+
+class Cell(NamedTuple):
+    """What masks are counted by."""
+
+    generator: str
+    bucket: int
+    touches_border: int
+
+
+class Count(NamedTuple):
+    """Number of masks in a cell; index and PNG of the first one, that of lowest index."""
+
+    masks: int
+    first: int
+    png: bytes
+
+
+Tally = dict[Cell, Count]
+
+
+class Batch(NamedTuple):
+    """Up to ``CHUNK`` masks that start from one source; ``source`` is empty for families that start from nothing."""
+
+    source: bytes
+    indices: list[int]
 
 
 def mask_values(spec: MaskSpec, index: int) -> dict:
@@ -52,7 +82,7 @@ def sample_records(
     for index in indices:
         values = mask_values(spec_of(specs, index), index)
         cell = Cell(values["mask/generator"], values["mask/bucket"], values["mask/touches_border"])
-        tallies.append({cell: (1, index, values["mask/encoded"])})
+        tallies.append({cell: Count(1, index, values["mask/encoded"])})
         yield split, f"{index:012d}", records.encode_record(values, records.MASK_FEATURES)
     yield beam.pvalue.TaggedOutput(TALLY, merge_tallies(tallies))
 
@@ -60,28 +90,30 @@ def sample_records(
 def sample_chunk(
     first: int, specs: tuple[MaskSpec, ...], count: int, split: str
 ) -> Iterator[Record | beam.pvalue.TaggedOutput]:
-    """`sample_records` of the masks ``first`` to ``first + CHUNK - 1``, as far as there are any."""
+    """`sample_records` of the masks ``first`` to ``first + CHUNK - 1``, without those from ``count`` on."""
     return sample_records(range(first, min(first + CHUNK, count)), specs, split)
 
 
 def read_file(
     file: SourceFile, options: SourceOptions, split: str
 ) -> Iterator[tuple[str, bytes] | beam.pvalue.TaggedOutput]:
-    """The sources in one file under their names, encoded, or one `Reject` under the tag ``rejected``."""
+    """(name, encoded source) of each source in a file, or one `Reject` under the tag ``rejected``."""
     for found in read_sources(file, options):
         if isinstance(found, Reject):
             yield beam.pvalue.TaggedOutput(REJECTED, dataclasses.replace(found, split=split))
         else:
-            key, source = found
-            yield f"{source.kind}:{key}", encode_source(source)
+            yield f"{found.source.kind}:{found.key}", encode_source(found.source)
 
 
 def source_of(spec: MaskSpec, index: int, turn: int, names: dict[str, list[str]]) -> str:
     """Name of the source that mask ``index`` starts from; empty if its family starts from nothing.
 
     Args:
-        turn: how often the specifications have taken turns: with it the sources do, so each meets every specification.
-        names: of the sources of each family, in order.
+        spec: specification of the mask.
+        index: of the mask.
+        turn: how often the specifications have taken turns. Sources take turns with it, so that each of them meets
+            every specification.
+        names: names of the sources of each family, in order.
     """
     found = names.get(family_of(spec, index))
     return found[turn % len(found)] if found else ""
@@ -93,7 +125,7 @@ def assign_sources(
     """(source's name, index) of the masks ``first`` to ``first + CHUNK - 1``.
 
     Raises:
-        UserError: a family of the specification has no source.
+        UserError: a family of the specifications has no source.
     """
     ordered = sorted(found)
     names = {}
@@ -102,34 +134,90 @@ def assign_sources(
             names[family] = [name for name in ordered if name.partition(":")[0] in kinds]
             if not names[family]:
                 why = "; ".join(f"{r.source}: {r.error}" for r in sorted(rejects, key=lambda r: r.source)[:3])
-                raise UserError(f"{family}: expected a file that it can start from. None can be used: {why}")
+                raise UserError(f"{family}: none of the files can be used: {why}")
     for index in range(first, min(first + CHUNK, count)):
         name = source_of(spec_of(specs, index), index, index // len(specs), names)
         yield name or f"~{first}", index
 
 
 def split_group(group: tuple[str, dict]) -> Iterator[tuple[bytes, list[int]]]:
-    """(encoded source, up to ``CHUNK`` indices) of all masks of one source; no bytes where there is none."""
+    """The masks of one source as `Batch`es, which are bare tuples on their way: Beam has a fast coder for these."""
     _, found = group
     source = next(iter(found["source"]), b"")
     indices = sorted(found["indices"])
     for start in range(0, len(indices), CHUNK):
-        yield source, indices[start : start + CHUNK]
+        batch = Batch(source, indices[start : start + CHUNK])
+        yield batch.source, batch.indices
 
 
-def sample_from_source(
+def sample_batch(
     item: tuple[bytes, list[int]], specs: tuple[MaskSpec, ...], split: str
 ) -> Iterator[Record | beam.pvalue.TaggedOutput]:
-    """`sample_records` of masks that start from one source."""
-    encoded, indices = item
-    if encoded:
-        source = decode_source(encoded)
+    """`sample_records` of a `Batch`."""
+    batch = Batch(*item)
+    if batch.source:
+        source = decode_source(batch.source)
         specs = tuple(dataclasses.replace(spec, source=source) for spec in specs)
-    return sample_records(indices, specs, split)
+    return sample_records(batch.indices, specs, split)
+
+
+def merge_tallies(tallies: Iterable[Tally]) -> Tally:
+    """The tally of all masks in ``tallies``; the same in any order and grouping."""
+    merged: Tally = {}
+    for tally in tallies:
+        for cell, count in tally.items():
+            known = merged.get(cell, Count(0, count.first, count.png))
+            earlier = min(known, count, key=lambda one: (one.first, one.png))
+            merged[cell] = earlier._replace(masks=known.masks + count.masks)
+    return merged
+
+
+def histogram(tally: Tally) -> list[dict]:
+    """Number of masks by family, hole-ratio interval (its position in ``RATIO_BUCKETS``) and border class."""
+    return [{**cell._asdict(), "count": tally[cell].masks} for cell in sorted(tally)]
+
+
+def sheet_of(tally: Tally) -> bytes:
+    """PNG with the first mask of each cell: a row per family and border class, a column per interval."""
+    buckets = sorted({cell.bucket for cell in tally})
+    columns = ["other" if bucket < 0 else "({}, {}]".format(*coverage.RATIO_BUCKETS[bucket]) for bucket in buckets]
+    rows = {}
+    for family, touches in sorted({(cell.generator, cell.touches_border) for cell in tally}):
+        counts = [tally.get(Cell(family, bucket, touches)) for bucket in buckets]
+        masks = [None if count is None else decode_mask(count.png) for count in counts]
+        rows[f"{family}, at border" if touches else family] = masks
+    return cv2.imencode(".png", contact_sheet(rows, columns))[1].tobytes()
+
+
+def write_summary(tally: Tally, folder: str) -> dict:
+    """Writes the contact sheet into ``folder``; returns the ``statistics`` of the dataset's manifest."""
+    storage.overwrite(storage.join(folder, SHEET), sheet_of(tally))
+    return {"histogram": histogram(tally)}
+
+
+class SampleMasks(beam.PTransform):
+    """Twin of `masks.sampling.sample_mask`: masks 0 to ``count - 1``, from a pipeline.
+
+    Returns two PCollections: the `Record`s, and one `Tally` of them all.
+    """
+
+    def __init__(self, specs: tuple[MaskSpec, ...], count: int, split: str):
+        super().__init__()
+        self._arguments = (specs, count, split)
+        self._starts = list(range(0, count, CHUNK))
+
+    def expand(self, pipeline):
+        outputs = (
+            pipeline
+            | beam.Create(self._starts)
+            | beam.Reshuffle()
+            | beam.FlatMap(sample_chunk, *self._arguments).with_outputs(TALLY, main="records")
+        )
+        return outputs.records, outputs[TALLY] | beam.CombineGlobally(merge_tallies)
 
 
 class SampleMasksFromSources(beam.PTransform):
-    """As `SampleMasks`, for families that start from sources; also returns the `Reject`s of their files."""
+    """Like `SampleMasks`, for families that start from sources; also returns the `Reject`s of their files."""
 
     def __init__(
         self,
@@ -165,27 +253,6 @@ class SampleMasksFromSources(beam.PTransform):
             | "Join" >> beam.CoGroupByKey()
             | "Split" >> beam.FlatMap(split_group)
             | "SpreadMasks" >> beam.Reshuffle()
-            | "Draw" >> beam.FlatMap(sample_from_source, self._specs, self._split).with_outputs(TALLY, main="records")
+            | "Draw" >> beam.FlatMap(sample_batch, self._specs, self._split).with_outputs(TALLY, main="records")
         )
         return outputs.records, outputs[TALLY] | beam.CombineGlobally(merge_tallies), read[REJECTED]
-
-
-class SampleMasks(beam.PTransform):
-    """Twin of `masks.sampling.sample_mask`: from a pipeline to masks 0 to ``count - 1``.
-
-    Returns a pair of PCollections: the `Record`s, and one `Tally` of all.
-    """
-
-    def __init__(self, specs: tuple[MaskSpec, ...], count: int, split: str):
-        super().__init__()
-        self._arguments = (specs, count, split)
-        self._starts = list(range(0, count, CHUNK))
-
-    def expand(self, pipeline):
-        outputs = (
-            pipeline
-            | beam.Create(self._starts)
-            | beam.Reshuffle()
-            | beam.FlatMap(sample_chunk, *self._arguments).with_outputs(TALLY, main="records")
-        )
-        return outputs.records, outputs[TALLY] | beam.CombineGlobally(merge_tallies)

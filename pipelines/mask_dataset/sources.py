@@ -1,39 +1,61 @@
-"""From files to what masks start from: the pure functions that the mask job calls before it draws.
+"""Sources of the mask job: the pure functions that list, read and pack what masks start from.
 
-    mask images           -> one Source of kind mask each              for the family files
-    video files           -> pairs of frames, spread over the film     for the family occlusion
-    folders of frames     -> each two consecutive ones, in name order
+    mask images           -> one Source of kind mask each                for the family files
+    video files           -> pairs of frames, spread over the video      for the family occlusion
+    folders of frames     -> pairs of consecutive frames, by name
     left/F and right/F    -> a stereo pair
     photographs           -> one Source of kind still each
 
-Every file ends in sources or in one reject. Frames are shrunk to what flow is computed at, so that they stay small
-between workers.
+Every file ends as sources or as one reject. Frames are shrunk to the size at which flow is computed, so that little is
+sent between workers. FFmpeg, which comes with OpenCV, decodes videos; other builds may give frames that differ in a few
+bits.
 """
 
 from __future__ import annotations
 
+import argparse
+import contextlib
+import dataclasses
+import os
 import posixpath
 import re
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 
 from masks.codec import HOLES, decode_mask, encode_mask, read_mask_image
-from masks.families import occlusion
+from masks.families import FAMILIES, occlusion
 from masks.sources import KINDS, Source
-from pipelines.mask_dataset.videos import VIDEO_SUFFIXES, frame_pairs, local_copy
+from pipelines.mask_dataset.plan import Plan
 from pipelines.transforms.rejects import Reject, Rejected, blame, reject
 from trainer import storage
 from trainer.errors import UserError
 from trainer.images import rgb
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
-# What the paper's authors advise for their own masks.
+VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
+# What the paper's authors recommend for their own masks.
 THRESHOLD = 0.6
-# Masks of others are shrunk to this many times the shorter side of ours: a crop is enlarged from there.
+# Mask files are shrunk to this many times the shorter side of the masks to draw: crops are enlarged from there.
 SPARE = 1.25
+PART = 8 << 20  # bytes of a remote video that are fetched at once
+# Where each kind of source comes from.
+_FLAGS = {"mask": "--mask-files", "frames": "--frames", "still": "--stills"}
+
+
+class VideoError(ValueError):
+    """The file is not a video that can be used."""
+
+
+class NamedSource(NamedTuple):
+    """A source and its key, such as ``clip.avi#120``: the same wherever the file lies, unique within a kind."""
+
+    key: str
+    source: Source
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +65,7 @@ class SourceFile:
     Attributes:
         kind: ``mask``, ``video``, ``pair`` or ``still``.
         key: a name that is the same wherever the files lie; unique within a kind.
-        addresses: of its one file, or of a pair's two.
+        addresses: address of its one file, or of the two of a pair.
     """
 
     kind: str
@@ -53,18 +75,21 @@ class SourceFile:
 
 @dataclass(frozen=True, kw_only=True)
 class SourceOptions:
-    """How files are read.
+    """How to read files.
 
     Attributes:
-        hole: ``black`` or ``white``: the colour of holes in mask images; None where there are none.
-        threshold: share of the range from which on a pixel of a mask image is white.
-        side: shorter side of the masks to be drawn, in pixels.
-        gap: frames from the first of a video's pair to the second.
-        interval: frames from one pair of a video to the next, until there are ``max_pairs``.
-        max_pairs: most pairs from one video; longer ones give as many, further apart.
+        hole: ``black`` or ``white``: the color of holes in mask images; empty if there are none.
+        threshold: fraction of the full range from which a pixel of a mask image is white.
+        side: shorter side of the masks to draw, in pixels.
+        gap: frames from the first to the second of a pair in a video.
+        interval: frames from one pair of a video to the next, as long as there are at most ``max_pairs``.
+        max_pairs: maximum number of pairs from one video; in longer videos they are further apart.
+
+    Raises:
+        ValueError: an attribute is out of range.
     """
 
-    hole: str | None = None
+    hole: str = ""
     threshold: float = THRESHOLD
     side: int = 512
     gap: int = 5
@@ -72,52 +97,78 @@ class SourceOptions:
     max_pairs: int = 32
 
     def __post_init__(self):
-        if self.hole is not None and self.hole not in HOLES:
-            raise UserError(f"--hole: expected one of {HOLES}. Received {self.hole!r}.")
+        if self.hole and self.hole not in HOLES:
+            raise ValueError(f"hole: expected one of {HOLES}. Received {self.hole!r}.")
         if not 0 < self.threshold <= 1:
-            raise UserError(f"--threshold: expected more than 0 and at most 1. Received {self.threshold!r}.")
+            raise ValueError(f"threshold: expected a fraction in (0, 1]. Received {self.threshold!r}.")
         if min(self.side, self.gap, self.max_pairs) < 1 or self.interval <= self.gap:
-            raise UserError(
+            raise ValueError(
                 "expected 1 or more for side, gap and max_pairs, and interval > gap. "
                 f"Received {self.side}, {self.gap}, {self.max_pairs} and {self.interval}."
             )
 
 
-# Listing
+def find_files(options: argparse.Namespace, plan: Plan) -> tuple[list[SourceFile], SourceOptions, list[Reject]]:
+    """Files that the plan's families start from, how to read them, and rejects for those of no known kind.
+
+    Raises:
+        UserError: an option is missing, contradicts another, or matches no file.
+    """
+    needed = {kind for family in plan.families for kind in FAMILIES[family].source_kinds}
+    given = {"mask": options.mask_files, "frames": options.frames, "still": options.stills}
+    for family in plan.families:
+        kinds = FAMILIES[family].source_kinds
+        if kinds and not any(given[kind] for kind in kinds):
+            raise UserError(f"--generator {family}: expected {' or '.join(_FLAGS[kind] for kind in kinds)}.")
+    for kind, address in given.items():
+        if address and kind not in needed:
+            raise UserError(f"{_FLAGS[kind]}: none of {', '.join(plan.families)} starts from such files.")
+    if bool(options.mask_files) != bool(options.hole):
+        raise UserError("--hole: expected with, and only with, --mask-files: the color of holes, black or white.")
+    threshold = THRESHOLD if options.threshold is None else options.threshold
+    try:
+        reading = SourceOptions(hole=options.hole or "", threshold=threshold, side=options.size)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    if not needed:
+        return [], reading, []
+    found, unmatched = list_sources(mask_files=options.mask_files, frames=options.frames, stills=options.stills)
+    if not found:
+        first = unmatched[0]
+        raise UserError(f"no file that masks can start from: {first.source}: {first.error}")
+    return found, reading, [dataclasses.replace(one, split=plan.split) for one in unmatched]
 
 
 def list_sources(
     mask_files: str | None = None, frames: str | None = None, stills: str | None = None
 ) -> tuple[list[SourceFile], list[Reject]]:
-    """What the addresses (a file, a folder or a glob, local or gs://) hold, sorted by kind and key.
+    """The files at the addresses (a file, a folder or a glob, local or gs://), sorted by kind and key.
 
     Args:
         mask_files: mask images.
-        frames: video files, told by their suffixes; frame images, of which each two consecutive ones of a folder are a
-            pair (``2.png`` comes before ``10.png``), unless the folder is called ``left`` or ``right``: there, the
-            files of one name are a stereo pair.
+        frames: video files, recognized by their suffixes, and frame images. Consecutive frames of a folder are pairs
+            (``2.png`` comes before ``10.png``), unless the folder is called ``left`` or ``right``: there, files of the
+            same name are a stereo pair.
         stills: photographs.
 
     Returns:
-        The inputs, and rejects for files that are neither and for frames without a partner.
+        The inputs, and rejects for files of other kinds and for frames without a partner.
 
     Raises:
         UserError: an address matches no file.
     """
-    found, rejects = [], []
+    found: list[SourceFile] = []
+    rejects: list[Reject] = []
     for kind, address in (("mask", mask_files), ("still", stills)):
         if address is not None:
-            base = storage.base_of(address)
-            found += [
-                SourceFile(kind=kind, key=storage.relative(name, base), addresses=(name,)) for name in _find(address)
-            ]
+            found += _find(kind, address)
     if frames is not None:
-        base = storage.base_of(frames)
         folders: dict[str, list[str]] = {}
-        for name in _find(frames):
+        for file in _find("video", frames):
+            (name,) = file.addresses
             suffix = posixpath.splitext(name)[1].lower()
             if suffix in VIDEO_SUFFIXES:
-                found.append(SourceFile(kind="video", key=storage.relative(name, base), addresses=(name,)))
+                found.append(file)
             elif suffix in IMAGE_SUFFIXES:
                 folders.setdefault(posixpath.dirname(name), []).append(name)
             else:
@@ -125,21 +176,24 @@ def list_sources(
                 rejects.append(reject(name, "match", ValueError(f"expected {expected}. Received {suffix!r}.")))
         pairs, alone = _pair_up(folders)
         rejects += alone
+        base = storage.base_of(frames)
         for pair in pairs:
             key = "+".join(storage.relative(name, base) for name in pair)
             found.append(SourceFile(kind="pair", key=key, addresses=pair))
     return sorted(found, key=lambda file: (file.kind, file.key)), rejects
 
 
-def _find(address: str) -> list[str]:
-    found = storage.find(address)
-    if not found:
+def _find(kind: str, address: str) -> list[SourceFile]:
+    names = storage.find(address)
+    if not names:
         raise UserError(f"{address} matches no file")
-    return found
+    base = storage.base_of(address)
+    return [SourceFile(kind=kind, key=storage.relative(name, base), addresses=(name,)) for name in names]
 
 
 def _pair_up(folders: dict[str, list[str]]) -> tuple[list[tuple[str, str]], list[Reject]]:
-    pairs, rejects = [], []
+    pairs: list[tuple[str, str]] = []
+    rejects: list[Reject] = []
     for folder, names in folders.items():
         parent, side = posixpath.split(folder)
         if side in ("left", "right"):
@@ -161,20 +215,14 @@ def _pair_up(folders: dict[str, list[str]]) -> tuple[list[tuple[str, str]], list
 def _natural(name: str) -> list[tuple[int, str]]:
     """Sorts ``2.png`` before ``10.png``; the whole name decides between ``2.png`` and ``02.png``."""
     parts = re.split(r"(\d+)", name)
-    return [(int(part) if part.isdecimal() else -1, part if not part.isdecimal() else "") for part in parts] + [
-        (0, name)
-    ]
+    return [*((int(part), "") if part.isdecimal() else (-1, part) for part in parts), (0, name)]
 
 
-# Reading
-
-
-def read_sources(file: SourceFile, options: SourceOptions) -> Iterator[tuple[str, Source] | Reject]:
-    """The sources in one input, with keys such as ``clip.avi#120``, in order; or one reject."""
-    name = "+".join(file.addresses)
+def read_sources(file: SourceFile, options: SourceOptions) -> Iterator[NamedSource | Reject]:
+    """The sources in one input, in order; or one reject."""
     try:
         found = _decode_video(file, options) if file.kind == "video" else _decode_images(file, options)
-        with blame(name, "flow"):
+        with blame("+".join(file.addresses), "flow"):
             sources = found if file.kind in ("mask", "still") else _moving(found)
     except Rejected as lost:
         yield lost.reject
@@ -182,42 +230,124 @@ def read_sources(file: SourceFile, options: SourceOptions) -> Iterator[tuple[str
         yield from sources
 
 
-def _decode_video(file: SourceFile, options: SourceOptions) -> list[tuple[str, Source]]:
+def _decode_video(file: SourceFile, options: SourceOptions) -> list[NamedSource]:
     """Raises `Rejected`."""
     address = file.addresses[0]
     with blame(address, "read"), local_copy(address) as path, blame(address, "decode"):
         pairs = frame_pairs(path, options.gap, options.interval, options.max_pairs)
-    return [(f"{file.key}#{index}", pair) for index, pair in pairs]
+    return [NamedSource(f"{file.key}#{first}", pair) for first, pair in pairs]
 
 
-def _decode_images(file: SourceFile, options: SourceOptions) -> list[tuple[str, Source]]:
+def _decode_images(file: SourceFile, options: SourceOptions) -> list[NamedSource]:
     """Raises `Rejected`."""
     name = "+".join(file.addresses)
     with blame(name, "read"):
         data = [storage.read(address) for address in file.addresses]
     with blame(name, "decode"):
         if file.kind == "pair":
-            return [(file.key, decode_pair(*data))]
+            return [NamedSource(file.key, decode_pair(*data))]
         if file.kind == "still":
-            return [(file.key, decode_still(data[0]))]
-        return [(file.key, decode_mask_file(data[0], options))]
+            return [NamedSource(file.key, decode_still(data[0]))]
+        return [NamedSource(file.key, decode_mask_file(data[0], options))]
 
 
-def _moving(pairs: list[tuple[str, Source]]) -> list[tuple[str, Source]]:
-    """Those whose frames occlude something, in either order. Raises ``ValueError`` if none do."""
-    found = [pair for pair in pairs if not all(holes.all() for holes in occlusion.bands_both_ways(pair[1]))]
+def _moving(pairs: list[NamedSource]) -> list[NamedSource]:
+    """Pairs whose frames occlude something, in either order. Raises ``ValueError`` if there is no such pair."""
+    found = [pair for pair in pairs if not all(holes.all() for holes in occlusion.bands_both_ways(pair.source))]
     if not found:
-        raise ValueError("expected frames that show something in motion before something else. Found none.")
+        raise ValueError("no motion: expected frames in which something moves in front of something else")
     return found
 
 
-def decode_mask_file(data: bytes, options: SourceOptions) -> Source:
-    """The mask in an image file, shrunk with the nearest neighbour.
+@contextlib.contextmanager
+def local_copy(address: str) -> Iterator[str]:
+    """Path of a local file with the contents of ``address``: that itself, or a temporary copy, fetched in parts."""
+    if not storage.is_bucket(address):
+        storage.read_range(address, 0, 1)  # raises if it does not exist
+        yield address
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "video" + posixpath.splitext(address)[1])
+        with open(path, "wb") as file:
+            while part := storage.read_range(address, file.tell(), PART):
+                file.write(part)
+        yield path
+
+
+def frame_pairs(path: str, gap: int, interval: int, max_pairs: int) -> list[tuple[int, Source]]:
+    """Pairs of a frame and the one ``gap`` frames later, spread evenly over a video, in bounded memory.
+
+    Pairs start ``interval`` frames apart, or 2, 4, 8 ... times that, so that there are at most ``max_pairs``. The
+    number of frames is not known in advance: what files say about it may be wrong.
+
+    Args:
+        path: a local file.
+        gap: 1 or more frames.
+        interval: more than ``gap`` frames.
+        max_pairs: 1 or more.
+
+    Returns:
+        (number of the first frame, `Source` of kind ``frames`` at the working size of flow), in order; not empty.
 
     Raises:
-        ValueError: no image, one that is broken or too large, or a mask of one colour.
+        VideoError: the file is not a video, or its frames are too large or too few.
     """
-    rgb.decode_rgb(data)  # OpenCV would fill the missing part of a truncated file with grey, and take any size
+    pairs: list[tuple[int, Source]] = []
+    first, index = None, 0
+    capture = _open_video(path)
+    try:
+        while capture.grab():
+            place = index % interval
+            if place == 0:
+                first = _retrieve(capture)
+            elif place == gap and first is not None:
+                second = _retrieve(capture)
+                if second is not None and first.shape == second.shape:
+                    pairs.append((index - gap, Source("frames", (first, second))))
+                first = None
+                if len(pairs) > max_pairs:
+                    pairs, interval = pairs[::2], interval * 2
+            index += 1
+    finally:
+        capture.release()
+    if not pairs:
+        raise VideoError(f"expected {gap + 1} frames or more. Received {index}.")
+    return pairs
+
+
+def _open_video(path: str) -> cv2.VideoCapture:
+    """A capture to release after use. Raises `VideoError`."""
+    # FFmpeg and OpenCV would report broken files on standard error; they become rejects instead.
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+    # A file with a video's name may be a playlist of other files and addresses: FFmpeg must not open any of them.
+    os.environ.setdefault(
+        "OPENCV_FFMPEG_CAPTURE_OPTIONS",
+        "protocol_whitelist;file|format_whitelist;avi,m4v,matroska,mov,mpeg,mpegts,mpegvideo",
+    )
+    level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
+    capture = cv2.VideoCapture(path, cv2.CAP_FFMPEG)
+    cv2.utils.logging.setLogLevel(level)
+    if not capture.isOpened():
+        raise VideoError("the file is not a video that FFmpeg can read")
+    width, height = (int(capture.get(key)) for key in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT))
+    if width * height > rgb.MAX_PIXELS:
+        capture.release()
+        raise VideoError(f"expected frames of at most {rgb.MAX_PIXELS} pixels. Received {width} x {height}.")
+    return capture
+
+
+def _retrieve(capture: cv2.VideoCapture) -> np.ndarray | None:
+    done, frame = capture.retrieve()
+    return occlusion.shrink(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)) if done and frame.ndim == 3 else None
+
+
+def decode_mask_file(data: bytes, options: SourceOptions) -> Source:
+    """The mask in an image file, shrunk with nearest-neighbor interpolation.
+
+    Raises:
+        ValueError: not an image, a broken or too large one, or a mask that is all hole or has no hole.
+    """
+    rgb.decode_rgb(data)  # OpenCV would fill the missing part of a truncated file with gray, and accept any size
     mask = read_mask_image(data, options.hole, options.threshold)
     scale = SPARE * options.side / min(mask.shape)
     if scale < 1:
@@ -225,7 +355,7 @@ def decode_mask_file(data: bytes, options: SourceOptions) -> Source:
         mask = cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST_EXACT)
     if mask.min() == mask.max():
         raise ValueError(
-            f"expected a mask of holes and valid pixels. Received {'no hole' if mask.all() else 'one hole'}."
+            f"expected a mask with holes and valid pixels. Received {'no' if mask.all() else 'only'} holes."
         )
     return Source("mask", (mask,))
 
@@ -244,11 +374,8 @@ def decode_pair(first: bytes, second: bytes) -> Source:
     return Source("frames", tuple(map(occlusion.shrink, frames)))
 
 
-# Between workers
-
-
 def encode_source(source: Source) -> bytes:
-    """Kind and pixels, lossless: a line, then a PNG in which arrays stand below each other."""
+    """Kind and pixels, lossless: a line, then a PNG with the arrays stacked vertically."""
     if source.kind == "mask":
         pixels = encode_mask(source.pixels[0])
     else:
@@ -258,8 +385,9 @@ def encode_source(source: Source) -> bytes:
 
 def decode_source(data: bytes) -> Source:
     """The source that `encode_source` was given."""
-    kind, _, png = data.partition(b"\n")
-    if kind == b"mask":
-        return Source("mask", (decode_mask(png),))
-    pixels = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_COLOR_RGB)
-    return Source(kind.decode(), tuple(np.split(pixels, KINDS[kind.decode()][0])))
+    head, _, png = data.partition(b"\n")
+    kind = head.decode()
+    if kind == "mask":
+        return Source(kind, (decode_mask(png),))
+    pixels = np.asarray(cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_COLOR_RGB))
+    return Source(kind, tuple(np.split(pixels, KINDS[kind].arrays)))
