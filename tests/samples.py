@@ -8,8 +8,8 @@ from masks.codec import encode_mask
 from masks.coverage import bucket_of, hole_ratio
 from masks.sampling import MaskSpec, sample_mask
 from trainer import storage
-from trainer.data import manifest as datasets
 from trainer.data import records
+from trainer.data.manifest import MANIFEST, Manifest, Shard, dump_manifest, shard_name
 from trainer.images import rgb
 
 
@@ -42,15 +42,15 @@ def write_dataset(
     written = []
     for split, parts in shards.items():
         for number, part in enumerate(parts):
-            data, name = records.frame_records(part), datasets.shard_name(split, number, len(parts))
+            data, name = records.frame_records(part), shard_name(split, number, len(parts))
             stored = bytearray(data)
             if flaw:
                 stored[len(data) // 2] ^= flaw
             storage.create(f"{folder}/{name}", bytes(stored))
             crc = storage.crc32c(data)
-            written.append(datasets.Shard(name=name, split=split, records=len(part), bytes=len(data), crc32c=crc))
+            written.append(Shard(name=name, split=split, records=len(part), bytes=len(data), crc32c=crc))
     count = sum(shard.records for shard in written)
-    manifest = datasets.Manifest(
+    manifest = Manifest(
         kind=kind,
         parameters={"height": size, "width": size} if size else {},
         seed=0,
@@ -58,7 +58,7 @@ def write_dataset(
         counts={"inputs": count, "records": count, "rejects": 0},
         shards=tuple(written),
     )
-    storage.create(f"{folder}/{datasets.MANIFEST}", datasets.dump_manifest(manifest))
+    storage.create(f"{folder}/{MANIFEST}", dump_manifest(manifest))
     return str(folder)
 
 

@@ -15,8 +15,8 @@ from PIL import Image
 
 from pipelines.build_imagenet import main
 from trainer import storage
-from trainer.data import manifest as datasets
 from trainer.data import records
+from trainer.data.manifest import load_manifest
 from trainer.errors import UserError
 
 PHOTOS = Path(__file__).resolve().parents[1] / "pipelines" / "photos"
@@ -91,7 +91,7 @@ def written(tree, tmp_path_factory):
 
 def read_split(folder, split) -> dict[str, dict]:
     """Parsed records of a split by file name, through the reader's functions and tf.data."""
-    paths = [str(folder / shard.name) for shard in datasets.load_manifest(str(folder), "image").split(split)]
+    paths = [str(folder / shard.name) for shard in load_manifest(str(folder), "image").split(split)]
     parsed = tf.data.TFRecordDataset(paths).map(records.parse_image)
     found = [{key: value.numpy() for key, value in record.items()} for record in parsed]
     return {record["image/filename"].decode(): record for record in found}
@@ -107,7 +107,7 @@ def test_every_usable_file_is_one_record_of_its_split(written):
 
 
 def test_labels_are_positions_in_the_sorted_synsets(written):
-    manifest = datasets.load_manifest(str(written), "image")
+    manifest = load_manifest(str(written), "image")
     # n04 holds no usable image; it is a class all the same, or one bad file would move all labels behind it.
     assert manifest.synsets == ("n01", "n02", "n03", "n04", "n10")
     for name, record in {n: r for found in read_all(written).values() for n, r in found.items()}.items():
@@ -158,7 +158,7 @@ def test_alpha_is_dropped_not_blended(written):
 
 
 def test_rejects_say_why(written, tree):
-    manifest = datasets.load_manifest(str(written), "image")
+    manifest = load_manifest(str(written), "image")
     assert manifest.counts == {"inputs": 13, "records": 9, "rejects": 4}
     lines = [json.loads(x) for s in ("train", "val") for x in (written / f"rejects/{s}.jsonl").read_text().splitlines()]
     assert [line["source"] for line in lines] == [str(tree / name) for name in sorted(REJECTED)]
@@ -188,7 +188,7 @@ def test_manifest(written, tree):
 def test_one_split(tree, tmp_path, capsys):
     assert main(["--input", str(tree / "."), "--output", str(tmp_path), "--split", "val"]) == 0
     assert "2 images in" in capsys.readouterr().out
-    manifest = datasets.load_manifest(str(tmp_path), "image")
+    manifest = load_manifest(str(tmp_path), "image")
     assert [shard.name for shard in manifest.shards] == ["val-00000-of-00001.tfrecord"]
     assert manifest.synsets == ("n01", "n02", "n03", "n04", "n10")  # those of train, or labels would differ
     with pytest.raises(UserError, match=r"expected one of \['val'\]. Received 'train'"):
@@ -209,7 +209,7 @@ def test_from_bucket_to_bucket_the_records_are_the_same(bucket, tree, written):
     assert main(["--input", f"{bucket}/in", "--output", f"{bucket}/out/set", "--num-shards", "2"]) == 0
     for path in written.glob("*.tfrecord"):
         assert storage.read(f"{bucket}/out/set/{path.name}") == path.read_bytes()
-    ours, theirs = (datasets.load_manifest(f, "image") for f in (str(written), f"{bucket}/out/set"))
+    ours, theirs = (load_manifest(f, "image") for f in (str(written), f"{bucket}/out/set"))
     assert (theirs.shards, theirs.counts, theirs.synsets) == (ours.shards, ours.counts, ours.synsets)
 
 

@@ -19,8 +19,8 @@ from PIL import Image
 
 from pipelines.build_imagenet import main
 from trainer import storage
-from trainer.data import manifest as datasets
 from trainer.data import records
+from trainer.data.manifest import load_manifest
 
 PHOTOS = sorted((Path(__file__).resolve().parents[1] / "pipelines" / "photos").rglob("*.jpg"))
 CLASSES = sorted(f"n{number:08d}" for number in random.Random(1).sample(range(10**7, 10**8), 50))
@@ -210,7 +210,7 @@ def written(tars, tmp_path_factory):
 
 
 def test_every_image_is_a_record_with_its_label(written, ilsvrc):
-    manifest, found = datasets.load_manifest(str(written), "image"), read_all(written)
+    manifest, found = load_manifest(str(written), "image"), read_all(written)
     expected = {join(*place, name): data for place, files in ilsvrc.items() for name, data in files.items()}
     rejected = [f"train/{PLANTED}/{name}" for name in WRONG]
     assert manifest.counts == {"inputs": len(expected), "records": len(expected) - 6, "rejects": 6}
@@ -290,7 +290,7 @@ def test_labels_do_not_depend_on_the_splits_that_are_read(tree, written, tmp_pat
     for split in ("train", "val"):
         output = build(tree, tmp_path / split, "--split", split)
         assert shard_bytes(output) == {n: data for n, data in shard_bytes(written).items() if n.startswith(split)}
-        assert datasets.load_manifest(str(output), "image").synsets == tuple(CLASSES)
+        assert load_manifest(str(output), "image").synsets == tuple(CLASSES)
 
 
 def test_from_tars_in_a_bucket(bucket, tars, written):

@@ -18,7 +18,7 @@ from PIL import Image
 
 from pipelines.build_imagenet import main
 from pipelines.image_dataset.convert import choose_num_shards
-from trainer.data import manifest as datasets
+from trainer.data.manifest import load_manifest
 from trainer.errors import UserError
 
 PHOTOS = sorted((Path(__file__).resolve().parents[1] / "pipelines" / "photos").rglob("*.jpg"))
@@ -134,7 +134,7 @@ def test_limit_takes_the_same_images_of_a_tar_and_of_a_folder(classes, tar, tmp_
     outputs = [build(source, tmp_path / f"{source.name}-set", "--limit", "20") for source in (tar, tmp_path / "tree")]
     ours, theirs = (contents(output) for output in outputs)
     assert all(ours[name] == theirs[name] for name in ours if name.endswith("tfrecord"))
-    manifest = datasets.load_manifest(str(outputs[0]), "image")
+    manifest = load_manifest(str(outputs[0]), "image")
     assert manifest.counts["inputs"] == 20 and manifest.synsets == tuple(CLASSES)
     # Drawn by the hash of their keys, so about as many of what cannot be used as there are.
     keys = [f"train/{synset}/{name}" for synset, files in classes.items() for name in files]
@@ -174,7 +174,7 @@ def test_a_damaged_archive_of_a_class_is_one_reject(change, whole, reason, class
     inner[f"{VICTIM}.tar"] = change(inner[f"{VICTIM}.tar"])
     (tmp_path / "ILSVRC2012_img_train.tar").write_bytes(make_tar(inner))
     output = build(tmp_path, tmp_path / "set")
-    manifest = datasets.load_manifest(str(output), "image")
+    manifest = load_manifest(str(output), "image")
     (line,) = (line for line in rejects(output) if line["stage"] == "index")
     assert line["member"].startswith(f"{VICTIM}.tar") and re.search(reason, f"{line['member']}: {line['error']}")
     # Of 9 classes 6 images each, and of this one those before the damage: grey, 1 and 2.

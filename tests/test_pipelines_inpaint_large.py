@@ -88,7 +88,7 @@ def test_no_seam_at_the_borders_of_windows(model):
 MEMORY = """
 import json
 import numpy as np
-from trainer import predict
+from trainer.inference import predict
 from trainer.config import UNetConfig
 from trainer.model.unet import build_unet
 from trainer.inference.windows import Tiling, make_sides

@@ -13,8 +13,8 @@ import tensorflow as tf
 from PIL import Image
 
 from pipelines.build_imagenet import main
-from trainer.data import manifest as datasets
 from trainer.data import records
+from trainer.data.manifest import load_manifest
 
 PHOTOS = sorted((Path(__file__).resolve().parents[1] / "pipelines" / "photos").rglob("*.jpg"))
 FORMATS = [  # as many JPEGs as all others
@@ -78,7 +78,7 @@ def test_mutated_files_are_records_or_rejects(options, tmp_path, soak):
     arguments = ["--input", str(tmp_path / "in"), "--output", str(tmp_path / "set"), "--num-shards", "1"]
     assert main([*arguments, "--max-pixels", "1000000", *options]) == 0
 
-    manifest = datasets.load_manifest(str(tmp_path / "set"), "image")
+    manifest = load_manifest(str(tmp_path / "set"), "image")
     lines = [json.loads(x) for x in (tmp_path / "set" / "rejects" / "train.jsonl").read_text().splitlines()]
     outcomes = collections.Counter(Path(line["source"]).name for line in lines)
     assert {line["error"].partition(":")[0] for line in lines} == {"ImageError"}

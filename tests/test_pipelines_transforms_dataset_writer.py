@@ -15,7 +15,7 @@ from pipelines.launch import run_pipeline
 from pipelines.transforms import dataset_writer
 from pipelines.transforms.rejects import Reject
 from trainer import storage
-from trainer.data import manifest as datasets
+from trainer.data.manifest import has_manifest, load_manifest
 from trainer.errors import UserError
 
 # The last two columns are the digest that `printf '%s' KEY | b2sum -l 64` prints, modulo 8 and 128.
@@ -157,7 +157,7 @@ def test_a_job_that_died_is_refused_and_finishes_when_run_again(writes, written,
     assert len(contents(tmp_path / "set")) == writes
     expected = "does not exist" if writes == 0 else "has no manifest.json: the job that writes this .* did not finish"
     with pytest.raises(UserError, match=expected):
-        datasets.load_manifest(str(tmp_path / "set"), "mask")
+        load_manifest(str(tmp_path / "set"), "mask")
     write_dataset(tmp_path / "set")
     assert contents(tmp_path / "set") == contents(written)
 
@@ -169,10 +169,10 @@ def test_a_job_that_died_does_not_finish_as_another(written, tmp_path):
             (tmp_path / "set" / name).write_bytes(data)
     with pytest.raises(UserError, match="exists with other contents"):
         write_dataset(tmp_path / "set", [(split, key, record + b"!") for split, key, record in RECORDS])
-    assert not datasets.has_manifest(str(tmp_path / "set"))
+    assert not has_manifest(str(tmp_path / "set"))
 
 
 def test_inputs_that_got_lost_leave_no_dataset(tmp_path):
     with pytest.raises(Exception, match="inputs = records . rejects"):
         write_dataset(tmp_path, inputs=13)
-    assert not datasets.has_manifest(str(tmp_path))
+    assert not has_manifest(str(tmp_path))

@@ -15,9 +15,9 @@ from masks.sampling import MaskSpec, sample_mask
 from samples import image_record, mask_record, write_dataset
 from trainer import storage
 from trainer.config import DataConfig
-from trainer.data import batches as data
-from trainer.data import manifest as datasets
 from trainer.data import shard_cache
+from trainer.data.batches import check_datasets, training_batches
+from trainer.data.manifest import MANIFEST, load_manifest
 from trainer.errors import UserError
 
 SIZE, IMAGES, MASKS = 16, 11, 7
@@ -51,7 +51,7 @@ def root(tmp_path_factory):
 
 def batches(root, count, batch_size=4, config=CONFIG, seed=0, **options):
     both = f"{root}/images", f"{root}/masks", config
-    dataset = data.training_batches(*both, image_size=SIZE, batch_size=batch_size, seed=seed, **options)
+    dataset = training_batches(*both, image_size=SIZE, batch_size=batch_size, seed=seed, **options)
     return [tuple(part.numpy() for part in batch) for batch in itertools.islice(dataset, count)]
 
 
@@ -235,19 +235,19 @@ def test_a_bucket_gives_the_same_batches_through_a_verified_cache(bucket, tmp_pa
 
 def test_check_datasets_counts(root, bucket, tmp_path):
     images, masks = f"{root}/images", f"{root}/masks"
-    assert data.check_datasets(images, masks, CONFIG, SIZE) == (IMAGES, MASKS)
+    assert check_datasets(images, masks, CONFIG, SIZE) == (IMAGES, MASKS)
     write_shards(f"{tmp_path}/empty", "mask", [], shards=2)
     for arguments, message in [
         ((images, masks, CONFIG, 32), f"{masks}: expected masks of 32 x 32 .*Received 16 x 16"),
         ((masks, masks, CONFIG, SIZE), f"{masks}: expected a dataset of image records"),
         ((images, images, CONFIG, SIZE), f"{images}: expected a dataset of mask records"),
         ((images, masks, DataConfig(split="val"), SIZE), "split: expected one of .*'train'.*Received 'val'"),
-        ((images, f"{tmp_path}/empty", CONFIG, SIZE), "empty: expected records in split 'train'. Received none"),
+        ((images, f"{tmp_path}/empty", CONFIG, SIZE), "empty has no records in split 'train'"),
         ((f"{tmp_path}/no", masks, CONFIG, SIZE), f"image dataset {tmp_path}/no does not exist"),
         ((images, f"{bucket}-no/masks", CONFIG, SIZE), f"{bucket}-no does not exist"),
     ]:
         with pytest.raises(UserError, match=message):
-            data.check_datasets(*arguments)
+            check_datasets(*arguments)
 
 
 def test_a_cache_too_small_for_what_is_open_at_once_is_refused(bucket, root):
@@ -255,23 +255,23 @@ def test_a_cache_too_small_for_what_is_open_at_once_is_refused(bucket, root):
     sizes = [
         shard.bytes
         for name in ("images", "masks")
-        for shard in datasets.load_manifest(f"{bucket}/{name}", name[:-1]).split("train")
+        for shard in load_manifest(f"{bucket}/{name}", name[:-1]).split("train")
     ]
     both = f"{bucket}/images", f"{bucket}/masks"
     # With two streams three shards may be open, of each dataset; the images have three, the masks two.
     fits, short = (DataConfig(streams=2, cache_gb=(sum(sizes) + change) / 1e9) for change in (1, -1))
-    assert data.check_datasets(*both, fits, SIZE) == (IMAGES, MASKS)
+    assert check_datasets(*both, fits, SIZE) == (IMAGES, MASKS)
     with pytest.raises(UserError, match="data.cache_gb: expected .* data.streams=2"):
-        data.check_datasets(*both, short, SIZE)
-    assert data.check_datasets(*both, short, SIZE, workers=2) == (IMAGES, MASKS)
-    assert data.check_datasets(f"{root}/images", f"{root}/masks", short, SIZE) == (IMAGES, MASKS)
+        check_datasets(*both, short, SIZE)
+    assert check_datasets(*both, short, SIZE, workers=2) == (IMAGES, MASKS)
+    assert check_datasets(f"{root}/images", f"{root}/masks", short, SIZE) == (IMAGES, MASKS)
 
 
 def test_masks_that_are_not_square_are_refused(root, tmp_path):
     write_shards(f"{tmp_path}/masks", "mask", [hole_record(0)], shards=2)
-    manifest = tmp_path / "masks" / datasets.MANIFEST
+    manifest = tmp_path / "masks" / MANIFEST
     fields = json.loads(manifest.read_bytes())
     fields["parameters"]["width"] = 32
     manifest.write_text(json.dumps(fields))
     with pytest.raises(UserError, match="Received 16 x 32"):
-        data.check_datasets(f"{root}/images", f"{tmp_path}/masks", CONFIG, SIZE)
+        check_datasets(f"{root}/images", f"{tmp_path}/masks", CONFIG, SIZE)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from trainer.data.manifest import Shard
-from trainer.data.order import Order, RecordReader, draw_order
+from trainer.data.order import Order, RecordReader, Source, draw_order
 
 ORDERS = [  # counts, streams, window
     ([5], 1, 9),
@@ -175,7 +175,7 @@ class Handle:
 def reader_of(counts, streams, start=0, step=1):
     shards = [Shard(name=str(i), split="train", records=n, bytes=1, crc32c="") for i, n in enumerate(counts)]
     cache = Cache()
-    return RecordReader("d", shards, make(counts, streams, 5), cache, start, step), cache
+    return RecordReader(Source("d", shards, make(counts, streams, 5)), cache, start, step), cache
 
 
 @pytest.mark.parametrize(("start", "step"), [(0, 1), (37, 1), (2, 2), (50, 3), (160, 4)])

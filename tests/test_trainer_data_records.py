@@ -94,7 +94,7 @@ def test_bytes_are_those_of_tensorflows_protocol_buffer(kind, keys, soak):
 
 def test_writing_needs_no_tensorflow():
     code = (
-        "import sys\nfrom trainer import records\n"
+        "import sys\nfrom trainer.data import records\n"
         f"records.frame_records([records.encode_record({IMAGE!r}, records.IMAGE_FEATURES)])\n"
         "assert 'tensorflow' not in sys.modules and 'keras' not in sys.modules\n"
     )
@@ -187,3 +187,39 @@ def test_framed_bytes_are_those_of_tensorflows_writer(tmp_path):
 
 def test_no_records_are_no_bytes():
     assert records.frame_records([]) == b"" and list(records.unframe_records(b"")) == []
+
+
+@pytest.mark.parametrize("kind", ["image", "mask"])
+def test_values_are_those_that_tensorflow_parses(kind):
+    values, features = {"image": IMAGE, "mask": MASK}[kind], records.FEATURES[kind]
+    serialized = records.encode_record(values, features)
+    parsed = tf.io.parse_single_example(serialized, records.parsing_spec(features))
+    found = dict(zip(features, records.decode_record(serialized, *features), strict=True))
+    assert {key: type(value) for key, value in found.items()} == {
+        key: {tf.string: bytes, tf.int64: int, tf.float32: float}[tensor.dtype] for key, tensor in parsed.items()
+    }
+    assert found == {key: tensor.numpy() for key, tensor in parsed.items()}
+
+
+def test_what_is_not_a_record_is_refused():
+    serialized = records.encode_record(IMAGE, records.IMAGE_FEATURES)
+    with pytest.raises(ValueError, match=r"mask/index: expected one value of kind int. Received 0."):
+        records.decode_record(serialized, "image/height", "mask/index")
+    for data in (serialized[:-1], b"\xff" * 20):
+        with pytest.raises(ValueError, match=r"expected a serialized tf.train.Example"):
+            records.decode_record(data, "image/height")
+    example = tf.train.Example()
+    example.features.feature["image/height"].float_list.value.append(3)
+    example.features.feature["image/width"].int64_list.value.extend([3, 4])
+    for key, count in (("image/height", 0), ("image/width", 2)):
+        with pytest.raises(ValueError, match=f"{key}: expected one value of kind int. Received {count}."):
+            records.decode_record(example.SerializeToString(), key)
+
+
+@pytest.mark.parametrize("cut", [1, 5, 12, 20])
+def test_a_file_that_is_cut_short_is_refused_after_its_whole_records(cut):
+    data = records.frame_records([b"a" * 10, b"b" * 6])
+    found = records.unframe_records(data[:-cut])
+    assert next(found) == b"a" * 10
+    with pytest.raises(ValueError, match=f"up to byte {len(data) - cut}. Received one that is cut short at byte 26"):
+        next(found)

@@ -215,7 +215,8 @@ def test_the_folder_is_one_users_own(monkeypatch, tmp_path):
 
 PROCESS = """
 import os, random, sys, time
-from trainer import shard_cache, storage
+from trainer import storage
+from trainer.data import shard_cache
 from trainer.data.manifest import Shard
 bucket, folder, log, limit, seed = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]), int(sys.argv[5])
 shards = [Shard(**eval(text)) for text in sys.argv[6:]]

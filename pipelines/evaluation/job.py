@@ -17,7 +17,7 @@ from pipelines.evaluation.report_page import render_page
 from pipelines.evaluation.rounds import FillRounds, MakeRounds, Shard, Weights, key_by_pair, score_round
 from pipelines.transforms.progress import ReportProgress
 from trainer import storage, tensorboard
-from trainer.data import manifest as datasets
+from trainer.data.manifest import MANIFEST, load_manifest
 from trainer.errors import UserError
 from trainer.metrics import IMAGE, validation_metrics
 from trainer.metrics.intervals import interval_name
@@ -39,7 +39,7 @@ class Split:
     def find(cls, address: str, kind: str, split: str) -> Split:
         """Raises `UserError` if there is no finished dataset of that kind, or no record in the split."""
         folder = storage.normalize(address)
-        manifest = datasets.load_manifest(folder, kind)
+        manifest = load_manifest(folder, kind)
         shards = manifest.split(split)
         starts = itertools.accumulate((shard.records for shard in shards), initial=0)
         records = sum(shard.records for shard in shards)
@@ -47,7 +47,7 @@ class Split:
             raise UserError(f"{address}: split {split!r} has no records.")
         facts = {
             "address": folder,
-            "crc32c": storage.checksum(storage.join(folder, datasets.MANIFEST)),
+            "crc32c": storage.checksum(storage.join(folder, MANIFEST)),
             "split": split,
             "records": records,
             "counts": manifest.counts,

@@ -93,7 +93,7 @@ class ConvertShard(beam.DoFn):
 
 
 class WriteImages(beam.PTransform):
-    """From `Item`s to written shards: a PCollection of `datasets.Shard`s as dicts, and one of `Reject`s.
+    """From `Item`s to written shards: a PCollection of `Shard`s as dicts, and one of `Reject`s.
 
     Args:
         folder: the dataset's address.

@@ -16,8 +16,8 @@ import apache_beam as beam
 
 from pipelines.transforms.rejects import Reject, reject_lines
 from trainer import storage
-from trainer.data import manifest as datasets
 from trainer.data import records
+from trainer.data.manifest import MANIFEST, Manifest, Shard, dump_manifest, shard_name
 from trainer.errors import UserError
 
 Record = tuple[str, str, bytes]  # split, key (unique within the split), serialized example
@@ -54,17 +54,17 @@ def place_record(record: Record, num_shards: dict[str, int]) -> tuple[tuple[str,
 
 
 def save_shard(serialized: Iterable[bytes], folder: str, split: str, shard: int, num_shards: dict[str, int]) -> dict:
-    """Writes serialized records as one shard; returns its `datasets.Shard` as a dict."""
+    """Writes serialized records as one shard; returns its `Shard` as a dict."""
     count = itertools.count()
     data = records.frame_records(record for record, _ in zip(serialized, count, strict=False))
-    name = datasets.shard_name(split, shard, num_shards[split])
+    name = shard_name(split, shard, num_shards[split])
     create_or_compare(storage.join(folder, name), data)
-    info = datasets.Shard(name=name, split=split, records=next(count), bytes=len(data), crc32c=storage.crc32c(data))
+    info = Shard(name=name, split=split, records=next(count), bytes=len(data), crc32c=storage.crc32c(data))
     return dataclasses.asdict(info)
 
 
 def write_shard(group: tuple[tuple[str, int], Iterable], folder: str, num_shards: dict[str, int]) -> dict:
-    """Writes one shard, records in key order; returns its `datasets.Shard` as a dict.
+    """Writes one shard, records in key order; returns its `Shard` as a dict.
 
     Args:
         group: (split, shard) and its (key, serialized) pairs.
@@ -94,13 +94,13 @@ def write_manifest(
     """Writes shards without records, then the manifest of ``inputs`` inputs; everything else it lists exists."""
     written = {shard["name"] for shard in shards}
     keys = [(split, shard) for split, count in num_shards.items() for shard in range(count)]
-    empty = [key for key in keys if datasets.shard_name(*key, num_shards[key[0]]) not in written]
+    empty = [key for key in keys if shard_name(*key, num_shards[key[0]]) not in written]
     shards = [*shards, *(save_shard((), folder, *key, num_shards) for key in empty)]
-    listed = sorted((datasets.Shard(**shard) for shard in shards), key=lambda shard: shard.name)
+    listed = sorted((Shard(**shard) for shard in shards), key=lambda shard: shard.name)
     counts = {"inputs": inputs, "records": sum(s.records for s in listed), "rejects": sum(rejects)}
     merged = {key: value for part in statistics for key, value in part.items()}
-    manifest = datasets.Manifest(**fields, counts=counts, shards=tuple(listed), statistics=merged)
-    create_or_compare(storage.join(folder, datasets.MANIFEST), datasets.dump_manifest(manifest))
+    manifest = Manifest(**fields, counts=counts, shards=tuple(listed), statistics=merged)
+    create_or_compare(storage.join(folder, MANIFEST), dump_manifest(manifest))
 
 
 class FinishDataset(beam.PTransform):
@@ -112,7 +112,7 @@ class FinishDataset(beam.PTransform):
     Args:
         folder: the dataset's address.
         num_shards: number of shards by split.
-        fields: of the `datasets.Manifest`, all but counts, shards and statistics.
+        fields: of the `Manifest`, all but counts, shards and statistics.
     """
 
     def __init__(self, folder: str, num_shards: dict[str, int], fields: dict):

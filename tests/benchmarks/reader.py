@@ -37,11 +37,11 @@ with quiet_imports():
     from masks.sampling import MaskSpec, sample_mask
     from trainer import storage
     from trainer.config import DataConfig
-    from trainer.data import batches as data
     from trainer.data import examples, records
-    from trainer.data import manifest as datasets
+    from trainer.data.batches import training_batches
+    from trainer.data.manifest import MANIFEST, Manifest, Shard, dump_manifest, load_manifest, shard_name
 
-PHOTOS = Path(data.__file__).parents[1] / "pipelines" / "photos"
+PHOTOS = Path(__file__).resolve().parents[2] / "pipelines" / "photos"
 SIZE, BATCH, FILES, MASKS, BATCHES = 256, 16, 192, 128, 20
 CONFIG = DataConfig()
 
@@ -57,15 +57,13 @@ def write_dataset(folder, kind, examples, shards, **parameters):
     written = []
     for i in range(shards):
         mine = [records.encode_record(values, records.FEATURES[kind]) for values in examples[i::shards]]
-        framed, name = records.frame_records(mine), datasets.shard_name("train", i, shards)
+        framed, name = records.frame_records(mine), shard_name("train", i, shards)
         storage.create(f"{folder}/{name}", framed)
         crc = storage.crc32c(framed)
-        written.append(datasets.Shard(name=name, split="train", records=len(mine), bytes=len(framed), crc32c=crc))
+        written.append(Shard(name=name, split="train", records=len(mine), bytes=len(framed), crc32c=crc))
     counts = {"inputs": len(examples), "records": len(examples), "rejects": 0}
-    manifest = datasets.Manifest(
-        kind=kind, parameters=parameters, seed=0, code_version="", counts=counts, shards=tuple(written)
-    )
-    storage.create(f"{folder}/{datasets.MANIFEST}", datasets.dump_manifest(manifest))
+    manifest = Manifest(kind=kind, parameters=parameters, seed=0, code_version="", counts=counts, shards=tuple(written))
+    storage.create(f"{folder}/{MANIFEST}", dump_manifest(manifest))
 
 
 def write_images(folder, pictures):
@@ -152,7 +150,7 @@ def parts_ms(images, masks):
     """Milliseconds of an example's target, of its mask, and of the decoder alone on squares as large."""
     found = []
     for folder, kind in ((images, "image"), (masks, "mask")):
-        shards = datasets.load_manifest(folder, kind).shards
+        shards = load_manifest(folder, kind).shards
         serialized = [r for shard in shards for r in records.unframe_records(storage.read(f"{folder}/{shard.name}"))]
         parsed = [(records.parse_image if kind == "image" else records.parse_mask)(r) for r in serialized[:MASKS]]
         found.append([{key: value.numpy() for key, value in record.items()} for record in parsed])
@@ -182,7 +180,7 @@ def parts_ms(images, masks):
 
 
 def bench(name, images, masks, files):
-    batches = data.training_batches(images, masks, CONFIG, image_size=SIZE, batch_size=BATCH, seed=0)
+    batches = training_batches(images, masks, CONFIG, image_size=SIZE, batch_size=BATCH, seed=0)
     turns = {
         "plain": lambda: loop_ms(plain_batch, files, masks),
         "reused": lambda: loop_ms(reused_batch, files, masks),

@@ -1,18 +1,20 @@
-"""From two datasets in storage to batches of (target, mask), the same whoever computes them.
+"""Training batches of (target, mask) from two datasets in storage.
 
     image shards --cache--> records of a batch -+
                                                 +-> decode, crop, flip -> batch       n = worker, worker + W, ...
     mask  shards --cache--> records of a batch -+
 
-Example number n depends on (seed, n) alone: on neither the number of workers nor where training was
-interrupted. Where it lies is known ahead (`streams`), so a run continues without reading what came before.
+Example n depends on (seed, n) alone: neither on the number of workers nor on where training was interrupted.
+Where it lies is known ahead (see `order`), so a run resumes without reading what came before.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -21,12 +23,12 @@ from trainer import storage
 from trainer.config import DataConfig
 from trainer.data.examples import ExampleError, make_batch
 from trainer.data.manifest import load_manifest
-from trainer.data.order import Order, RecordReader, describe_record
-from trainer.data.records import FEATURES, parsing_spec
+from trainer.data.order import Order, RecordReader, Source
+from trainer.data.records import decode_record
 from trainer.data.shard_cache import ShardCache
 from trainer.errors import UserError
 
-# Streams of the seed: what is drawn for one purpose says nothing about another.
+# Purposes of random numbers: each gets a seed sequence of its own.
 _IMAGE_ORDER, _MASK_ORDER, _AUGMENT = range(3)
 
 
@@ -45,7 +47,7 @@ def check_datasets(
     counts = [sum(shard.records for shard in shards) for shards in (image_shards, mask_shards)]
     for folder, count in zip((images, masks), counts, strict=True):
         if count == 0:
-            raise UserError(f"{folder}: expected records in split {config.split!r}. Received none.")
+            raise UserError(f"{folder} has no records in split {config.split!r}")
     size = (manifest.parameters.get("height"), manifest.parameters.get("width"))
     if size != (image_size, image_size):
         raise UserError(
@@ -59,7 +61,7 @@ def check_datasets(
     if needed > config.cache_gb * 1e9:
         raise UserError(
             f"data.cache_gb: expected {needed / 1e9:.3g} or more, for the shards that data.streams={config.streams} "
-            f"keep open at once; twice that lets the next ones come ahead. Received {config.cache_gb:g}."
+            f"keep open at once; with twice that the next shards are fetched ahead. Received {config.cache_gb:g}."
         )
     return counts[0], counts[1]
 
@@ -86,58 +88,124 @@ def training_batches(
         seed: of order and augmentation.
         worker: number of this worker; it gets the examples start + worker, start + worker + workers, ...
         start: number of the first example, over all workers.
-        keys: also yields the ``image/filename`` (string [B]) and ``mask/index`` (int64 [B]) that they were made of.
+        keys: also yields the ``image/filename`` (string [B]) and ``mask/index`` (int64 [B]) of each example.
 
     Raises (while iterating):
         tf.errors.UnknownError: a shard is missing or corrupt, or a record cannot be decoded; the message names it.
     """
-    datasets = []
-    for folder, kind, purpose in ((images, "image", _IMAGE_ORDER), (masks, "mask", _MASK_ORDER)):
-        shards = load_manifest(folder, kind).split(config.split)
-        counts = [shard.records for shard in shards]
-        datasets.append((folder, shards, Order(counts, (seed, purpose), config.streams, config.shuffle_buffer)))
     key = int(np.random.SeedSequence((seed, _AUGMENT)).generate_state(1, np.uint64)[0])
+    batches = Batches(
+        _find_source(images, "image", config, (seed, _IMAGE_ORDER)),
+        _find_source(masks, "mask", config, (seed, _MASK_ORDER)),
+        config,
+        key,
+        image_size,
+        batch_size,
+        first=start + worker,
+        step=workers,
+    )
+    return batches.dataset(keys)
 
-    def read() -> Iterator[tuple[np.ndarray, list[bytes], list[bytes]]]:
-        first = start + worker
+
+def _find_source(folder: str, kind: str, config: DataConfig, seed: tuple[int, int]) -> Source:
+    shards = load_manifest(folder, kind).split(config.split)
+    return Source(folder, shards, Order([s.records for s in shards], seed, config.streams, config.shuffle_buffer))
+
+
+class Columns(NamedTuple):
+    """The values of a batch's records, undecoded: an array or a sequence of B each."""
+
+    numbers: np.ndarray  # int64, of the examples
+    jpegs: Sequence[bytes]
+    heights: Sequence[int]
+    widths: Sequence[int]
+    filenames: Sequence[bytes]
+    pngs: Sequence[bytes]
+    indices: Sequence[int]
+
+
+_IMAGE_KEYS = ("image/encoded", "image/height", "image/width", "image/filename")
+_MASK_KEYS = ("mask/encoded", "mask/index")
+
+
+class Batches:
+    """Batches of the examples ``first``, ``first + step``, ...; each makes the same ones whenever it is iterated.
+
+    Args:
+        images, masks: what the examples are made of.
+        key: decides, with an example's number, what is drawn for it; 64 bits.
+    """
+
+    def __init__(
+        self,
+        images: Source,
+        masks: Source,
+        config: DataConfig,
+        key: int,
+        image_size: int,
+        batch_size: int,
+        first: int,
+        step: int,
+    ):
+        self._images, self._masks = images, masks
+        self._config, self._key, self._image_size, self._batch_size = config, key, image_size, batch_size
+        self._first, self._step = first, step
+
+    def dataset(self, keys: bool) -> tf.data.Dataset:
+        """See `training_batches`: `read` in one thread, `make` in as many as there are cores."""
+        count = [self._batch_size]
+        number, text = tf.TensorSpec(count, tf.int64), tf.TensorSpec(count, tf.string)
+        signature = Columns(number, text, number, number, text, text, number)
+        found = tf.data.Dataset.from_generator(self.read, output_signature=signature)
+        decode = functools.partial(self._decode, keys=keys)
+        return found.map(decode, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).prefetch(2)
+
+    def read(self) -> Iterator[Columns]:
+        """Reads the records of batch after batch, without end."""
         with contextlib.ExitStack() as stack:
-            cache = stack.enter_context(contextlib.closing(ShardCache(int(config.cache_gb * 1e9))))
-            both = [RecordReader(*dataset, cache, first, workers) for dataset in datasets]
-            for reader in both:
-                stack.enter_context(contextlib.closing(reader))
-            for step in itertools.count():
-                numbers = first + workers * (step * batch_size + np.arange(batch_size))
-                yield numbers, *(reader.read(numbers) for reader in both)
+            cache = stack.enter_context(contextlib.closing(ShardCache(int(self._config.cache_gb * 1e9))))
+            images, masks = (
+                stack.enter_context(contextlib.closing(RecordReader(source, cache, self._first, self._step)))
+                for source in (self._images, self._masks)
+            )
+            for batch in itertools.count():
+                numbers = self._first + self._step * (batch * self._batch_size + np.arange(self._batch_size))
+                image_values = _parse(self._images, numbers, images.read(numbers), _IMAGE_KEYS)
+                mask_values = _parse(self._masks, numbers, masks.read(numbers), _MASK_KEYS)
+                yield Columns(numbers, *image_values, *mask_values)
 
-    def make(numbers, names, *columns) -> tuple[np.ndarray, np.ndarray]:
+    def make(self, *values: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Targets and masks, as `examples.make_batch`, of the values of `Columns`.
+
+        Raises:
+            UserError: an example cannot be decoded; the message names its records.
+        """
+        of = Columns(*values)
         try:
-            return make_batch(numbers, *columns, key, image_size, config)
+            return make_batch(
+                of.numbers, of.jpegs, of.heights, of.widths, of.pngs, self._key, self._image_size, self._config
+            )
         except ExampleError as error:
-            number = numbers[error.place]
-            image, mask = (describe_record(*dataset, number) for dataset in datasets)
+            number = of.numbers[error.place]
+            image, mask = (source.describe(number) for source in (self._images, self._masks))
             raise UserError(
-                f"example {number} cannot be decoded: {image} ({names[error.place].decode()}), with {mask}: {error}"
+                f"example {number} cannot be decoded: {image} ({of.filenames[error.place].decode()}), "
+                f"with {mask}: {error}"
             ) from None
 
-    def decode(numbers, image_records, mask_records):
-        image = tf.io.parse_example(image_records, _only("image", "encoded", "height", "width", "filename"))
-        mask = tf.io.parse_example(mask_records, _only("mask", "encoded", "index"))
-        names, index = image["image/filename"], mask["mask/index"]
-        sizes = image["image/height"], image["image/width"]
-        taken = numbers, names, image["image/encoded"], *sizes, mask["mask/encoded"]
-        both = tf.numpy_function(make, taken, (tf.float32, tf.float32))
-        both = [
-            tf.ensure_shape(part, (batch_size, image_size, image_size, depth))
-            for part, depth in zip(both, (3, 1), strict=True)
-        ]
-        return (*both, names, index) if keys else tuple(both)
-
-    signature = (tf.TensorSpec([batch_size], tf.int64), *[tf.TensorSpec([batch_size], tf.string)] * 2)
-    found = tf.data.Dataset.from_generator(read, output_signature=signature)
-    return found.map(decode, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).prefetch(2)
+    def _decode(self, columns: Columns, keys: bool) -> tuple[tf.Tensor, ...]:
+        target, mask = tf.numpy_function(self.make, columns, (tf.float32, tf.float32))
+        shape = self._batch_size, self._image_size, self._image_size
+        batch = tf.ensure_shape(target, (*shape, 3)), tf.ensure_shape(mask, (*shape, 1))
+        return (*batch, columns.filenames, columns.indices) if keys else batch
 
 
-def _only(kind: str, *names: str) -> dict:
-    """What `parse_example` takes, of some of the values of a record."""
-    spec = parsing_spec(FEATURES[kind])
-    return {f"{kind}/{name}": spec[f"{kind}/{name}"] for name in names}
+def _parse(source: Source, numbers: np.ndarray, serialized: Sequence[bytes], keys: Sequence[str]) -> Iterator[tuple]:
+    """The values under each of ``keys`` of the records of examples."""
+    rows = []
+    for number, record in zip(numbers.tolist(), serialized, strict=True):
+        try:
+            rows.append(decode_record(record, *keys))
+        except ValueError as error:
+            raise UserError(f"example {number} cannot be decoded: {source.describe(number)}: {error}") from None
+    return zip(*rows, strict=True)

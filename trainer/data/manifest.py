@@ -1,6 +1,6 @@
-"""A dataset is a folder of TFRecord shards with a manifest, which is written last.
+"""The manifest of a dataset, a folder of TFRecord shards; it is written last.
 
-No manifest, no dataset: a job that did not finish leaves none, and readers refuse the folder.
+No manifest, no dataset: an unfinished job leaves none, and readers refuse the folder.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Shard:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What a finished dataset holds.
+    """Contents of a finished dataset.
 
     Attributes:
         kind: ``image`` or ``mask``: which of `records.FEATURES` its records have.
@@ -60,7 +60,7 @@ class Manifest:
             )
 
     def split(self, name: str) -> tuple[Shard, ...]:
-        """Shards of one split; raises `UserError` naming the splits there are."""
+        """Shards of one split; raises `UserError` naming the existing splits if it is not one of them."""
         shards = tuple(shard for shard in self.shards if shard.split == name)
         if not shards:
             raise UserError(f"split: expected one of {sorted({s.split for s in self.shards})}. Received {name!r}.")

@@ -1,16 +1,16 @@
-"""The order of training examples: which record is number n, and which shards a worker reads for its share.
+"""The order of training examples: which record is example n, and which shards a worker reads.
 
 One epoch of a dataset is one sequence: its shards in an order drawn from (seed, epoch), the records of each in an
 order drawn from (seed, epoch, shard). The sequence is cut into V equal runs of records, the *streams*, and example
-numbers go round them:
+numbers go through them in turn:
 
     sequence   s0 s0 s0 s1 | s1 s1 s2 s2 | s2 s2 s3 s3 | s3      V = 3 streams of 4 records, 1 left over
     number      0  3  6  9    1  4  7 10    2  5  8 11   12
 
-So with V = 16, neighbours come from 16 places of the dataset, and where the number of workers divides V, each worker
-reads V / workers of the runs and no other files. Any other number of workers gives the same order, at the price that
-workers read each other's files too. What is left over, fewer than V records, ends the epoch. Nothing depends on what
-was read before: any number is found from the counts in the manifest.
+With V = 16, neighboring examples come from 16 places of the dataset, and where the number of workers divides V, each
+worker reads V / workers of the runs and no other files. Any other number of workers gives the same order but reads
+files more than once. The fewer than V records left over end the epoch. Nothing depends on what was read before: any
+number is located from the counts in the manifest alone.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from trainer.data.shard_cache import OpenShard, ShardCache
 def draw_order(count: int, *path: int, window: int | None = None) -> np.ndarray:
     """A permutation of ``range(count)`` drawn from the integers of ``path``.
 
-    Made of the raw words of a bit generator, which NumPy keeps the same from version to version; what its
-    ``permutation`` makes of them it may change (numpy.org/neps/nep-0019-rng-policy.html).
+    Computed from the raw words of a bit generator, which NumPy keeps stable across versions, unlike its
+    ``permutation`` (numpy.org/neps/nep-0019-rng-policy.html).
 
     Args:
-        window: numbers stay within the first ``window``, the second, and so on; ``None``: all change places with all.
+        window: numbers are shuffled only within each run of ``window``; None shuffles all of them.
     """
     words = np.random.Philox(np.random.SeedSequence(path)).random_raw(count)
     return np.lexsort((words, np.arange(count) // (window or max(count, 1))))
@@ -45,7 +45,7 @@ def draw_order(count: int, *path: int, window: int | None = None) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Segment:
-    """Examples ``first`` to ``last`` (both one worker's) take from ``shard`` in ``epoch``, among other shards."""
+    """The span of one worker's examples, ``first`` to ``last``, in which some are read from ``shard`` in ``epoch``."""
 
     first: int
     last: int
@@ -54,12 +54,12 @@ class Segment:
 
 
 class Order:
-    """Where the examples 0, 1, 2 ... without end lie in shards that hold ``counts`` records.
+    """Where the endless sequence of examples 0, 1, 2 ... lies in shards that hold ``counts`` records.
 
     Args:
-        counts: records of each shard; 0 is allowed, all 0 is not.
-        seed: integers of 0 or more that name the order, such as (seed, kind of dataset).
-        streams: V.
+        counts: records of each shard; some may be 0, not all.
+        seed: non-negative integers that determine the order, such as (seed, kind of dataset).
+        streams: V, see above.
         window: records of a shard that are shuffled among themselves.
     """
 
@@ -80,7 +80,7 @@ class Order:
         return shards, np.cumsum(self.counts[shards])
 
     def _draw_permutation(self, epoch: int, shard: int) -> np.ndarray:
-        # The 1 tells the path from that of the shards' order: a longer path of zeros is the same seed.
+        # The 1 keeps the path apart from that of the shards' order: NumPy drops trailing zeros of a seed.
         return draw_order(int(self.counts[shard]), *self._seed, epoch, shard, 1, window=self._window)
 
     def locate(self, numbers: np.ndarray) -> list[tuple[int, int, int]]:
@@ -98,14 +98,14 @@ class Order:
         return found
 
     def segments(self, start: int, step: int) -> Iterator[Segment]:
-        """What the examples start, start + step, start + 2 * step ... read, by their first example."""
+        """What the examples start, start + step, start + 2 * step ... read, ordered by first example."""
         for epoch in itertools.count(start // self.per_epoch):
             yield from sorted(self._epoch_segments(epoch, start, step), key=lambda s: (s.first, s.last))
 
     def _epoch_segments(self, epoch: int, start: int, step: int) -> Iterator[Segment]:
         shards, ends = self.epoch_shards(epoch)
         zero, run, body = epoch * self.per_epoch, self._run, self._run * self._streams
-        # Each run is an arithmetic progression of example numbers, and so is what is left over.
+        # Each run is an arithmetic progression of example numbers, and so are the records left over.
         runs = [(k * run, (k + 1) * run, zero + k, self._streams) for k in range(self._streams)]
         for low, high, number, stride in [*runs, (body, self.per_epoch, zero + body, 1)]:
             while low < high:
@@ -117,11 +117,11 @@ class Order:
                 number, low = number + (stop - low) * stride, stop
 
     def open_at_once(self, workers: int) -> int:
-        """Shards that one of ``workers`` may have to hold open: one per run it reads, and one as the last runs end."""
+        """Shards that one of ``workers`` may hold open: one per run it reads, and one more as runs end."""
         return self._streams // math.gcd(self._streams, workers) + 1
 
     def shard_bytes(self, sizes: Sequence[int], workers: int) -> int:
-        """The most that the shards open at once in one of ``workers`` can take, if each takes its of ``sizes``."""
+        """The most bytes that the shards open at once in one of ``workers`` can take; ``sizes``: of each shard."""
         held = [size for size, count in zip(sizes, self.counts, strict=True) if count]
         return sum(heapq.nlargest(self.open_at_once(workers), held))
 
@@ -136,35 +136,52 @@ def _common(first: int, stride: int, count: int, start: int, step: int) -> range
     return range(0)
 
 
-class RecordReader:
-    """The serialized records of the examples ``start``, ``start + step``, ... of one dataset, in that order.
+@dataclass(frozen=True)
+class Source:
+    """One split of a dataset and the order of its records.
 
-    Args:
+    Attributes:
         folder: the dataset's address.
-        shards: the shards of one split.
-        order: made of their counts.
-        cache: opens them.
+        shards: of the split.
+        order: made from their record counts.
     """
 
-    def __init__(self, folder: str, shards: Sequence[Shard], order: Order, cache: ShardCache, start: int, step: int):
-        self._folder, self._shards, self._order, self._cache = folder, shards, order, cache
-        self._segments = order.segments(start, step)
-        self._upcoming: deque[Segment] = deque(itertools.islice(self._segments, order.open_at_once(step)))
+    folder: str
+    shards: Sequence[Shard]
+    order: Order
+
+    def describe(self, number: int) -> str:
+        """Names the record that an example is, for error messages."""
+        ((_, shard, record),) = self.order.locate(np.array([number]))
+        return f"record {record} of {storage.join(self.folder, self.shards[shard].name)}"
+
+
+class RecordReader:
+    """The serialized records of the examples ``start``, ``start + step``, ... of a source, in that order.
+
+    Args:
+        cache: opens the shards.
+    """
+
+    def __init__(self, source: Source, cache: ShardCache, start: int, step: int):
+        self._source, self._cache = source, cache
+        self._segments = source.order.segments(start, step)
+        self._upcoming: deque[Segment] = deque(itertools.islice(self._segments, source.order.open_at_once(step)))
         self._open: dict[int, OpenShard] = {}
         self._last: dict[int, int] = {}  # the example that reads a shard last, as far as its segments have begun
 
     def read(self, numbers: np.ndarray) -> list[bytes]:
         """Records of the next examples, whose numbers are int64 [n]."""
         found = []
-        for number, (_, shard, record) in zip(numbers.tolist(), self._order.locate(numbers), strict=True):
+        for number, (_, shard, record) in zip(numbers.tolist(), self._source.order.locate(numbers), strict=True):
             self._begin(number)
             if shard not in self._open:
-                self._open[shard] = self._cache.open(self._folder, self._shards[shard])
+                self._open[shard] = self._cache.open(self._source.folder, self._source.shards[shard])
             found.append(self._open[shard].read(record))
         return found
 
     def _begin(self, number: int) -> None:
-        """As segments begin, closes the shards that are done with and has the next ones fetched."""
+        """When segments begin: closes the shards that are no longer needed and has the next ones fetched."""
         if self._upcoming[0].first > number:
             return
         while self._upcoming[0].first <= number:
@@ -175,15 +192,9 @@ class RecordReader:
             self._open.pop(shard).close()
         for segment in self._upcoming:
             if segment.shard not in self._open:
-                self._cache.prepare(self._folder, self._shards[segment.shard])
+                self._cache.prepare(self._source.folder, self._source.shards[segment.shard])
 
     def close(self) -> None:
         for shard in self._open.values():
             shard.close()
         self._open.clear()
-
-
-def describe_record(folder: str, shards: Sequence[Shard], order: Order, number: int) -> str:
-    """Which record an example is, for people."""
-    ((_, shard, record),) = order.locate(np.array([number]))
-    return f"record {record} of {storage.join(folder, shards[shard].name)}"

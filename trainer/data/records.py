@@ -1,7 +1,7 @@
 """The two record formats, and the TFRecord framing they are stored in.
 
-The training job reads these and so owns them; the Beam jobs write to them. Writing needs no
-TensorFlow, whose import takes seconds in every worker process of a Beam job.
+The training job reads them and so owns the formats; the Beam jobs write them. Writing does not import
+TensorFlow, which would take seconds in every worker process of a Beam job.
 """
 
 from __future__ import annotations
@@ -9,14 +9,15 @@ from __future__ import annotations
 import io
 import numbers
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import google_crc32c
 
 from trainer import storage
 
-_BYTES, _FLOAT, _INT = "bytes", "float", "int"  # kinds of values; their field in the Feature message below
-_FIELDS = {_BYTES: 1, _FLOAT: 2, _INT: 3}
+_BYTES, _FLOAT, _INT = "bytes", "float", "int"  # kinds of values
+_FIELDS = {_BYTES: 1, _FLOAT: 2, _INT: 3}  # number of a kind's field in the Feature message, see encode_record
+_LISTS = {_BYTES: "bytes_list", _FLOAT: "float_list", _INT: "int64_list"}  # its name there
 
 IMAGE_FEATURES = {
     "image/encoded": _BYTES,  # JPEG, RGB, upright
@@ -40,6 +41,7 @@ MASK_FEATURES = {
     "mask/index": _INT,  # what masks.sampling.sample_mask was called with
 }
 FEATURES = {"image": IMAGE_FEATURES, "mask": MASK_FEATURES}
+_KINDS = IMAGE_FEATURES | MASK_FEATURES
 
 _DIGITS = tuple(bytes([digit]) for digit in range(0x80))
 
@@ -58,7 +60,7 @@ def _varint(value: int) -> bytes:
 
 
 def _field(number: int, data: bytes) -> bytes:
-    """A protocol buffer field of a type that has a length."""
+    """A length-delimited protocol buffer field."""
     return _DIGITS[number << 3 | 2] + _varint(len(data)) + data
 
 
@@ -66,7 +68,7 @@ def _encode_value(value: object, kind: str) -> bytes:
     """The list of one value: BytesList, FloatList or Int64List."""
     if kind == _BYTES and isinstance(value, (bytes, str)):
         return _field(1, value.encode() if isinstance(value, str) else value)
-    if kind == _INT and isinstance(value, numbers.Integral) and -(2**63) <= value < 2**63:
+    if kind == _INT and isinstance(value, numbers.Integral) and -(2**63) <= int(value) < 2**63:
         return _field(1, _varint(int(value)))
     if kind == _FLOAT and isinstance(value, numbers.Real):
         return _field(1, struct.pack("<f", value))
@@ -116,6 +118,26 @@ def parse_mask(serialized) -> dict:
     return tf.io.parse_single_example(serialized, parsing_spec(MASK_FEATURES))
 
 
+def decode_record(serialized: bytes, *keys: str) -> list:
+    """The values under ``keys`` of a serialized record: bytes, float or int each.
+
+    Raises:
+        ValueError: it is not a record, or has no value of the right kind under one of the keys.
+    """
+    import tensorflow as tf
+    from google.protobuf.message import DecodeError
+
+    try:
+        found = tf.train.Example.FromString(serialized).features.feature
+    except DecodeError as error:
+        raise ValueError(f"expected a serialized tf.train.Example: {error}") from None
+    values = [getattr(found[key], _LISTS[_KINDS[key]]).value for key in keys]
+    for key, value in zip(keys, values, strict=True):
+        if len(value) != 1:
+            raise ValueError(f"{key}: expected one value of kind {_KINDS[key]}. Received {len(value)}.")
+    return [value[0] for value in values]
+
+
 def _masked_crc(data: bytes) -> bytes:
     crc = google_crc32c.value(data)
     return struct.pack("<I", (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF)
@@ -124,7 +146,7 @@ def _masked_crc(data: bytes) -> bytes:
 def frame_records(records: Iterable[bytes]) -> bytes:
     """One TFRecord file: length, its masked crc32c, the record, its masked crc32c, for each record.
 
-    Made in memory because a shard is written as one object, whose checksum goes into the manifest;
+    Built in memory because a shard is written as one object, whose checksum goes into the manifest;
     TensorFlow's own writer only writes to files. Format: tensorflow.org/tutorials/load_data/tfrecord.
     """
     file = io.BytesIO()  # grows in place: a list to be joined would hold every record twice
@@ -136,13 +158,30 @@ def frame_records(records: Iterable[bytes]) -> bytes:
     return file.getvalue()
 
 
-def unframe_records(data: bytes) -> Iterator[bytes]:
-    """The records of one TFRecord file whose checksum was compared before (`storage.read`)."""
+def find_frames(read: Callable[[int, int], bytes], size: int) -> Iterator[tuple[int, int]]:
+    """Position and length of each record of a TFRecord file; checksums are not looked at.
+
+    Args:
+        read: returns so many (second argument) of the file's bytes from a position (first argument) on.
+        size: of the file in bytes.
+
+    Raises:
+        ValueError: the file does not end where a record ends.
+    """
     position = 0
-    while position < len(data):
-        (length,) = struct.unpack_from("<Q", data, position)
-        yield data[position + 12 : position + 12 + length]
-        position += 16 + length
+    while position < size:
+        header = read(position, 8)
+        end = position + 16 + struct.unpack("<Q", header)[0] if len(header) == 8 else size + 1
+        if end > size:
+            raise ValueError(f"expected records up to byte {size}. Received one that is cut short at byte {position}.")
+        yield position + 12, end - position - 16
+        position = end
+
+
+def unframe_records(data: bytes) -> Iterator[bytes]:
+    """The records of one TFRecord file whose checksum has been verified (`storage.read`); raises as `find_frames`."""
+    for position, length in find_frames(lambda at, count: data[at : at + count], len(data)):
+        yield data[position : position + length]
 
 
 def read_records(address: str, checksum: str | None = None) -> Iterator[bytes]:

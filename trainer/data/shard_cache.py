@@ -1,11 +1,11 @@
-"""Verified local files of shards: local ones where they lie, those of buckets in a folder of bounded size.
+"""Verified local files of shards: local shards in place, those of buckets in a cache folder of bounded size.
 
     shard in a bucket --(one process of the host)--> NAME.draft --rename--> NAME --open and locked--> reads
                                                                               '--not locked--> may be removed
 
-The folder is shared by all processes of a host and needs no server: who downloads a shard holds a lock on its draft,
-who reads one holds a shared lock on its file, and the file used longest ago that nobody locks is removed when room is
-needed. Linux drops the locks of a process that dies, so what it left behind is told from what is in use.
+All processes of a host share the folder without a server: a process that downloads a shard locks its draft, a reader
+holds a shared lock on its file, and when room is needed the least recently used file without a lock is removed. Linux
+drops the locks of a process that dies, so its leftovers can be told from files in use.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import errno
 import fcntl
 import os
 import posixpath
-import struct
 import tempfile
 import threading
 import time
@@ -27,23 +26,24 @@ import google_crc32c
 
 from trainer import storage
 from trainer.data.manifest import Shard
+from trainer.data.records import find_frames
 from trainer.errors import UserError
 
 _DRAFT = ".draft"
-_POLL = 0.02  # seconds between two looks at what another process downloads
-_DOWNLOADS = 8  # at a time and process; one stream of a bucket is far slower than a host's network
+_POLL = 0.02  # seconds between checks of what another process downloads
+_DOWNLOADS = 8  # concurrent per process; one stream from a bucket is far slower than a host's network
 _BLOCK = 1 << 22
 
-_verified: dict[tuple, str] = {}  # checksum of each file version this process has read whole
+_verified: dict[tuple, str] = {}  # checksum of each file version that this process has read in full
 
 
 def cache_folder() -> str:
-    """Where this machine keeps verified copies of shards from buckets; TMPDIR chooses the disk."""
+    """Folder for this machine's verified copies of shards from buckets; TMPDIR chooses the disk."""
     return os.path.join(tempfile.gettempdir(), f"pconv-shards-{os.getuid()}")
 
 
 def _checksum(file: int) -> str:
-    """`storage.crc32c` of an open file, read once per process as long as the file is not written to."""
+    """`storage.crc32c` of an open file, computed once per process until the file is written to."""
     state = os.fstat(file)
     version = (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns)
     if version not in _verified:
@@ -72,21 +72,17 @@ def _closing(file: int) -> Iterator[int]:
 
 
 class OpenShard:
-    """The records of one file, in any order; it stays readable and in place until closed."""
+    """Random access to the records of one file, which stays in place until closed."""
 
     def __init__(self, address: str, shard: Shard, file: int):
         self._file = file
-        places, position, size = [], 0, os.fstat(file).st_size
-        while position + 16 <= size:  # frames: see records.frame_records
-            (length,) = struct.unpack("<Q", os.pread(file, 8, position))
-            places.append((position + 12, length))
-            position += 16 + length
-        if len(places) != shard.records or position != size:
+        try:
+            self._places = list(find_frames(lambda at, count: os.pread(file, count, at), os.fstat(file).st_size))
+            if (found := len(self._places)) != shard.records:
+                raise ValueError(f"expected {shard.records} records, as in the manifest. Received {found}.")
+        except ValueError as error:
             os.close(file)
-            raise storage.Corrupt(
-                f"{address}: expected {shard.records} records, as in the manifest. Received {len(places)}."
-            )
-        self._places = places
+            raise storage.Corrupt(f"{address}: {error}") from None
 
     def read(self, record: int) -> bytes:
         position, length = self._places[record]
@@ -97,12 +93,12 @@ class OpenShard:
 
 
 class ShardCache:
-    """Opens shards, after downloading those that lie in buckets; downloads ahead what is asked for.
+    """Opens shards, downloading those in buckets first; prefetches on request.
 
     Args:
-        limit: bytes that all files in ``folder`` may take. A shard is not removed while it is open or waits to be
-            opened, in any process. Only where open shards alone are more than ``limit``, as when several runs
-            share a host, is it exceeded, by what has to be read now.
+        limit: bytes that all files in ``folder`` may take. No shard is removed while any process has it open or
+            prefetched. The limit is exceeded only where open shards alone take more, as when several runs share
+            a host.
         folder: for shards of buckets; default `cache_folder`.
     """
 
@@ -113,7 +109,7 @@ class ShardCache:
         self._mutex = threading.Lock()
 
     def prepare(self, dataset: str, shard: Shard) -> None:
-        """Begins to fetch and verify a shard that will be opened soon; what goes wrong shows when it is opened."""
+        """Begins to fetch and verify a shard that will be opened soon; errors are raised when it is opened."""
         address = storage.join(dataset, shard.name)
         with self._mutex:
             known = self._ahead.get(address)
@@ -121,7 +117,8 @@ class ShardCache:
                 self._ahead[address] = self._pool.submit(self._file, address, shard, False)
 
     def open(self, dataset: str, shard: Shard) -> OpenShard:
-        """
+        """Opens a shard, fetched if need be.
+
         Raises:
             storage.NotFound, storage.Corrupt: naming the shard.
             UserError: it cannot be read, or the disk has no room for it.
@@ -131,8 +128,11 @@ class ShardCache:
             pending = self._ahead.pop(address, None)
         file = None
         if pending is not None and not pending.cancel():
-            file = _result(pending)  # what went wrong goes wrong again now, or has passed
-        return OpenShard(address, shard, self._file(address, shard, True) if file is None else file)
+            file = _result(pending)  # an error occurs again now, or has passed
+        if file is None:
+            file = self._file(address, shard, True)
+            assert file is not None  # which only happens to files that are not needed
+        return OpenShard(address, shard, file)
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
@@ -140,13 +140,13 @@ class ShardCache:
             future.add_done_callback(_discard)
 
     def _let_go(self) -> list[Future]:
-        """What was or is being fetched ahead, to be unlocked so that it can be removed."""
+        """The prefetched files and those in flight, to be unlocked so that they can be removed."""
         with self._mutex:
             waiting, self._ahead = self._ahead, {}
         return [future for future in waiting.values() if not future.cancel()]
 
     def _file(self, address: str, shard: Shard, needed: bool) -> int | None:
-        """A file descriptor that holds a shared lock; ``None`` if there is no room for what is not needed yet."""
+        """A file descriptor that holds a shared lock; None if there is no room and it is not ``needed`` yet."""
         if storage.is_bucket(address):
             return self._cached(address, shard, needed)
         try:
@@ -180,7 +180,7 @@ class ShardCache:
                 return self._download(address, shard, path, draft, needed)
 
     def _download(self, address: str, shard: Shard, path: str, draft: int, needed: bool) -> int | None:
-        """Fills the draft, which this process has locked, and publishes it as ``path``."""
+        """Downloads into the draft, which this process has locked, and publishes it as ``path``."""
         try:
             fits = self._reserve(draft, shard.bytes)
             if not fits and needed:
@@ -210,7 +210,7 @@ class ShardCache:
         return draft
 
     def _reserve(self, draft: int, size: int) -> bool:
-        """Removes unused files until ``size`` bytes more fit, and gives the draft that size; whether they fit."""
+        """Removes unused files until ``size`` more bytes fit, gives the draft that size; returns whether they fit."""
         with _closing(os.open(os.path.join(self._folder, ".lock"), os.O_RDWR | os.O_CREAT, 0o600)) as turn:
             fcntl.flock(turn, fcntl.LOCK_EX)
             files, own = [], os.fstat(draft).st_ino
@@ -222,7 +222,7 @@ class ShardCache:
                         files.append((whole, state.st_atime_ns, state.st_size, entry.path))
             total = sum(taken for _, _, taken, _ in files)
             for whole, _, taken, path in sorted(files):
-                # A draft that nobody has locked is left from a process that died: it goes in any case.
+                # A draft without a lock is left from a process that died: it is removed in any case.
                 if (not whole or total + size > self._limit) and _remove(path):
                     total -= taken
             os.ftruncate(draft, size)
@@ -246,7 +246,7 @@ def _is_at(file: int, path: str) -> bool:
 
 
 def _remove(path: str) -> bool:
-    """Removes a file unless someone has locked it."""
+    """Removes a file unless it is locked; returns whether it did."""
     try:
         file = os.open(path, os.O_RDWR)
     except FileNotFoundError:
@@ -259,7 +259,7 @@ def _remove(path: str) -> bool:
 
 
 def _open_copy(path: str, checksum: str) -> int | None:
-    """The file at ``path``, locked; ``None`` if there is none, or one that was damaged, which is removed."""
+    """The file at ``path``, locked; None if it is missing or damaged (then it is removed)."""
     try:
         file = os.open(path, os.O_RDWR)
     except FileNotFoundError:
@@ -268,7 +268,7 @@ def _open_copy(path: str, checksum: str) -> int | None:
     if _checksum(file) == checksum:
         if _is_at(file, path):
             state = os.fstat(file)
-            os.utime(file, ns=(time.time_ns(), state.st_mtime_ns))  # used last: the system may not keep this
+            os.utime(file, ns=(time.time_ns(), state.st_mtime_ns))  # access time for _reserve: mounts may not keep it
             return file
     elif _is_at(file, path):
         os.unlink(path)

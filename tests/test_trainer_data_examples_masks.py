@@ -10,7 +10,7 @@ from masks.codec import encode_mask
 from masks.coverage import hole_ratio
 from masks.sampling import MaskSpec, sample_mask
 from trainer.config import DataConfig
-from trainer.data import examples, mask_augment
+from trainer.data import examples
 
 SIZE = 33
 SPEC = MaskSpec(generator="shapes", height=SIZE, width=SIZE, hole_ratio=(0.1, 0.5), seed=1)
@@ -24,8 +24,8 @@ def stored(index):
 def augmented(mask, count, **fields):
     """Numpy [count, S, S], each with draws of its own."""
     config = DataConfig(**fields)
-    draws = [examples.draw_numbers(5, number)[-mask_augment.DRAWS :].tolist() for number in range(count)]
-    found = np.stack([mask_augment.augment_mask(mask, numbers, config) for numbers in draws])
+    draws = [examples.draw_numbers(5, number)[-examples.MASK_DRAWS :].tolist() for number in range(count)]
+    found = np.stack([examples.augment_mask(mask, numbers, config) for numbers in draws])
     assert found.dtype == np.uint8 and found.shape == (count, *mask.shape)
     assert np.isin(found, (0, 1)).all()
     return found
@@ -69,7 +69,7 @@ def test_flips_and_turns_keep_the_ratio():
 def test_holes_grow_as_opencv_dilates_them(radius, shape):
     for index in range(5):
         mask = cv2.resize(stored(index), shape[::-1], interpolation=cv2.INTER_NEAREST)
-        found = mask_augment.dilate_holes(mask, radius)
+        found = examples.dilate_holes(mask, radius)
         np.testing.assert_array_equal(found, cv2.erode(mask, np.ones((2 * radius + 1,) * 2, np.uint8)), strict=True)
 
 
@@ -92,7 +92,7 @@ def cut_slowly(mask, top, left, side):
 
 @pytest.mark.parametrize("place", [(0, 0, 33), (5, -7, 33), (-33, 0, 33), (9, 4, 20), (-3, 20, 16), (32, 32, 1)])
 def test_a_cut_is_nearest_neighbour_and_valid_outside(place):
-    found = mask_augment.cut(stored(0), *place)
+    found = examples.cut(stored(0), *place)
     np.testing.assert_array_equal(found, cut_slowly(stored(0), *place), strict=True)
 
 
@@ -120,7 +120,7 @@ def test_crops_are_of_every_size_allowed_and_within_the_mask():
 
 def test_masks_are_decoded_as_they_are_stored():
     for index in range(3):
-        encoded, draws, config = encode_mask(stored(index)), [0.9] * mask_augment.DRAWS, DataConfig(**NOTHING)
+        encoded, draws, config = encode_mask(stored(index)), [0.9] * examples.MASK_DRAWS, DataConfig(**NOTHING)
         np.testing.assert_array_equal(examples.make_mask(encoded, draws, SIZE, config), stored(index), strict=True)
         with pytest.raises(ValueError, match="expected 66 x 66. Received 33 x 33"):
             examples.make_mask(encoded, draws, SIZE * 2, config)
