@@ -1,1 +1,4 @@
-"""The partial convolution layers, the UNet, its losses and the perceptual network. Keras ops alone: any backend."""
+"""The network: partial convolution layers, the UNet, its losses, the perceptual network, published weights of others.
+
+keras.ops alone, so any Keras backend works; the modules are imported by name, because each loads Keras.
+"""

@@ -42,8 +42,8 @@ class PartialConv2D(keras.layers.Layer):
         bias_initializer: of the bias [filters].
         kernel_regularizer: optional.
         bias_regularizer: optional.
-        inputs_masked: the caller's promise that the features are already 0 in their holes; saves the
-            pass that masks them. See `ApplyMask`.
+        inputs_masked: promise that the features are already 0 in their holes; skips the pass that masks
+            them. See `ApplyMask`.
         **kwargs: `name`, `dtype`, `trainable` of `keras.layers.Layer`.
 
     Call arguments:
@@ -190,7 +190,7 @@ class PartialConv2D(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="pconv")
 class ApplyMask(keras.layers.Layer):
-    """Features with 0 in their holes, whatever was there: masks a tensor once for all its consumers.
+    """Sets features to 0 in their holes, whatever was there: masks a tensor once for all its consumers.
 
     Call arguments:
         inputs: one branch (features [B, H, W, C], mask [B, H, W, 1] of {0, 1}).

@@ -1,13 +1,13 @@
-"""Networks of other implementations, turned into variables of ours.
+"""Conversion of networks trained by other implementations into variables of this one.
 
-Both compute the paper's network with another normalisation of the partial convolution:
+Both compute the paper's network with a different normalization of the partial convolution:
 
     ours         out = W (X * M) * kh kw C / sum(M) + b
     PConv-Keras  out = W (X * M) * kh kw   / sum(M) + b    so W = theirs / C
     naoto0804    out = W (X * M)           / sum(M) + b    so W = theirs / (kh kw C)
 
-What can be folded into the weights is: the normalisation; the order of the decoder's branches (its kernel's input
-channels); a bias in front of BatchNorm (its moving mean). The rest is the network's config.
+Three differences are folded into the weights: the normalization; the order of the decoder's branches (input channels
+of its kernels); a bias before BatchNorm (its moving mean). The others are expressed by the network's config.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ KERAS_2_BN_EPSILON = 1e-3
 
 @dataclass(frozen=True)
 class Imported:
-    """A network of ours that computes what another did.
+    """A network for `build_unet` that computes what the imported one did.
 
     Attributes:
         config: for `build_unet`.
-        variables: by the paths of its variables.
-        notes: what it computes otherwise, one sentence each.
+        variables: arrays by variable path.
+        notes: where it computes something else, one sentence each.
     """
 
     config: UNetConfig
@@ -44,7 +44,7 @@ class Imported:
 
 @dataclass(frozen=True)
 class _Stage:
-    """A partial convolution: kernel [kh, kw, in, out] at our scale, bias [out], BatchNorm's four arrays or None."""
+    """A partial convolution: kernel [kh, kw, in, out], bias [out], and the four arrays of its BatchNorm, if any."""
 
     kernel: np.ndarray
     bias: np.ndarray
@@ -58,17 +58,17 @@ class _Stage:
 
 
 def from_pconv_keras(layers: dict[str, dict[str, np.ndarray]]) -> Imported:
-    """The network of MathiasGruber/PConv-Keras (libs/pconv_model.py), as it predicts with train_bn=False.
+    """Imports a network of MathiasGruber/PConv-Keras (libs/pconv_model.py), as it predicts with train_bn=False.
 
     Its layers in order are the encoder's and the decoder's PConv2D (`img_kernel`, `bias`), all but the first and the
     last with BatchNormalization, and a 1x1 Conv2D with a sigmoid after the last LeakyReLU. The decoder
     concatenates the encoder's branch first.
 
     Args:
-        layers: of its weights file, as `weight_files.read_keras_h5` gives them.
+        layers: of its weights file, as `weight_files.read_keras_h5` returns them.
 
     Raises:
-        UserError: the layers are not those.
+        UserError: the layers are not PConv-Keras's.
     """
     convs, norms, heads = (
         [dict(layer) for layer in layers.values() if key in layer] for key in ("img_kernel", "gamma", "kernel")
@@ -101,7 +101,7 @@ def from_pconv_keras(layers: dict[str, dict[str, np.ndarray]]) -> Imported:
         "where no valid pixel reaches, PConv-Keras leaves a bias and paints RGB "
         f"({', '.join(f'{v:.3f}' for v in theirs)}); this network paints ({', '.join(f'{v:.3f}' for v in ours)}), "
         f"up to {np.abs(theirs - ours).max():.3f} away",
-        "PConv-Keras with train_bn=True normalises its encoder by the statistics of the batch even when it predicts; "
+        "PConv-Keras with train_bn=True normalizes its encoder by the statistics of the batch even when it predicts; "
         "this network uses the moving ones, as PConv-Keras does with train_bn=False",
     )
     variables = {**_variables(encoder, decoder), "head_conv/kernel": kernel, "head_conv/bias": bias}
@@ -109,16 +109,16 @@ def from_pconv_keras(layers: dict[str, dict[str, np.ndarray]]) -> Imported:
 
 
 def from_naoto0804(state: dict[str, np.ndarray]) -> Imported:
-    """The network of naoto0804/pytorch-inpainting-with-partial-conv (net.py).
+    """Imports a network of naoto0804/pytorch-inpainting-with-partial-conv (net.py).
 
-    Stages enc_1 to enc_n and dec_n to dec_1 with `conv.input_conv` (a bias in dec_1 alone), `conv.mask_conv` of ones
-    and, but for enc_1 and dec_1, `bn`. Its images are normalised by ImageNet's mean and standard deviation.
+    Its stages enc_1 to enc_n and dec_n to dec_1 have `conv.input_conv` (with a bias in dec_1 only), `conv.mask_conv`
+    of ones and, except enc_1 and dec_1, `bn`. Its images are normalized by ImageNet's mean and standard deviation.
 
     Args:
         state: the state dict, "model" in its checkpoints.
 
     Raises:
-        UserError: the arrays are not those.
+        UserError: the arrays are not those of that network.
     """
     state = dict(state)
     depth = sum(re.fullmatch(r"enc_\d+\.conv\.input_conv\.weight", key) is not None for key in state)
@@ -148,7 +148,7 @@ def _take(arrays: dict[str, np.ndarray], key: str) -> np.ndarray:
 
 
 def _config(encoder: list[_Stage], image_size: int, **options) -> UNetConfig:
-    """`image_size` is that of the other's training, or the next that the depth allows."""
+    """Config of a network; `image_size` is that of its training, or the smallest that the depth allows."""
     shapes = [stage.kernel.shape for stage in encoder]
     try:
         return UNetConfig(
@@ -162,7 +162,7 @@ def _config(encoder: list[_Stage], image_size: int, **options) -> UNetConfig:
 
 
 def _variables(encoder: list[_Stage], decoder: list[_Stage]) -> dict[str, np.ndarray]:
-    """By our paths; `decoder` is in the order of computation, from the deepest level up."""
+    """Arrays by variable path; `decoder` is in the order of computation, from the deepest level up."""
     stages = {f"encoder_{k}": stage for k, stage in enumerate(encoder, start=1)}
     stages |= {f"decoder_{len(decoder) - i}": stage for i, stage in enumerate(decoder)}
     arrays = {}
