@@ -12,7 +12,7 @@ from pipelines.evaluation import report_page, rounds, scoreboard
 from pipelines.evaluation.rounds import Case, Facts, Round
 from trainer.config import CheckpointConfig
 from trainer.metrics import HOLES, IMAGE, METRICS, Metric, image_quality, intervals, validation_metrics
-from trainer.training.events import Describer
+from trainer.training.validation import Validated
 
 
 def make_pair() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -43,7 +43,7 @@ def test_a_new_metric_reaches_validation_and_its_log_line(planted):
     cells = intervals.summarize(intervals.tally_of([found | {"bucket": 4}, found | {"bucket": 5, "bias": 0.3}]))
     assert cells[intervals.ALL]["bias"] == pytest.approx(0.2) and cells[4]["bias_holes"] == pytest.approx(0.2)
     assert cells[intervals.ALL]["bias_error"] == pytest.approx(0.1)
-    line = Describer()({"event": "validation", "step": 1, "cells": cells})
+    line = str(Validated(step=1, cells=cells))
     assert "  Bias 200.0 1/1000  of 2 pairs" in line
     assert CheckpointConfig(best="bias").best == "bias"
 
