@@ -1,14 +1,13 @@
-"""Masks per second on one core, at 512 x 512, hole ratios met exactly, beside a generator that meets none.
+"""Masks per second on one core at 512 x 512, with exact hole ratios, beside a plain generator with arbitrary ones.
 
     make bench                                             # or: python tests/benchmarks/draw_masks.py shapes walks
     ROUNDS=15 python tests/benchmarks/draw_masks.py        # steadier medians
 
-Each round draws masks of all six intervals of the paper with border `any`; the last columns encode them as well. The
-time is that of the thread, so a machine that others use too gives about the same numbers.
+Each round draws masks of the paper's six intervals with border `any`; the last columns include encoding. Times are CPU
+times of the thread, hence about the same on a busy machine.
 """
 
 import math
-import os
 import random
 import statistics
 import sys
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from _timing import SMALL, rounds
 
 from masks.codec import encode_mask
 from masks.coverage import RATIO_BUCKETS
@@ -24,10 +24,9 @@ from masks.families import FAMILIES
 from masks.sampling import MaskSpec, sample_mask
 from masks.sources import Source
 
-ROUNDS = int(os.environ.get("ROUNDS", "5"))
-SIZE = 512
-# Of each interval in a round; of families with a source, which are far slower, one.
-MASKS = 20
+ROUNDS = rounds(5)
+SIZE = 64 if SMALL else 512
+MASKS = 1 if SMALL else 20  # per interval and round; 1 for families with a source, which are far slower
 PHOTOS = Path(__file__).parents[2] / "pipelines" / "photos"
 
 
@@ -49,7 +48,7 @@ def draw_plain(size=SIZE):
 
 
 def make_sources(kinds):
-    """What a family may start from: photographs, or as many masks."""
+    """Sources that a family draws from: photographs, or as many masks."""
     photos = [cv2.imread(str(path)) for path in sorted(PHOTOS.rglob("*.jpg"))]
     if "still" in kinds:
         return [Source("still", (photo,)) for photo in photos]
@@ -58,7 +57,7 @@ def make_sources(kinds):
 
 
 def make_tasks(family):
-    """(spec, index) of the masks of one round."""
+    """(spec, index) of each mask of one round."""
     kinds = FAMILIES[family].source_kinds
     sources, masks = (make_sources(kinds), 1) if kinds else ([None], MASKS)
     fields = dict(generator=family, height=SIZE, width=SIZE)
@@ -70,7 +69,7 @@ def make_tasks(family):
 
 
 def median_rates(variants):
-    """Calls per second of each variant, a list of functions that are all called in each round; variants take turns."""
+    """Calls per second of each variant, a list of functions that every round calls; variants take turns."""
     rates = {name: [] for name in variants}
     for round_number in range(ROUNDS + 1):
         for name, calls in variants.items():
@@ -93,7 +92,7 @@ def main(chosen):
             draws = [lambda spec=spec, index=index: sample_mask(spec, index) for spec, index in make_tasks(family)]
         variants[family, "draw"] = draws
         variants[family, "encode"] = [lambda draw=draw: encode_mask(draw()) for draw in draws]
-    # As in any process that has held a photograph: memory of a mask's size is then kept, not given back to the system.
+    # As in any process that has held a photograph: the allocator then keeps memory of a mask's size.
     np.ones(1 << 24, np.uint8)
     rates = median_rates(variants)
 

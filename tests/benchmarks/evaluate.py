@@ -1,11 +1,11 @@
-"""Where an evaluation's time goes: in the network, in the baselines, in the metrics, and in all the rest.
+"""Where an evaluation spends its time: network, baselines, metrics, and the rest.
 
     make bench                                           # or: python tests/benchmarks/evaluate.py paper
     PAIRS=240 python tests/benchmarks/evaluate.py demo   # shorter
 
-The bundled photographs with stratified masks of 256 x 256, a network with random weights (the paper's or the demo's),
-the default baselines. The whole is what the command takes, with starting Python; `rest` is reading, decoding,
-pairing, Beam and the report. Calls are timed where they are made, by the one thread that the in-process runner has.
+Evaluates a network with random weights (the paper's or the demo's) and the default baselines on the bundled photographs
+with stratified masks of 256 x 256. Times include the start of Python; `rest` is reading, decoding, pairing, Beam and
+the report. Calls are timed where they are made, in the single thread of the in-process runner.
 """
 
 import json
@@ -16,10 +16,12 @@ import tempfile
 import time
 from pathlib import Path
 
+from _timing import SMALL
+
 from trainer.command import quiet_imports
 
-PAIRS = int(os.environ.get("PAIRS", "1008"))  # divides by the twelve cells
-SIZE = 256
+PAIRS = int(os.environ.get("PAIRS", "12" if SMALL else "1008"))  # divisible by the twelve cells
+SIZE = 64 if SMALL else 256
 NETWORKS = ("paper", "demo")
 
 
@@ -35,7 +37,7 @@ def timed(function, name, seconds):
 
 
 def evaluate(arguments):
-    """The command, with its parts timed; the last line of what it prints is their seconds."""
+    """Runs the command with its parts timed; the last line of its output has their seconds."""
     with quiet_imports():
         import dataclasses
 
@@ -64,7 +66,7 @@ def evaluate(arguments):
     return code
 
 
-def make_inputs(folder):
+def make_inputs(folder, networks):
     """Masks, and a run of each network."""
     with quiet_imports():
         import keras
@@ -76,7 +78,7 @@ def make_inputs(folder):
     options = ["--count", str(PAIRS), "--stratify", "--size", str(SIZE), "--split", "val"]
     build_masks.main(["--output", f"{folder}/masks", *options])
     keras.utils.set_random_seed(0)
-    for name in NETWORKS:
+    for name in networks:
         config = presets.PRESETS[name]
         arrays = checkpoints.read_variables(build_unet(config.unet).variables)
         storage.create(f"{folder}/{name}/config.json", presets.to_json(config))
@@ -99,7 +101,7 @@ def benchmark(folder, name):
     parts = ", ".join(f"{part} {taken:.1f} s ({taken / whole:.0%})" for part, taken in seconds.items())
     inside = (seconds["network"] + seconds["metrics"]) / whole
     of_network = (seconds["network"] + seconds["metrics"]) / (whole - seconds["baselines"])
-    print(f"{name}: {counts['pairs']} pairs of {SIZE} x {SIZE}, {counts['rows']} pictures, {whole:.1f} s: {parts}")
+    print(f"{name}: {counts['pairs']} pairs of {SIZE} x {SIZE}, {counts['rows']} images, {whole:.1f} s: {parts}")
     print(f"{name}: network and metrics {inside:.0%}, with the baselines {1 - seconds['rest'] / whole:.0%}; ", end="")
     print(f"of all but the baselines {of_network:.0%}", flush=True)
 
@@ -107,7 +109,8 @@ def benchmark(folder, name):
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--job"]:
         sys.exit(evaluate(sys.argv[2:]))
+    chosen = sys.argv[1:] or NETWORKS[:1]
     with tempfile.TemporaryDirectory() as scratch:
-        make_inputs(scratch)
-        for network in sys.argv[1:] or NETWORKS[:1]:
+        make_inputs(scratch, chosen)
+        for network in chosen:
             benchmark(scratch, network)

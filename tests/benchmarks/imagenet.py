@@ -2,11 +2,11 @@
 
     python tests/benchmarks/imagenet.py [--rounds 5] [--only rates|sizes|memory]
 
-`rates`: --short-side 256 with one process and two, and JPEGs that are kept as they are; beside them a loop that reads
-a file, decodes, shrinks and encodes it and keeps nothing. A job's rate is that of the photographs a longer run has
-more than a shorter one, over the time it takes longer, so that starting Python and Beam does not count. `sizes`: time
-per photograph of such a difference, from 500 photographs to 4,000. `memory`: the most a process held, with tars of
-50 and 500 MB in shards of 25 MB. Each round runs everything once, in turn; medians.
+`rates`: --short-side 256 with one process and two, and JPEGs that are kept as they are; beside them a loop that reads,
+decodes, shrinks and encodes each file and discards the result. A job's rate is the difference in photographs between a
+long and a short run over the difference in time, which leaves out the start of Python and Beam. `sizes`: time per
+photograph from such differences, for 500 to 4,000 photographs. `memory`: peak of a process, with tars of 50 and 500 MB
+in shards of 25 MB. Each round runs everything once, in turn; the figures are medians.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from _timing import SMALL, progress
 
 PHOTOS = sorted((Path(__file__).resolve().parents[2] / "pipelines" / "photos").rglob("*.jpg"))
 SHRINK = ("--short-side", "256")
@@ -32,7 +33,7 @@ TWO = ("--direct_running_mode", "multi_processing", "--direct_num_workers", "2")
 
 
 def write_photographs(folder: Path, count: int) -> int:
-    """Pieces of photographs as large as ImageNet's, about 500 x 375; returns their bytes."""
+    """Writes pieces of photographs of ImageNet's size, about 500 x 375; returns their bytes."""
     rng, total = random.Random(0), 0
     decoded = [cv2.imread(str(photo)) for photo in PHOTOS]
     for number in range(count):
@@ -63,7 +64,7 @@ def bare_rate(folder: Path) -> float:
 
 
 def two_bare_rates(folder: Path) -> float:
-    """Of two loops at one time: what two processes can have of this machine."""
+    """Of two loops at once: what this machine can give two processes."""
     with ProcessPoolExecutor(2) as pool:
         return sum(pool.map(bare_rate, [folder, folder]))
 
@@ -78,12 +79,15 @@ def job_seconds(source: Path, *options: str, num_shards: int = 8) -> float:
 
 
 def bench_rates(root: Path, rounds: int) -> None:
-    short, long = 500, 4_500
+    short, long = (10, 20) if SMALL else (500, 4_500)
     for count in (short, long):
         write_photographs(root / str(count), count)
     cases = {"shrink, 1 process": SHRINK, "shrink, 2 processes": (*SHRINK, *TWO), "keep, 1 process": ()}
-    bare, two_bare, rates = [], [], {name: [] for name in cases}
-    for _ in range(rounds):
+    bare: list[float] = []
+    two_bare: list[float] = []
+    rates: dict[str, list[float]] = {name: [] for name in cases}
+    for number in range(rounds):
+        progress(f"round {number + 1} of {rounds}")
         bare.append(bare_rate(root / str(short)))
         two_bare.append(two_bare_rates(root / str(short)))
         for name, options in cases.items():
@@ -99,23 +103,24 @@ def bench_rates(root: Path, rounds: int) -> None:
 
 
 def bench_sizes(root: Path, rounds: int) -> None:
-    counts = (20, 500, 1_000, 2_000, 4_000)
-    for count in counts:
+    base, *counts = (2, 4) if SMALL else (20, 500, 1_000, 2_000, 4_000)
+    for count in (base, *counts):
         write_photographs(root / str(count), count)
-    seconds = {count: [] for count in counts}
-    for _ in range(rounds):
-        for count in counts:
+    seconds: dict[int, list[float]] = {count: [] for count in (base, *counts)}
+    for number in range(rounds):
+        progress(f"round {number + 1} of {rounds}")
+        for count in seconds:
             seconds[count].append(job_seconds(root / str(count), *SHRINK))
-    start = statistics.median(seconds.pop(20))
+    start = statistics.median(seconds.pop(base))
     for count, found in seconds.items():
-        each = 1000 * (statistics.median(found) - start) / (count - 20)
-        print(f"{count:6} photographs   {each:6.3f} ms each, after {start:.1f} s for starting and 20 photographs")
+        each = 1000 * (statistics.median(found) - start) / (count - base)
+        print(f"{count:6} photographs   {each:6.3f} ms each, after {start:.1f} s for the start and {base} photographs")
 
 
 def bench_memory(root: Path) -> None:
-    write_photographs(root, 200)
+    write_photographs(root, 10 if SMALL else 200)
     files = [path.read_bytes() for path in sorted(root.rglob("*.JPEG"))]
-    for megabytes in (50, 500):
+    for megabytes in (1,) if SMALL else (50, 500):
         tar, size = root / f"{megabytes}" / "ILSVRC2012_img_train.tar", 0
         tar.parent.mkdir()
         with tarfile.open(tar, "w") as outer:
@@ -137,14 +142,14 @@ def bench_memory(root: Path) -> None:
             "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
         )
         arguments = ["--input", str(tar), "--output", str(root / f"set-{megabytes}")]
-        arguments += ["--num-shards", str(megabytes // 25)]
+        arguments += ["--num-shards", str(max(1, megabytes // 25))]
         done = subprocess.run([sys.executable, "-c", code, *arguments], check=True, capture_output=True, text=True)
         print(f"tar of {megabytes:3} MB   peak {int(done.stdout.split()[-1]) / 1024:.0f} MB")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=1 if SMALL else 5)
     parser.add_argument("--only", choices=("rates", "sizes", "memory"))
     options = parser.parse_args()
     for name, bench in (("rates", bench_rates), ("sizes", bench_sizes), ("memory", lambda root, _: bench_memory(root))):

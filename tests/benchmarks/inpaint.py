@@ -1,13 +1,13 @@
-"""What the inpainting job costs beside the network alone, with the paper's network and random weights.
+"""The cost of the inpainting job over that of the network alone, with the paper's network and random weights.
 
     make bench                                                # or: python tests/benchmarks/inpaint.py mixed_bfloat16
     ROUNDS=7 IMAGES=64 python tests/benchmarks/inpaint.py     # steadier
 
-`end to end`: 512 x 512 JPEGs with holes through the whole job (read, decode, network, encode, write), over a bare
-loop of `model.predict_on_batch` at the same batch size. `no holes`: the same of images that need no network. Loop and
-jobs take turns, and medians are printed. Starting is left out: of a job counts what lies between its first outputs
-and its last, by the times at which the files were written. `24 megapixels`: 1 % of holes, by the job in a process
-of its own, with its peak of memory; and the holes alone over the whole frame in windows, in this process.
+`end to end`: 512 x 512 JPEGs with holes through the whole job (read, decode, network, encode, write), over a bare loop
+of `model.predict_on_batch` with the same batch size. `no holes`: the same for images that need no network. Loop and
+jobs take turns; the figures are medians. The start is left out: a job's time is that from its first outputs to its
+last, by the files' modification times. `24 megapixels`: an image with 1 % of holes, by the job in a process of its own,
+with its peak memory; and in this process, the holes alone against the whole frame in windows.
 """
 
 import os
@@ -18,6 +18,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from _timing import SMALL, progress, rounds
+
 from trainer.command import quiet_imports
 
 with quiet_imports():
@@ -27,35 +29,38 @@ with quiet_imports():
 
     from pipelines.inpaint import main
     from trainer import checkpoints, presets, storage
-    from trainer.config import PhaseConfig, TrainConfig
+    from trainer.config import PhaseConfig, TrainConfig, UNetConfig
     from trainer.images import pictures
     from trainer.inference import filling, predict
     from trainer.inference.windows import Box, make_group
     from trainer.model.unet import build_unet
 
-IMAGES, ROUNDS = (int(os.environ.get(name, default)) for name, default in (("IMAGES", "32"), ("ROUNDS", "3")))
+IMAGES = int(os.environ.get("IMAGES", "2" if SMALL else "32"))
+SIDE, HOLE = (64, 20) if SMALL else (512, 160)
+LARGE_SHAPE, LARGE_HOLE = ((192, 256), 30) if SMALL else ((4000, 6000), 490)
+UNET = UNetConfig(image_size=64, filters=(4, 8), kernels=(3, 3)) if SMALL else UNetConfig()
 FIRST = 16  # outputs that do not count: as many as the job takes at a time
 BATCH = 1
 PRECISIONS = ("float32", "mixed_bfloat16")
-LARGE = """
+LARGE_JOB = """
 import sys
 from pipelines.inpaint import main
 code = main(sys.argv[1:])
-# ru_maxrss begins with that of the parent.
+# Not ru_maxrss, which starts at the parent's.
 print(open("/proc/self/status").read().partition("VmHWM:")[2].split()[0])
 sys.exit(code)
 """
 
 
 def photograph(height, width, seed):
-    """Smooth shapes with grain, about as large as a photograph when it is compressed."""
+    """Smooth shapes with grain, whose JPEG is about as large as a photograph's."""
     rng = np.random.default_rng(seed)
     small = rng.integers(0, 256, (height // 64 + 2, width // 64 + 2, 3), np.uint8)
     image = cv2.resize(small, (width, height), interpolation=cv2.INTER_CUBIC).astype(np.int16)
     return np.clip(image + rng.normal(0, 4, image.shape), 0, 255).astype(np.uint8)
 
 
-def write_inputs(folder, count, height=512, width=512, hole=160):
+def write_inputs(folder, count, height=SIDE, width=SIDE, hole=HOLE):
     for number in range(count):
         image = cv2.imencode(".jpg", photograph(height, width, number), [cv2.IMWRITE_JPEG_QUALITY, 92])[1]
         mask = np.full((height, width), 255, np.uint8)
@@ -65,7 +70,7 @@ def write_inputs(folder, count, height=512, width=512, hole=160):
 
 
 def make_run(folder):
-    config = TrainConfig(initial=PhaseConfig(steps=1))
+    config = TrainConfig(initial=PhaseConfig(steps=1), unet=UNET)
     variables = checkpoints.read_variables(build_unet(config.unet).variables)
     state = {"step": 0, "phase": "initial", "examples": 0}
     storage.create(f"{folder}/config.json", presets.to_json(config))
@@ -79,7 +84,7 @@ def arguments(folder, run, precision):
 
 
 def seconds_each(folder):
-    """Seconds of one more image of a job, by its outputs."""
+    """Seconds per image of a job, by its outputs."""
     written = sorted(path.stat().st_mtime for path in Path(folder, "out").glob("*.png"))
     return (written[-1] - written[FIRST - 1]) / (len(written) - FIRST)
 
@@ -90,8 +95,8 @@ def benchmark(scratch, run, config, precision):
     write_inputs(folders["holeless"], FIRST + 10 * IMAGES, hole=0)
     network = build_unet(config.unet, dtype=precision)
     network.compile(jit_compile=False)  # XLA is slower here
-    image, mask = np.full((BATCH, 512, 512, 3), 0.5, np.float32), np.ones((BATCH, 512, 512, 1), np.float32)
-    mask[:, 170:330, 170:330] = 0
+    image, mask = np.full((BATCH, SIDE, SIDE, 3), 0.5, np.float32), np.ones((BATCH, SIDE, SIDE, 1), np.float32)
+    mask[:, SIDE // 3 : SIDE // 3 + HOLE, SIDE // 3 : SIDE // 3 + HOLE] = 0
     network.predict_on_batch([image, mask])
 
     def bare():
@@ -100,34 +105,35 @@ def benchmark(scratch, run, config, precision):
             network.predict_on_batch([image, mask])
         return (time.perf_counter() - begin) / (IMAGES // 2)
 
-    rounds = []
-    for _ in range(ROUNDS):
+    found = []
+    for number in range(rounds(3)):
+        progress(f"{precision}, round {number + 1} of {rounds(3)}")
         seconds = {"loop": bare()}
         for name, folder in folders.items():
             assert main(arguments(folder, run, precision)) == 0
             seconds[name] = seconds_each(folder)
             if name == "holes":
                 seconds["loop"] = (seconds["loop"] + bare()) / 2
-        rounds.append(seconds)
-    loop, job, holeless = (statistics.median(found[name] for found in rounds) for name in ("loop", *folders))
-    share = statistics.median(found["loop"] / found["holes"] for found in rounds)
-    cost = statistics.median(found["holeless"] / found["holes"] for found in rounds)
+        found.append(seconds)
+    loop, job, holeless = (statistics.median(each[name] for each in found) for name in ("loop", *folders))
+    share = statistics.median(each["loop"] / each["holes"] for each in found)
+    cost = statistics.median(each["holeless"] / each["holes"] for each in found)
     print(f"{precision}: bare loop {1 / loop:.2f} images/s, end to end {1 / job:.2f} images/s, {share:.1%} of it")
-    print(f"{precision}: no holes {1000 * holeless:.1f} ms an image, {cost:.1%} of one with holes")
+    print(f"{precision}: no holes {1000 * holeless:.1f} ms per image, {cost:.1%} of one with holes")
 
 
 def benchmark_large(scratch, run):
-    write_inputs(f"{scratch}/large", 1, 4000, 6000, hole=490)
+    write_inputs(f"{scratch}/large", 1, *LARGE_SHAPE, hole=LARGE_HOLE)
     begin = time.perf_counter()
-    command = [sys.executable, "-c", LARGE, *arguments(f"{scratch}/large", run, "float32")]
+    command = [sys.executable, "-c", LARGE_JOB, *arguments(f"{scratch}/large", run, "float32")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     taken, peak = time.perf_counter() - begin, int(done.stdout.split()[-1]) * 1024 / 1e9
-    print(f"24 megapixels, 1 % holes: the job {taken:.1f} s with starting, peak {peak:.2f} GB")
+    print(f"24 megapixels, 1 % holes: the job {taken:.1f} s with the start, peak {peak:.2f} GB")
 
     model = predict.load_model(predict.find_model(run), "float32")
     image = pictures.decode(storage.read(f"{scratch}/large/in/000.jpg")).pixels
     mask = pictures.decode_mask(storage.read(f"{scratch}/large/holes/000.png"), "black")
-    filling.fill_pictures([image[:512, :512].copy()], [np.eye(512, dtype=np.uint8)], model)  # traced
+    filling.fill_pictures([image[:SIDE, :SIDE].copy()], [np.eye(SIDE, dtype=np.uint8)], model)  # compiles
     whole = make_group(Box(0, 0, *mask.shape), mask.shape, model.tiling, model.sides, model.stride)
     seconds, found, windows = {}, {}, {}
     ways = {

@@ -1,14 +1,14 @@
-"""What a small network learns from a folder of photographs: its table beside classical methods.
+"""What a small network learns from a folder of photographs: its scores beside those of classical methods.
 
     python tests/benchmarks/learning.py                                      # bundled photographs
     python tests/benchmarks/learning.py --photos FOLDER --output OUT --set initial.steps=20000
 
-Every fourth photograph in the order of their names, ten at most, is held out and never trained on. Pairs of all
-hole-ratio intervals and border classes are made of those; the report of pipelines.evaluate, which this ends with,
-is in OUT/report. Run again with the same OUT, training continues where it was. The demo's config is the default:
-128 x 128, batches of 16, bfloat16, pixel losses only.
+Every fourth photograph by name, ten at most, is held out: the network never sees it. pipelines.evaluate scores the
+network on pairs of those with masks of all hole-ratio intervals and border classes; its report is in OUT/report. With
+the same OUT, another run resumes the training. The default is the demo's configuration: 128 x 128, batches of 16,
+bfloat16, pixel losses only.
 
-An hour on two cores, of 2.8 million parameters, from 28 photographs (each --set of its own):
+One hour on two cores, for 2.8 million parameters and 28 photographs (one --set each):
 
     initial.steps=12000 initial.learning_rate=8e-3 initial.warmup_steps=200 ema_decay=0.999 data.crop_scale=0.3,1.0
     unet.filters=32,64,128,256,256 scaling.workers=1 scaling.cpus_per_worker=2
@@ -21,8 +21,10 @@ import sys
 import tempfile
 from pathlib import Path
 
+from _timing import SMALL
+
 PHOTOS = Path(__file__).resolve().parents[2] / "pipelines" / "photos"
-HELD_OUT, PAIRS, MASKS, SIZE = 10, 120, 6000, "128"
+HELD_OUT, PAIRS, MASKS, SIZE = (1, 12, 12, "64") if SMALL else (10, 120, 6000, "128")
 
 
 def call(module, *arguments):
@@ -30,7 +32,7 @@ def call(module, *arguments):
 
 
 def split_photos(photos, folder):
-    """Copies the photographs to folder/train and folder/val; returns how many are in each."""
+    """Copies the photographs to folder/train and folder/val; returns the number in each."""
     files = sorted(path for path in photos.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
     held_out = files[::4][:HELD_OUT]
     for path in files:
@@ -40,12 +42,14 @@ def split_photos(photos, folder):
     return len(files) - len(held_out), len(held_out)
 
 
-def main():
+def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=Path, default=PHOTOS)
-    parser.add_argument("--output", type=Path, help="kept (default: a folder that is removed)")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of trainer.train; repeatable")
-    options = parser.parse_args()
+    parser.add_argument("--output", type=Path, help="folder to keep (default: a temporary one)")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="passed on to trainer.train; repeatable"
+    )
+    options = parser.parse_args(argv)
     with tempfile.TemporaryDirectory(prefix="pconv-learn-") as scratch:
         root = options.output or Path(scratch)
         counts = split_photos(options.photos, root / "photos")
@@ -60,7 +64,7 @@ def main():
         call(
             "pipelines.evaluate", *data, "--masks", root / "val-masks", "--per-cell", "all", "--output", root / "report"
         )
-        print("{} photographs trained on, {} held out".format(*counts))
+        print("{} photographs for training, {} held out".format(*counts))
         print((root / "report" / "table.md").read_text())
 
 

@@ -1,17 +1,16 @@
-"""What masks cost: partial convolutions over plain ones of the same shapes, on this machine.
+"""The cost of masks: time of partial convolutions over that of plain ones of the same shapes.
 
     make bench                                            # or: python tests/benchmarks/network.py layers float32
     ROUNDS=15 python tests/benchmarks/network.py step     # steadier medians
 
-`layers`: each layer of the paper's network at 256 x 256, batch 4, forward and backward; beside it the
-textbook way, a full convolution of ones over a mask with as many channels as the features.
-`step`: the whole training step (losses, Adam) at 256 x 256, batch 4, over the same UNet with plain
-convolutions. `inference`: 512 x 512, batch 1.
+`layers`: each layer of the paper's network at 256 x 256, batch 4, forward and backward; beside it the textbook
+implementation, a convolution of ones over a mask with as many channels as the features. `step`: the whole training step
+(losses, Adam) at 256 x 256, batch 4, over the same UNet with plain convolutions. `inference`: 512 x 512, batch 1.
 """
 
 import sys
 
-from _timing import take_turns
+from _timing import SMALL, take_turns
 
 from trainer.command import quiet_imports
 
@@ -28,13 +27,16 @@ with quiet_imports():
     from trainer.model.vgg import build_features
     from trainer.training.step import make_train_step
 
+tf.get_logger().setLevel("ERROR")  # it warns of retracing, once per layer
 PRECISIONS = ("float32", "mixed_bfloat16")
-CONFIG = UNetConfig(image_size=256)
+BATCH = 1 if SMALL else 4
+CONFIG = UNetConfig(image_size=32, filters=(4, 8), kernels=(3, 3)) if SMALL else UNetConfig(image_size=256)
+SIZE = CONFIG.image_size
 PIXEL_LOSSES = LossConfig(perceptual=0, style_output=0, style_composite=0)
 
 
 def build_plain_unet(config, dtype, height, width):
-    """The same UNet with keras.layers.Conv2D; its mask input is not used."""
+    """The same UNet with keras.layers.Conv2D; it ignores its mask input."""
     image, mask = keras.Input((height, width, 3)), keras.Input((height, width, 1))
     norm = {"momentum": BN_MOMENTUM, "epsilon": CONFIG.bn_epsilon, "synchronized": True, "dtype": dtype}
     x, levels = image, [image]
@@ -86,13 +88,13 @@ def layer_shapes():
 
 
 def bench_layers(precision):
-    print(f"\nlayers, {precision}, batch 4, forward and backward, ms (ratio to plain)")
+    print(f"\nlayers, {precision}, batch {BATCH}, forward and backward, ms (ratio to plain)")
     print(f"{'':8}{'input':>18}{'plain':>9}{'partial':>9}{'':7}{'textbook':>10}")
     rng, sums = np.random.default_rng(0), np.zeros(3)
     for name, size, channels, filters, kernel, strides in layer_shapes():
         dtype = keras.dtype_policies.get(precision)
-        branches = [tf.Variable(rng.normal(size=(4, size, size, c)), dtype=dtype.compute_dtype) for c in channels]
-        masks = [tf.constant(rng.random((4, size, size, 1)) > 0.3, tf.float32) for _ in channels]
+        branches = [tf.Variable(rng.normal(size=(BATCH, size, size, c)), dtype=dtype.compute_dtype) for c in channels]
+        masks = [tf.constant(rng.random((BATCH, size, size, 1)) > 0.3, tf.float32) for _ in channels]
         full = tf.concat([tf.repeat(m, c, -1) for m, c in zip(masks, channels, strict=True)], -1)
         plain = layers.Conv2D(filters, kernel, strides, "same", dtype=dtype)
         partial = PartialConv2D(filters, kernel, strides, dtype=dtype)
@@ -141,24 +143,24 @@ def print_ratio(what, precision, seconds, images):
 
 
 def bench_step(precision):
-    target, mask = examples(4, 256)
+    target, mask = examples(BATCH, SIZE)
     for what, losses in (("step", PIXEL_LOSSES), ("step with VGG", LossConfig())):
         variants = {}
         for name, build in (("plain", build_plain_unet), ("partial", build_unet)):
-            model = build(CONFIG, precision, height=256, width=256)
+            model = build(CONFIG, precision, height=SIZE, width=SIZE)
             optimizer = keras.optimizers.Adam(2e-4)
             optimizer.build(model.trainable_variables)
             perceptual = build_features(dtype=precision) if needs_features(losses) else None
             step = make_train_step(tf.distribute.get_strategy(), model, optimizer, perceptual, losses)
-            variants[name] = lambda step=step: float(step(target, mask)["total"])
-        print_ratio(what, precision, take_turns(variants), 4)
+            variants[name] = lambda step=step: float(step(target, mask).terms["total"])
+        print_ratio(what, precision, take_turns(variants), BATCH)
 
 
 def bench_inference(precision):
-    target, mask = examples(1, 512)
+    target, mask = examples(1, 2 * SIZE)
     variants = {}
     for name, build in (("plain", build_plain_unet), ("partial", build_unet)):
-        model = build(CONFIG, precision, height=512, width=512)
+        model = build(CONFIG, precision, height=2 * SIZE, width=2 * SIZE)
         predict = tf.function(lambda image, mask, model=model: model([image, mask], training=False))
         variants[name] = lambda predict=predict: predict(target, mask).numpy()
     print_ratio("inference", precision, take_turns(variants), 1)

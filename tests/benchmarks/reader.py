@@ -1,18 +1,18 @@
-"""Examples a second and core that the training reader delivers, against a loop that opens files with Pillow.
+"""Examples per second and core from the training reader, and from a loop that opens files with Pillow.
 
     make bench                                   # or: python tests/benchmarks/reader.py 500 2000
     ROUNDS=15 python tests/benchmarks/reader.py  # steadier medians
 
 Targets and masks of 256 x 256 in batches of 16. The loop opens a photograph and a mask, cuts a random square of 0.5 to
-1 of the shorter side, resizes it (bilinear), mirrors half of them, makes float32 arrays and stacks them. `reused` is
-the same loop writing into arrays that it keeps: the plain one has the system hand it fresh memory for every batch, and
-what that costs differs from machine to machine. The reader does the same from records of the same files, shuffled, with
-masks turned and mirrored. Photographs are those of pipelines/photos with a longer side of 500 (ImageNet's are of some
-500 x 400) or another number of pixels given. In the last row the loops open photographs of 500 pixels and the reader
-records with a shorter side of 256, as `build_imagenet --short-side 256` makes them.
+1 of the shorter side, resizes it (bilinear), mirrors half of them, and stacks float32 arrays. `reused` is the same loop
+writing into arrays that it keeps: the plain one gets fresh memory from the system for every batch, at a cost that
+differs between machines. The reader does the same from records of the same files, shuffled, with masks rotated and
+mirrored. The photographs are those of pipelines/photos with a longer side of 500 pixels (ImageNet's are about 500 x
+400), or of the sizes given. In the last row the loops open photographs of 500 pixels and the reader records with a
+shorter side of 256, as `build_imagenet --short-side 256` writes them.
 
-The process keeps to one core and time is that of the processor, in all threads; the three take turns. Below each row is
-where an example's time goes: its target and its mask, and the JPEG decoder alone, at full size.
+The process keeps to one core; times are CPU times of all its threads; the three take turns. Below each row is where an
+example's time goes: its target, its mask, and the JPEG decoder alone at full size.
 """
 
 import gc
@@ -23,7 +23,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from _timing import ROUNDS
+from _timing import SMALL, rounds
 
 from trainer.command import quiet_imports
 
@@ -41,8 +41,9 @@ with quiet_imports():
     from trainer.data.batches import training_batches
     from trainer.data.manifest import MANIFEST, Manifest, Shard, dump_manifest, load_manifest, shard_name
 
-PHOTOS = Path(__file__).resolve().parents[2] / "pipelines" / "photos"
-SIZE, BATCH, FILES, MASKS, BATCHES = 256, 16, 192, 128, 20
+PHOTOS = Path(__file__).parents[2] / "pipelines" / "photos"
+SIZE, BATCH, FILES, MASKS, BATCHES = (32, 2, 8, 8, 2) if SMALL else (256, 16, 192, 128, 20)
+ROUNDS = rounds()
 CONFIG = DataConfig()
 
 
@@ -67,7 +68,7 @@ def write_dataset(folder, kind, examples, shards, **parameters):
 
 
 def write_images(folder, pictures):
-    """FILES files that Pillow opens, and a dataset of them."""
+    """Writes FILES photographs and a dataset of them; returns the mean size of a file in bytes."""
     examples = []
     os.makedirs(f"{folder}/files")
     for i in range(FILES):
@@ -135,7 +136,7 @@ def loop_ms(read_batch, images, masks):
 
 def reader_ms(batches):
     found = iter(batches)
-    for _ in range(4):  # opens the shards and fills the buffers, which are as full when the clock stops
+    for _ in range(4):  # opens the shards and fills the buffers, which are equally full at the end
         next(found)
     begin = time.process_time()
     for _ in range(BATCHES):
@@ -147,7 +148,7 @@ def reader_ms(batches):
 
 
 def parts_ms(images, masks):
-    """Milliseconds of an example's target, of its mask, and of the decoder alone on squares as large."""
+    """Milliseconds for an example's target, its mask, and the decoder alone on squares of the same size."""
     found = []
     for folder, kind in ((images, "image"), (masks, "mask")):
         shards = load_manifest(folder, kind).shards
