@@ -28,17 +28,17 @@ def test_round_trip_and_header(size):
     for mask in (random_mask(*size), np.zeros(size, np.uint8), np.ones(size, np.uint8)):
         data = codec.encode_mask(mask)
         assert data[:8] == b"\x89PNG\r\n\x1a\n" and data[12:16] == b"IHDR"
-        width, height, bit_depth, colour_type = struct.unpack(">IIBB", data[16:26])
-        assert (height, width) == size and bit_depth == 1 and colour_type == 0
+        width, height, bit_depth, color_type = struct.unpack(">IIBB", data[16:26])
+        assert (height, width) == size and bit_depth == 1 and color_type == 0
         decoded = codec.decode_mask(data)
         assert decoded.dtype == np.uint8 and np.array_equal(decoded, mask)
 
 
 def test_encoded_white_is_valid():
     mask = random_mask(13, 21)
-    picture = Image.open(io.BytesIO(codec.encode_mask(mask)))
-    assert picture.mode == "1"
-    assert np.array_equal(np.asarray(picture), mask == 1)
+    image = Image.open(io.BytesIO(codec.encode_mask(mask)))
+    assert image.mode == "1"
+    assert np.array_equal(np.asarray(image), mask == 1)
 
 
 def test_decodes_a_png_written_by_hand():
@@ -107,18 +107,18 @@ def test_read_mask_image_thresholds_at_half_of_the_range():
 
 def test_read_mask_image_of_any_kind():
     mask = random_mask(31, 17)
-    grey = mask * np.uint8(255)
-    colour = np.repeat(grey[..., None], 3, axis=2)
-    transparent = np.dstack([colour, np.zeros_like(grey)])
-    palette = Image.fromarray(grey).convert("P")
+    gray = mask * np.uint8(255)
+    color = np.repeat(gray[..., None], 3, axis=2)
+    transparent = np.dstack([color, np.zeros_like(gray)])
+    palette = Image.fromarray(gray).convert("P")
     buffer = io.BytesIO()
     palette.save(buffer, "PNG")
-    files = [codec.encode_mask(mask), image_bytes(grey), image_bytes(colour), image_bytes(transparent)]
+    files = [codec.encode_mask(mask), image_bytes(gray), image_bytes(color), image_bytes(transparent)]
     files += [
         buffer.getvalue(),
-        image_bytes(grey, "BMP"),
-        image_bytes(grey, "TIFF"),
-        image_bytes(colour, "WEBP", lossless=True),
+        image_bytes(gray, "BMP"),
+        image_bytes(gray, "TIFF"),
+        image_bytes(color, "WEBP", lossless=True),
     ]
     for data in files:
         black = codec.read_mask_image(data, hole="black")
@@ -128,19 +128,19 @@ def test_read_mask_image_of_any_kind():
 
 
 def test_read_mask_image_is_binary_for_jpeg():
-    """The greys around edges that JPEG makes become 0 or 1; flat areas keep their side."""
-    grey = np.zeros((32, 48), np.uint8)
-    grey[:, 20:] = 255
-    mask = codec.read_mask_image(image_bytes(grey, "JPEG", quality=30), hole="black")
+    """The gray values around edges that JPEG makes become 0 or 1; flat areas keep their side."""
+    gray = np.zeros((32, 48), np.uint8)
+    gray[:, 20:] = 255
+    mask = codec.read_mask_image(image_bytes(gray, "JPEG", quality=30), hole="black")
     assert mask.max() == 1 and not mask[:, :18].any() and mask[:, 22:].all()
 
 
-def test_hole_colour_is_never_guessed():
+def test_hole_color_is_never_guessed():
     data = codec.encode_mask(random_mask(4, 4))
     with pytest.raises(TypeError):
         codec.read_mask_image(data)
-    with pytest.raises(ValueError, match=r"hole: expected one of \('black', 'white'\). Received 'grey'"):
-        codec.read_mask_image(data, hole="grey")
+    with pytest.raises(ValueError, match=r"hole: expected one of \('black', 'white'\). Received 'gray'"):
+        codec.read_mask_image(data, hole="gray")
     for threshold in (0.0, 1.1, float("nan")):
         with pytest.raises(ValueError, match="threshold: expected more than 0 and at most 1"):
             codec.read_mask_image(data, hole="black", threshold=threshold)

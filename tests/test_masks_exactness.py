@@ -66,9 +66,9 @@ def test_resize_holes_is_exact_for_any_mask_and_target():
     random = np.random.default_rng(1)
     canvas = np.ones((23, 31), np.uint8)
     mask = canvas[2:-2, 1:-1]  # 19 x 29 = 551 pixels, not contiguous
-    for share in (0.0, 0.01, 0.5, 0.99, 1.0):
+    for fraction in (0.0, 0.01, 0.5, 0.99, 1.0):
         for target in (0, 1, 2, 100, 550, 551):
-            mask[:] = random.random(mask.shape) >= share
+            mask[:] = random.random(mask.shape) >= fraction
             exactness.resize_holes(mask, target, random)
             assert int((mask == 0).sum()) == target
             assert mask.max() <= 1

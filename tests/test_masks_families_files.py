@@ -114,7 +114,7 @@ def test_every_mask_meets_its_spec_and_none_repeats(low, high, border, soak):
 
 @pytest.mark.parametrize("value", [0, 1])
 @pytest.mark.parametrize("border", ["any", "none", "touch"])
-def test_masks_of_one_colour_still_give_masks(value, border):
+def test_masks_of_one_color_still_give_masks(value, border):
     spec = make(np.full((40, 30), value, np.uint8), height=16, width=64, border=border)
     for index in range(5):
         mask = sample_mask(spec, index)

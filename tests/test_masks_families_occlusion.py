@@ -115,7 +115,7 @@ def test_occluded_follows_its_formula(monkeypatch, flow, back, fails):
 
 
 def test_two_layers_move_against_each_other():
-    """Frames of noise differ from one translated picture, and their occlusion is a band, not all or nothing."""
+    """Frames of noise differ from one translated image, and their occlusion is a band, not all or nothing."""
     image = texture(300, 400, 3)
     for seed in range(5):
         rng = np.random.default_rng(seed)
@@ -240,7 +240,7 @@ def test_masks_are_bands_and_no_formless_blobs():
 
 @pytest.mark.parametrize("value", [0, 128, 255])
 @pytest.mark.parametrize("kind", ["still", "frames"])
-def test_pictures_of_nothing_still_give_masks(kind, value):
+def test_images_of_nothing_still_give_masks(kind, value):
     blank = np.full((40, 60, 3), value, np.uint8)
     source = Source(kind, (blank,) * (2 if kind == "frames" else 1))
     spec = MaskSpec(generator="occlusion", height=64, width=96, hole_ratio=(0.1, 0.2), border="none", source=source)
@@ -257,12 +257,12 @@ def test_sources_are_not_written_on():
         assert all(map(np.array_equal, before, source.pixels)), kind
 
 
-DOCUMENTATION = pathlib.Path(os.environ.get("PCONV_OPENCV_DOC", "/usr/share/doc/opencv-doc"))
+DOCUMENTATION = pathlib.Path(os.environ.get("PCONV_OPENCV_DOC", "/usr/fraction/doc/opencv-doc"))
 
 
 @pytest.mark.parametrize("name", ["vtest.avi", "Megamind.avi"])
 def test_film_gives_masks_along_what_moves(name):
-    """Holes of neighbouring frames lie where the picture changed."""
+    """Holes of neighboring frames lie where the image changed."""
     path = DOCUMENTATION / "examples" / "data" / name
     if not path.is_file():
         pytest.skip("needs Debian's opencv-doc, or PCONV_OPENCV_DOC with the path of its folder")

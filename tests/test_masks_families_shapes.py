@@ -34,8 +34,8 @@ def test_holes_lie_everywhere():
     """Both axes of a canvas that is not square, in each quarter alike; x and y swapped would leave half of it empty."""
     holes = sum(1.0 - draw(index, height=64, width=256) for index in range(300))
     quarters = [holes[:32, :128], holes[:32, 128:], holes[32:, :128], holes[32:, 128:]]
-    shares = [quarter.sum() / holes.sum() for quarter in quarters]
-    assert max(shares) < 0.29 and min(shares) > 0.21
+    fractions = [quarter.sum() / holes.sum() for quarter in quarters]
+    assert max(fractions) < 0.29 and min(fractions) > 0.21
     assert holes.min() > 0
 
 

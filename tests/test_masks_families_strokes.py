@@ -62,9 +62,9 @@ def test_a_line_is_what_a_disc_sweeps_over_that_changes_its_size(start, end, rad
     strokes._paint(mask, outlines[0, 1], end, radius)
     rows, columns = np.mgrid[:160, :160]
     excess = np.full(mask.shape, np.inf)  # distance of each pixel to the nearest disc
-    for share in np.linspace(0, 1, 400):
-        x, y = (1 - share) * np.array(start) + share * np.array(end)
-        distance = np.hypot(columns - x, rows - y) - ((1 - share) * radius_before + share * radius)
+    for fraction in np.linspace(0, 1, 400):
+        x, y = (1 - fraction) * np.array(start) + fraction * np.array(end)
+        distance = np.hypot(columns - x, rows - y) - ((1 - fraction) * radius_before + fraction * radius)
         excess = np.minimum(excess, distance)
     assert not mask[excess < -1].any() and mask[excess > 1].all()
     # The disc at the start belongs to the line before.
@@ -114,7 +114,7 @@ def test_width_varies_along_a_stroke_and_between_strokes():
     radii = np.concatenate([strokes._joints(random(index), (512, 512), 0.5, "any", False)[1] for index in range(30)])
     widest = radii.max(1)
     assert 0.42 < (radii.min(1) / widest).min() and np.median(radii.min(1) / widest) < 0.65
-    # 512 * sqrt(0.5) times the shares
+    # 512 * sqrt(0.5) times the fractions
     assert 10 <= widest.min() < 14 and 42 < widest.max() <= 47
 
 

@@ -55,9 +55,9 @@ def test_every_record_is_the_mask_of_its_index(written):
         index = int(record["mask/index"])
         low, high = INTERVALS[index % 6]
         spec = MaskSpec(generator="shapes", height=SIZE, width=SIZE, hole_ratio=(low, high), seed=3 * 5)  # of train
-        picture = Image.open(io.BytesIO(record["mask/encoded"]))
-        assert (picture.format, picture.mode, picture.size) == ("PNG", "1", (SIZE, SIZE))
-        mask = np.asarray(picture).astype(np.uint8)  # True, which is white, is valid
+        image = Image.open(io.BytesIO(record["mask/encoded"]))
+        assert (image.format, image.mode, image.size) == ("PNG", "1", (SIZE, SIZE))
+        mask = np.asarray(image).astype(np.uint8)  # True, which is white, is valid
         np.testing.assert_array_equal(mask, sample_mask(spec, index))
         ratio = np.count_nonzero(mask == 0) / SIZE**2
         assert low < ratio <= high

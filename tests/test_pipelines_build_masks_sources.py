@@ -30,10 +30,10 @@ def files(tmp_path_factory):
     """Five mask images with black holes, of which two cannot be used, and three photographs of which one cannot."""
     root = tmp_path_factory.mktemp("files")
     for name, radius in (("a", 20), ("b", 60), ("c", 100)):
-        picture = np.full((300, 400), 255, np.uint8)
-        cv2.circle(picture, (200, 150), radius, 0, -1)
+        image = np.full((300, 400), 255, np.uint8)
+        cv2.circle(image, (200, 150), radius, 0, -1)
         (root / "masks" / name).mkdir(parents=True)
-        (root / "masks" / name / "mask.png").write_bytes(cv2.imencode(".png", picture)[1].tobytes())
+        (root / "masks" / name / "mask.png").write_bytes(cv2.imencode(".png", image)[1].tobytes())
     (root / "masks" / "notes.txt").write_text("not an image")
     (root / "masks" / "white.png").write_bytes(cv2.imencode(".png", np.full((9, 9), 255, np.uint8))[1].tobytes())
     (root / "stills").mkdir()

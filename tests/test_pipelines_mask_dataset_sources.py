@@ -105,7 +105,7 @@ def test_a_long_video_gives_pairs_spread_over_it(tmp_path):
     assert [key for key, _ in read_all(file, gap=2, interval=5, max_pairs=1)[0]] == ["key#0"]
 
 
-def test_frames_keep_their_colours(tmp_path):
+def test_frames_keep_their_colors(tmp_path):
     """RGB, not OpenCV's BGR."""
     pixels = frame(0)
     pixels[:] = pixels // 2
@@ -262,14 +262,14 @@ def test_stills_are_photographs(tmp_path, bucket):
 
 
 def test_masks_are_turned_thresholded_and_shrunk(tmp_path):
-    grey = np.full((400, 600), 255, np.uint8)
-    grey[100:300, 50:250] = 140  # 0.55 of the range: white by half, black by 0.6
-    (tmp_path / "mask.png").write_bytes(png(grey))
+    gray = np.full((400, 600), 255, np.uint8)
+    gray[100:300, 50:250] = 140  # 0.55 of the range: white by half, black by 0.6
+    (tmp_path / "mask.png").write_bytes(png(gray))
     file = one("mask", tmp_path / "mask.png")
     ((_, source),), _ = read_all(file, hole="black", side=512)
-    assert np.array_equal(source.pixels[0], (grey == 255).astype(np.uint8))  # 400 is less than 1.25 * 512
+    assert np.array_equal(source.pixels[0], (gray == 255).astype(np.uint8))  # 400 is less than 1.25 * 512
     ((_, source),), _ = read_all(file, hole="white", side=512)
-    assert np.array_equal(source.pixels[0], (grey == 140).astype(np.uint8))
+    assert np.array_equal(source.pixels[0], (gray == 140).astype(np.uint8))
     noise = np.random.default_rng(0).integers(0, 2, (600, 900), np.uint8) * 255
     (tmp_path / "noise.png").write_bytes(png(noise))
     ((_, source),), _ = read_all(one("mask", tmp_path / "noise.png"), hole="black", side=160)  # to 1.25 * 160 = 600 / 3
