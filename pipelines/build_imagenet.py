@@ -1,4 +1,4 @@
-"""Turns images into a dataset of records: ImageNet in any of its forms, or a folder of one's own.
+"""Builds a dataset of image records from ImageNet in any of its forms, or from any folder of images.
 
     python -m pipelines.build_imagenet --input gs://B/ILSVRC2012 --output gs://B/imagenet
 
@@ -8,7 +8,7 @@
     any other folder of images, or a quoted glob; their label is -1
 
 Nothing is unpacked. Labels are positions in the sorted list of synsets. Upright RGB JPEGs are stored byte for
-byte; other images are encoded anew; a file that cannot be used becomes a line of rejects/SPLIT.jsonl.
+byte; other images are re-encoded; a file that cannot be used becomes a line of rejects/SPLIT.jsonl.
 """
 
 from __future__ import annotations
@@ -16,23 +16,38 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from trainer.command import ArgumentParser, code_version, quiet_imports, run_command
-from trainer.errors import UserError
+from trainer import storage
+from trainer.command import ArgumentParser, code_version, integer, quiet_imports, run_command
+from trainer.images.rgb import JPEG_SIDE, PILLOWS_LIMIT, ImageSpec
 
 
 def parser() -> ArgumentParser:
     parser = ArgumentParser(prog="python -m pipelines.build_imagenet", description=__doc__)
-    parser.add_argument("--input", required=True, help="folder, tar or glob (local or gs://)")
-    parser.add_argument("--output", required=True, help="the dataset's folder")
-    parser.add_argument("--split", help="comma-separated: what to read of train,val,test; of other images, their split")
-    parser.add_argument("--devkit", help="ILSVRC's development kit, a tar or a folder; default: looked for in --input")
-    parser.add_argument("--short-side", type=int, help="shrink larger images to this shorter side (default: keep)")
-    parser.add_argument("--quality", type=int, default=95, help="of images that are encoded anew (default 95)")
-    parser.add_argument("--max-pixels", type=int, default=100_000_000, help="reject larger ones (default 100000000)")
-    parser.add_argument("--min-side", type=int, default=1, help="reject smaller ones (default 1)")
-    parser.add_argument("--limit", type=int, help="this many images of each split, the same ones every time")
-    parser.add_argument("--num-shards", type=int, help="of each split; default: a power of two, of 100-200 MB each")
-    parser.add_argument("--overwrite", action="store_true", help="write again what is finished already")
+    add = parser.add_argument
+    add("--input", required=True, help="folder, tar or glob to read (local or gs://)")
+    add("--output", required=True, help="folder for the dataset")
+    add(
+        "--split",
+        help="splits of ImageNet to read, separated by commas (default: all of train,val,test); for other images, the "
+        "name of their split (default: train)",
+    )
+    add("--devkit", help="ILSVRC's development kit, a tar or a folder (default: the one in --input)")
+    add("--short-side", type=integer(1, JPEG_SIDE), help="shrink larger images to this shorter side (default: keep)")
+    add("--quality", type=integer(1, 100), default=95, help="JPEG quality of re-encoded images, 1-100 (default 95)")
+    add(
+        "--max-pixels",
+        type=integer(1, PILLOWS_LIMIT),
+        default=100_000_000,
+        help="reject images with more pixels (default 100 million)",
+    )
+    add("--min-side", type=integer(1, JPEG_SIDE), default=1, help="reject images with a shorter side (default 1)")
+    add("--limit", type=integer(1), help="images to take of each split, the same ones every time (default: all)")
+    add(
+        "--num-shards",
+        type=integer(1),
+        help="shards of each split (default: the power of two that makes shards of 100-200 MB)",
+    )
+    add("--overwrite", action="store_true", help="rebuild a dataset that is already complete")
     return parser
 
 
@@ -41,35 +56,23 @@ def main(argv: Sequence[str]) -> int:
         import apache_beam as beam
 
         from pipelines.image_dataset import sources
-        from pipelines.image_dataset.convert import choose_num_shards, measure_split
-        from pipelines.image_dataset.image_shards import ListImages, WriteImages
+        from pipelines.image_dataset.convert import ListImages, WriteImages, choose_num_shards, measure_split
         from pipelines.launch import claim_dataset, parse_options, run_pipeline
         from pipelines.transforms.dataset_writer import FinishDataset
-        from trainer import storage
-        from trainer.data import manifest
-        from trainer.images import rgb
+        from trainer.data.manifest import load_manifest
 
     ours, options = parse_options(parser(), argv)
-    for name in ("num_shards", "limit"):
-        if getattr(ours, name) is not None and getattr(ours, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')}: expected 1 or more. Received {getattr(ours, name)}.")
-    try:
-        spec = rgb.ImageSpec(
-            short_side=ours.short_side, quality=ours.quality, max_pixels=ours.max_pixels, min_side=ours.min_side
-        )
-    except ValueError as error:
-        name, _, expected = str(error).partition(":")
-        raise UserError(f"--{name.replace('_', '-')}:{expected}") from None
+    spec = ImageSpec(
+        short_side=ours.short_side, quality=ours.quality, max_pixels=ours.max_pixels, min_side=ours.min_side
+    )
     splits = tuple(ours.split.split(",")) if ours.split is not None else ()
     output = storage.normalize(ours.output)
     source = sources.find_source(ours.input, splits, ours.devkit or "")
     if not claim_dataset(output, ours.overwrite):
         return 0
-
-    by_split = {part.split: [p for p in source.parts if p.split == part.split] for part in source.parts}
     num_shards = {
         split: ours.num_shards or choose_num_shards(measure_split(parts, spec, ours.limit))
-        for split, parts in by_split.items()
+        for split, parts in source.by_split().items()
     }
     parameters = {"input": storage.normalize(ours.input), "num_shards": num_shards, "limit": ours.limit}
     fields = {
@@ -82,17 +85,17 @@ def main(argv: Sequence[str]) -> int:
 
     def build(pipeline):
         parts = pipeline | "Parts" >> beam.Create(source.parts)
-        items, unlisted = parts | ListImages(ours.limit)
+        images, unlisted = parts | ListImages(ours.limit)
         labels = {synset: label for label, synset in enumerate(source.synsets)}
-        shards, unused = items | WriteImages(output, num_shards, spec, labels)
+        shards, unused = images | WriteImages(output, num_shards, spec, labels)
         outside = pipeline | "Outside" >> beam.Create(source.rejects)
         lost = (unlisted, outside) | "Lost" >> beam.Flatten()
-        inputs = (items, lost) | "Inputs" >> beam.Flatten() | beam.combiners.Count.Globally()
+        inputs = (images, lost) | "Inputs" >> beam.Flatten() | beam.combiners.Count.Globally()
         rejects = (lost, unused) | "Rejects" >> beam.Flatten()
         (shards, rejects, inputs) | FinishDataset(output, num_shards, fields)
 
     run_pipeline(options, build)
-    counts = manifest.load_manifest(output, "image").counts
+    counts = load_manifest(output, "image").counts
     print(f"{counts['records']} images in {output}, {counts['rejects']} of {counts['inputs']} rejected")
     return 0
 

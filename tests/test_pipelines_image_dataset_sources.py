@@ -6,10 +6,11 @@ import io
 import os
 import tarfile
 
+import apache_beam as beam
 import pytest
 
-from pipelines.image_dataset import ilsvrc
-from pipelines.image_dataset.parts import list_part, sample_items, to_text
+from pipelines.image_dataset import convert, ilsvrc
+from pipelines.image_dataset.parts import Item, list_part, sample_items, to_text
 from pipelines.image_dataset.sources import find_source
 from trainer import storage
 from trainer.errors import UserError
@@ -39,9 +40,10 @@ def write(place: str, files: dict[str, bytes]) -> None:
 def listed(source) -> dict[str, tuple[str, bytes]]:
     """Synset and bytes of every image by its key."""
     found = {}
-    for _, key, synset, address, start, size, _ in (item for part in source.parts for item in list_part(part)):
+    for item in (item for part in source.parts for item in list_part(part)):
+        key = to_text(item.key)
         assert key not in found
-        found[to_text(key)] = (to_text(synset), storage.read_range(to_text(address), start, size))
+        found[key] = (to_text(item.synset), storage.read_range(to_text(item.address), item.start, item.size))
     return found
 
 
@@ -106,15 +108,27 @@ def test_names_that_are_not_utf_8(tmp_path):
     (tmp_path / name / f"{name}.png").write_bytes(b"1")
     (part,) = find_source(str(tmp_path)).parts
     (item,) = list_part(part)
-    assert item[1] == b"train/caf\xe9/caf\xe9.png" and item[3] == os.fsencode(tmp_path) + b"/caf\xe9/caf\xe9.png"
+    assert item.key == b"train/caf\xe9/caf\xe9.png" and item.address == os.fsencode(tmp_path) + b"/caf\xe9/caf\xe9.png"
 
 
 def test_a_sample_is_spread_over_the_parts(tmp_path):
     write(str(tmp_path), {f"train/n{c:02d}/{i}.png": b"x" * (i + 1) for c in range(40) for i in range(5)})
     items = sample_items(list(find_source(str(tmp_path)).parts), 32)
-    assert len(items) == 32 and len({item[2] for item in items}) == 16
-    assert {b"n00", b"n37"} <= {item[2] for item in items}
+    assert len(items) == 32 and len({item.synset for item in items}) == 16
+    assert {b"n00", b"n37"} <= {item.synset for item in items}
     assert items == sample_items(list(find_source(str(tmp_path)).parts), 32)
+
+
+def test_between_workers_items_are_plain_tuples(tmp_path):
+    """Which Beam's coders write field by field; they would pickle the NamedTuple."""
+    write(str(tmp_path), {"train/n1/a.png": b"123"})
+    (part,) = find_source(str(tmp_path)).parts
+    (item,), (row,) = list_part(part), convert.list_rows(part)
+    assert type(row) is tuple and Item(*row) == item
+    coder = beam.coders.registry.get_coder(beam.typehints.typehints.normalize(convert.Row))
+    data = coder.encode(row)
+    assert coder.is_deterministic() and coder.decode(data) == row
+    assert len(data) <= sum(len(value) for value in row if not isinstance(value, int)) + 2 * len(row)
 
 
 TRUTH = "ILSVRC2012_validation_ground_truth.txt"
@@ -127,13 +141,16 @@ TRUTH = "ILSVRC2012_validation_ground_truth.txt"
         ({"map_clsloc.txt": b"n00000001 1 a\n"}, "expected ILSVRC2012_validation_ground_truth.txt"),
         (
             {TRUTH: b"1\n2\n", "map_clsloc.txt": b"n00000001 1 a\n"},
-            "a synset for every id of the ground truth. None for 2",
+            "no synset for id 2 of the ground truth",
         ),
-        ({TRUTH: b"1\n", "meta.mat": b"MATLAB 5.0 MAT-file"}, "is no development kit of ILSVRC: "),
-        ({TRUTH: b"one\n", "map_clsloc.txt": b"n00000001 1 a\n"}, "is no development kit of ILSVRC: invalid literal"),
+        ({TRUTH: b"1\n", "meta.mat": b"MATLAB 5.0 MAT-file"}, "is not a development kit of ILSVRC: "),
+        (
+            {TRUTH: b"one\n", "map_clsloc.txt": b"n00000001 1 a\n"},
+            "is not a development kit of ILSVRC: invalid literal",
+        ),
         (
             {"ILSVRC2012_devkit_t12.tar.gz": b"\x1f\x8b but no more"},
-            "devkit_t12.tar.gz is no development kit of ILSVRC: ",
+            "devkit_t12.tar.gz is not a development kit of ILSVRC: ",
         ),
     ],
 )
@@ -146,7 +163,9 @@ def test_development_kits_that_are_none(files, message, tmp_path):
 
 def test_tables_without_a_line_are_refused(tmp_path):
     write(str(tmp_path), {"LOC_val_solution.csv": b"ImageId,PredictionString\n"})
-    with pytest.raises(UserError, match="LOC_val_solution.csv: expected lines as ILSVRC2012_val_00048981,n03995372"):
+    with pytest.raises(
+        UserError, match="LOC_val_solution.csv: expected lines such as ILSVRC2012_val_00048981,n03995372"
+    ):
         ilsvrc.validation_synsets(f"{tmp_path}/LOC_val_solution.csv")
 
 

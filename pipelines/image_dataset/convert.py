@@ -1,26 +1,45 @@
-"""Images as records, and how many shards they need: the pure functions of the image job."""
+"""The image job: parts of a source become shards of records.
+
+    Part -> list_part -> where each image lies --(shard of its key)--> group -> read, convert, frame -> one shard
+                     '-> rejects                                                                  '-> rejects
+
+Workers exchange where the images lie, not their bytes. A worker reads and converts the images of a shard one after
+another: it holds one image and the shard, whatever the size of the source.
+"""
 
 from __future__ import annotations
 
 import collections
-from collections.abc import Callable, Iterator
+import functools
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
-from pipelines.image_dataset.parts import Item, Part, sample_items, to_text
-from pipelines.transforms.rejects import Reject, Rejected, blame
+import apache_beam as beam
+import cv2
+
+from pipelines.image_dataset.parts import Item, Part, Row, list_part, sample_items, to_text
+from pipelines.transforms.dataset_writer import hash_key, save_shard, shard_of
+from pipelines.transforms.progress import Progress
+from pipelines.transforms.rejects import REJECTED, Reject, Rejected, blame
 from trainer import storage
 from trainer.data import records
 from trainer.errors import ImageError, UserError
 from trainer.images import rgb
 
 SHARD_BYTES = 200_000_000
-_READERS, _READ_AHEAD = 8, 16  # requests to a bucket at a time; images read before they are needed
+_READERS, _READ_AHEAD = 8, 16  # concurrent requests to a bucket; images read before they are needed
+# A connection that fails is not the image's fault: it ends the attempt, and the runner makes another.
+_FAULTS = (ImageError, UserError)
+
+
+# Planning
 
 
 def measure_split(parts: list[Part], spec: rgb.ImageSpec, limit: int | None) -> int:
-    """About how many bytes the records of a split will have.
+    """Estimates the bytes of a split's records.
 
-    What is kept as it is takes its own size. With a ``short_side`` a sample of images (`sample_items`) is
+    Images that are stored as they are keep their size. With a ``short_side`` a sample of images (`sample_items`) is
     converted, and all are taken to shrink as much as these; with a ``limit`` that many of their mean size count.
     """
     total = sum(part.bytes for part in parts)
@@ -30,8 +49,8 @@ def measure_split(parts: list[Part], spec: rgb.ImageSpec, limit: int | None) -> 
     for item in sample_items(parts):
         try:
             after.append(len(rgb.to_jpeg(read_image(item, spec), spec)[0]))
-            before.append(item[5])
-        except (ImageError, UserError):
+            before.append(item.size)
+        except _FAULTS:
             continue
     if not before:
         return total
@@ -40,9 +59,9 @@ def measure_split(parts: list[Part], spec: rgb.ImageSpec, limit: int | None) -> 
 
 
 def choose_num_shards(size: int) -> int:
-    """The smallest power of two that keeps shards of ``size`` bytes in all at 200 MB; so they have 100 MB or more.
+    """The smallest power of two that keeps the shards of ``size`` bytes at 200 MB or less each, so above 100 MB.
 
-    A power of two, so that archives and folders of the same images, which do not measure quite the same, get as many.
+    A power of two, so that tars and folders of the same images, whose sizes differ a little, get the same number.
     """
     num_shards = 1
     while size > num_shards * SHARD_BYTES:
@@ -50,30 +69,32 @@ def choose_num_shards(size: int) -> int:
     return num_shards
 
 
+# Converting
+
+
 def read_image(item: Item, spec: rgb.ImageSpec) -> bytes:
-    """The bytes of an image.
+    """The bytes of an image file.
 
     Raises:
-        ImageError: there are more than any image that the specification allows can have.
-        UserError: they cannot be read, or end too early.
+        ImageError: the file is larger than any image that the specification allows.
+        UserError: it cannot be read, or ends too early.
     """
-    _, _, _, address, start, size, _ = item
-    if size > spec.max_bytes:
-        raise ImageError(f"expected at most {spec.max_bytes} bytes ({spec.max_pixels} pixels). Received {size}.")
-    data = storage.read_range(to_text(address), start, size)
-    if len(data) < size:
-        raise UserError(f"expected {size} bytes. Received {len(data)}.")
+    if item.size > spec.max_bytes:
+        raise ImageError(f"expected at most {spec.max_bytes} bytes ({spec.max_pixels} pixels). Received {item.size}.")
+    data = storage.read_range(to_text(item.address), item.start, item.size)
+    if len(data) < item.size:
+        raise UserError(f"expected {item.size} bytes. Received {len(data)}.")
     return data
 
 
 def read_images(items: list[Item], spec: rgb.ImageSpec) -> Iterator[tuple[Item, Callable[[], bytes]]]:
-    """Each item with a function that gives what `read_image` does; those of buckets are read ahead."""
-    if not any(storage.is_bucket(to_text(item[3])) for item in items):
+    """Each item with a function that returns what `read_image` does; images in buckets are read ahead."""
+    if not any(storage.is_bucket(to_text(item.address)) for item in items):
         for item in items:
-            yield item, lambda item=item: read_image(item, spec)
+            yield item, functools.partial(read_image, item, spec)
         return
     with ThreadPoolExecutor(_READERS) as pool:
-        waiting = collections.deque()
+        waiting: collections.deque[tuple[Item, Callable[[], bytes]]] = collections.deque()
         for item in items:
             waiting.append((item, pool.submit(read_image, item, spec).result))
             if len(waiting) == _READ_AHEAD:
@@ -83,7 +104,6 @@ def read_images(items: list[Item], spec: rgb.ImageSpec) -> Iterator[tuple[Item, 
 
 def image_record(item: Item, data: bytes, spec: rgb.ImageSpec, labels: dict[str, int]) -> bytes:
     """Serialized record of one image. Raises `ImageError`."""
-    _, key, synset, *_ = item
     encoded, height, width = rgb.to_jpeg(data, spec)
     values = {
         "image/encoded": encoded,
@@ -92,9 +112,9 @@ def image_record(item: Item, data: bytes, spec: rgb.ImageSpec, labels: dict[str,
         "image/width": width,
         "image/colorspace": "RGB",
         "image/channels": 3,
-        "image/filename": key,
-        "image/class/label": labels.get(to_text(synset), -1),
-        "image/class/synset": synset,
+        "image/filename": item.key,
+        "image/class/label": labels.get(to_text(item.synset), -1),
+        "image/class/synset": item.synset,
     }
     return records.encode_record(values, records.IMAGE_FEATURES)
 
@@ -102,17 +122,119 @@ def image_record(item: Item, data: bytes, spec: rgb.ImageSpec, labels: dict[str,
 def convert_images(
     items: list[Item], spec: rgb.ImageSpec, labels: dict[str, int], rejects: list[Reject]
 ) -> Iterator[bytes]:
-    """Serialized records in the items' order; what cannot be used is added to ``rejects``."""
+    """Serialized records in the items' order; images that cannot be used are appended to ``rejects``."""
     for item, read in read_images(items, spec):
-        split, _, _, address, _, _, member = item
-        # A connection that fails is neither: it ends the attempt, so that the runner makes another.
-        faults, where = (ImageError, UserError), {"split": split, "member": to_text(member)}
+        address, member = to_text(item.address), to_text(item.member)
         try:
-            with blame(to_text(address), "read", faults, **where):
+            with blame(address, "read", _FAULTS, item.split, member):
                 data = read()
-            with blame(to_text(address), "decode", faults, **where):
+            with blame(address, "decode", _FAULTS, item.split, member):
                 record = image_record(item, data, spec, labels)
         except Rejected as lost:
             rejects.append(lost.reject)
         else:
             yield record
+
+
+# Transforms
+
+
+def list_rows(part: Part) -> Iterator[Row | beam.pvalue.TaggedOutput]:
+    """`list_part` with items as rows, and rejects under the tag ``rejected``."""
+    for found in list_part(part):
+        yield beam.pvalue.TaggedOutput(REJECTED, found) if isinstance(found, Reject) else found.row
+
+
+def split_of(row: Row) -> str:
+    return Item(*row).split
+
+
+def random_order(row: Row) -> tuple[int, Row]:
+    """Sort key under which the first images are a random sample, the same in every run."""
+    return hash_key(Item(*row).key), row
+
+
+def place_image(row: Row, num_shards: dict[str, int]) -> tuple[tuple[str, int], Row]:
+    """((split, shard), row)."""
+    item = Item(*row)
+    return (item.split, shard_of(item.key, num_shards[item.split])), row
+
+
+class ListImages(beam.PTransform):
+    """Twin of `parts.list_part`: from a PCollection of `Part` to one of `Row` and one of `Reject`.
+
+    Args:
+        limit: images to take of each split; None takes all.
+    """
+
+    def __init__(self, limit: int | None = None):
+        super().__init__()
+        self._limit = limit
+
+    def expand(self, parts) -> tuple[beam.PCollection[Row], beam.PCollection[Reject]]:
+        listed = parts | beam.Reshuffle() | beam.FlatMap(list_rows).with_outputs(REJECTED, main="rows")
+        rows = listed.rows
+        if self._limit is not None:
+            rows = (
+                rows
+                | beam.WithKeys(split_of)
+                | beam.combiners.Top.SmallestPerKey(self._limit, key=random_order)
+                | beam.Values()
+                | "Drawn" >> beam.FlatMap(iter)
+            )
+        return rows, listed[REJECTED]
+
+
+class ConvertShard(beam.DoFn):
+    """From ((split, shard), rows) to the shard as a dict, and tagged `Reject`s."""
+
+    def __init__(self, folder: str, num_shards: dict[str, int], spec: rgb.ImageSpec, labels: dict[str, int]):
+        super().__init__()
+        self._folder, self._num_shards, self._spec, self._labels = folder, num_shards, spec, labels
+        self._progress = Progress("images")
+        self._converted = beam.metrics.Metrics.counter("pconv", "images")
+
+    def setup(self):
+        self._progress.start()
+        cv2.setNumThreads(1)  # the runner has as many workers as it was told there are cores
+        warnings.filterwarnings("ignore", module="PIL")  # of broken metadata; broken images become rejects
+
+    def process(self, group: tuple[tuple[str, int], Iterable[Row]]):
+        (split, shard), rows = group
+        items = [Item(*row) for row in sorted(rows)]
+        rejects: list[Reject] = []
+        converted = convert_images(items, self._spec, self._labels, rejects)
+        yield save_shard(self._counted(converted), self._folder, split, shard, self._num_shards)
+        for lost in rejects:
+            yield beam.pvalue.TaggedOutput(REJECTED, lost)
+
+    def _counted(self, serialized: Iterable[bytes]) -> Iterator[bytes]:
+        for record in serialized:
+            yield record
+            self._converted.inc()
+            self._progress.add()
+
+
+class WriteImages(beam.PTransform):
+    """From `Row`s to written shards: a PCollection of `manifest.Shard`s as dicts, and one of `Reject`s.
+
+    Args:
+        folder: the dataset's address.
+        num_shards: number of shards by split.
+        spec: what images are stored as.
+        labels: label of each synset.
+    """
+
+    def __init__(self, folder: str, num_shards: dict[str, int], spec: rgb.ImageSpec, labels: dict[str, int]):
+        super().__init__()
+        self._num_shards = num_shards
+        self._convert = ConvertShard(folder, num_shards, spec, labels)
+
+    def expand(self, rows) -> tuple[beam.PCollection[dict], beam.PCollection[Reject]]:
+        written = (
+            rows
+            | "Place" >> beam.Map(place_image, self._num_shards)
+            | "GroupByShard" >> beam.GroupByKey()
+            | "ConvertShard" >> beam.ParDo(self._convert).with_outputs(REJECTED, main="shards")
+        )
+        return written.shards, written[REJECTED]

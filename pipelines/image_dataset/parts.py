@@ -1,44 +1,71 @@
-"""Parts of a source of images, and what lies in each of them: files of a folder, or members of an archive."""
+"""Parts of a source of images, and where each image lies: files of a folder, or members of a tar.
+
+Tars are indexed by reading little more than their headers, also in a tar inside another:
+
+    ILSVRC2012_img_train.tar  [header][n01440764.tar: [header][n01440764_10026.JPEG] ... ][header][n01443537.tar ...
+                                       '- offset, size    '- offset, size
+"""
 
 from __future__ import annotations
 
 import itertools
+import os
 import posixpath
+import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from pipelines.image_dataset import ilsvrc
-from pipelines.image_dataset.tar_index import TarError, list_members
 from pipelines.transforms.rejects import Reject, reject
 from trainer import storage
 
-# split, key, synset, address, first byte in the file, bytes, name in the archive. Names of files need not be
-# UTF-8, which is why they are bytes here: Beam's coder of text refuses others.
-Item = tuple[str, bytes, bytes, bytes, int, int, bytes]
+_MIN_READ, _MAX_READ = 4 << 10, 8 << 20  # bytes read at once
+_MAX_HEADER = 1 << 20  # bytes, with GNU's and POSIX's long names in it
+
+# An `Item` as it travels between workers: Beam encodes plain tuples field by field, NamedTuples by pickling them.
+Row = tuple[str, bytes, bytes, bytes, int, int, bytes]
 
 
-def to_bytes(name: str) -> bytes:
-    """A file's name as the file system has it."""
-    return name.encode("utf-8", "surrogateescape")
+class Item(NamedTuple):
+    """Where one image lies. Names of files need not be UTF-8, so they are bytes here: Beam's coder of text is strict.
 
+    Attributes:
+        split: that it belongs to.
+        key: split/synset/name, the same wherever the image lies.
+        synset: its class; may be empty.
+        address: of its file, or of the file that holds the tar.
+        start: its first byte in the file.
+        size: bytes.
+        member: its name in the tar; empty for files.
+    """
 
-def to_text(name: bytes) -> str:
-    return name.decode("utf-8", "surrogateescape")
+    split: str
+    key: bytes
+    synset: bytes
+    address: bytes
+    start: int
+    size: int
+    member: bytes
+
+    @property
+    def row(self) -> Row:
+        return self[:]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """Images that are listed together: those of a folder, or of an archive.
+    """Images that are listed together: those of a folder, or of a tar.
 
     Attributes:
-        split: they belong to.
-        address: a pattern that finds the files; of an archive, the file that it is or lies in.
-        bytes: of all files; of an archive, its size.
-        folder: that names are relative to; empty for an archive.
-        start: first byte of the archive in its file.
-        member: name of the archive, if it lies in another.
-        synset: of all of them.
-        truth: where `ilsvrc.validation_synsets` finds the synset of each; may be empty.
+        split: that they belong to.
+        address: a pattern that matches the files; of a tar, the file that it is or lies in.
+        bytes: of all files; of a tar, its size.
+        folder: that names are relative to; empty for a tar.
+        start: first byte of the tar in its file.
+        member: name of the tar, if it lies in another.
+        synset: of all images.
+        truth: where `ilsvrc.validation_synsets` finds the synset of each image; may be empty.
     """
 
     split: str
@@ -51,32 +78,160 @@ class Part:
     truth: str = ""
 
 
+def to_bytes(name: str) -> bytes:
+    """A file's name as the file system has it."""
+    return name.encode("utf-8", "surrogateescape")
+
+
+def to_text(name: bytes) -> str:
+    """Undoes `to_bytes`."""
+    return name.decode("utf-8", "surrogateescape")
+
+
 def list_part(part: Part) -> Iterator[Item | Reject]:
-    """What lies in a part, in no order to rely on; what an archive lost is a `Reject`."""
+    """The images in a part, in no particular order; a tar, or a member of one, that cannot be read is a `Reject`."""
     truth = ilsvrc.validation_synsets(part.truth) if part.truth else {}
+    yield from _list_files(part, truth) if part.folder else _list_tar(part, truth)
 
-    def item(name: str, address: str, start: int, size: int, member: str = "") -> Item:
-        synset = part.synset or truth.get(ilsvrc.image_number(name), "")
-        key = "/".join(filter(None, (part.split, synset, name)))
-        return part.split, to_bytes(key), to_bytes(synset), to_bytes(address), start, size, to_bytes(member)
 
-    if part.folder:
-        for address, size in storage.scan(part.address):
-            yield item(address[len(part.folder) :].lstrip("/"), address, 0, size)
-        return
+def _list_files(part: Part, truth: dict[int, str]) -> Iterator[Item]:
+    for address, size in storage.scan(part.address):
+        yield _make_item(part, truth, address[len(part.folder) :].lstrip("/"), address, 0, size)
+
+
+def _list_tar(part: Part, truth: dict[int, str]) -> Iterator[Item | Reject]:
     try:
         for found in list_members(part.address, part.start, part.bytes):
             member = posixpath.join(part.member, found.name)
             if found.problem:
                 yield reject(part.address, "index", TarError(found.problem), part.split, member)
             else:
-                yield item(found.name.removeprefix(part.split + "/"), part.address, found.start, found.size, member)
+                name = found.name.removeprefix(part.split + "/")
+                yield _make_item(part, truth, name, part.address, found.start, found.size, member)
     except TarError as error:
         yield reject(part.address, "index", error, part.split, part.member)
 
 
+def _make_item(
+    part: Part, truth: dict[int, str], name: str, address: str, start: int, size: int, member: str = ""
+) -> Item:
+    number = ilsvrc.image_number(name)
+    synset = part.synset or ("" if number is None else truth.get(number, ""))
+    key = "/".join(filter(None, (part.split, synset, name)))
+    return Item(part.split, to_bytes(key), to_bytes(synset), to_bytes(address), start, size, to_bytes(member))
+
+
 def sample_items(parts: list[Part], count: int = 64) -> list[Item]:
-    """Up to ``count`` images from up to 16 parts that lie evenly among ``parts``; the first ones of each."""
+    """Up to ``count`` images: the first ones of up to 16 parts that are spread evenly over ``parts``."""
     chosen = [parts[i * len(parts) // 16] for i in range(16)] if len(parts) > 16 else parts
-    found = ([item for item in itertools.islice(list_part(part), -(-count // len(chosen)))] for part in chosen)
-    return [item for items in found for item in items if isinstance(item, tuple)]
+    found = (list(itertools.islice(list_part(part), -(-count // len(chosen)))) for part in chosen)
+    return [item for items in found for item in items if isinstance(item, Item)]
+
+
+# Tars
+
+
+class TarError(ValueError):
+    """The file is not a tar, is damaged, or ends too early."""
+
+
+class Member(NamedTuple):
+    """A file in a tar.
+
+    Attributes:
+        name: bytes that are not UTF-8 are surrogates in it.
+        start: its first byte in the outer file.
+        size: bytes.
+        problem: why its contents cannot be read; empty if they can.
+    """
+
+    name: str
+    start: int
+    size: int
+    problem: str = ""
+
+
+class RangeReader:
+    """Bytes ``start`` to ``start + size`` of a file, with what `tarfile` calls of a file: seek, tell, read.
+
+    It reads further ahead the more often the next position is near: headers that lie close together
+    come many at a time from a bucket, where a request costs more than the bytes between them.
+    """
+
+    def __init__(self, address: str, start: int, size: int):
+        self._address, self._start, self._size = address, start, size
+        self._near = storage.near(address)
+        self._position = self._begin = 0
+        self._ahead, self._held = _MIN_READ, b""
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, position: int, whence: int = os.SEEK_SET) -> int:
+        self._position = position + {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
+        return self._position
+
+    def read(self, length: int = -1) -> bytes:
+        rest = max(self._size - self._position, 0)
+        length = rest if length < 0 else min(length, rest)
+        if length > _MAX_HEADER:
+            raise tarfile.ReadError(f"a header of {length} bytes")
+        first = self._position - self._begin
+        if first < 0 or first + length > len(self._held):
+            jump = first - len(self._held)
+            self._ahead = min(2 * self._ahead, _MAX_READ) if abs(jump) < self._near else _MIN_READ
+            wanted = min(max(length, self._ahead), rest)
+            self._held = storage.read_range(self._address, self._start + self._position, wanted)
+            self._begin, first = self._position, 0
+        self._position += length
+        return self._held[first : first + length]
+
+
+def list_members(address: str, start: int = 0, size: int | None = None) -> Iterator[Member]:
+    """The members of a tar in their order, without folders and files whose names begin with a dot.
+
+    Args:
+        address: of the file that holds the tar.
+        start: the tar's first byte in it.
+        size: bytes of the tar; the whole file by default.
+
+    Raises (after the members that could be found):
+        TarError: what is wrong, and at which byte of the tar.
+    """
+    size = storage.size(address) - start if size is None else size
+    reader = RangeReader(address, start, size)
+    end = 0
+    try:
+        # Of a file that is read tarfile calls no other methods than the reader has.
+        archive = tarfile.TarFile(fileobj=reader, encoding="utf-8", errors="surrogateescape")  # type: ignore[arg-type]
+        while (info := archive.next()) is not None:
+            archive.members = []  # type: ignore[attr-defined]  # else it keeps every header
+            if archive.offset <= end or info.size < 0:
+                raise tarfile.ReadError("a member of negative size")
+            end = archive.offset
+            parts = [part for part in info.name.split("/") if part not in ("", ".")]
+            if info.isdir() or any(part.startswith(".") and part != ".." for part in parts):
+                continue
+            name, place = "/".join(parts), start + info.offset_data
+            if info.offset_data + info.size > size:
+                yield Member(name, place, info.size, f"the archive ends within it, after {size} bytes")
+                return
+            problem = "" if info.isreg() and not info.issparse() else f"expected a file. Received type {info.type!r}"
+            yield Member(name, place, info.size, problem)
+    # A damaged header makes tarfile raise more kinds than its own; errors of the storage are others.
+    except (tarfile.TarError, ValueError, ArithmeticError, LookupError, RecursionError) as error:
+        raise TarError(f"the archive is damaged or no uncompressed tar, after {end} of {size} bytes: {error}") from None
+    _check_end(reader, end, size)
+
+
+def _check_end(reader: RangeReader, end: int, size: int) -> None:
+    """Raises `TarError` if a tar of ``size`` bytes, whose last member ends at ``end``, has no proper end mark."""
+    reader.seek(end)
+    block = reader.read(tarfile.BLOCKSIZE)
+    if len(block) < tarfile.BLOCKSIZE:  # tarfile takes either end of headers for the end of the archive
+        raise TarError(f"the archive ends after {size} bytes, without its end mark")
+    if any(block):
+        raise TarError(f"expected a header at byte {end} of {size}. Received other bytes.")
+    # A header that was overwritten with zeros looks like the end mark, but only a few zeros follow the real one.
+    if size - end > _MAX_HEADER or any(reader.read(size - reader.tell())):
+        raise TarError(f"expected the end mark at the end. Received it at byte {end} of {size}.")

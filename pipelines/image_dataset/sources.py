@@ -1,4 +1,4 @@
-"""Where the images are: finds out which form of ImageNet an address holds, and lists what is in each part of it.
+"""Sources of images: which form of ImageNet an address holds, and the parts it consists of.
 
     ILSVRC2012_img_train.tar                  a tar of class tars, n01440764.tar ...; read where it lies
     ILSVRC2012_img_val.tar, ..._test.tar      images; val's classes come from the development kit
@@ -18,8 +18,7 @@ import re
 from dataclasses import dataclass
 
 from pipelines.image_dataset import ilsvrc
-from pipelines.image_dataset.parts import Part
-from pipelines.image_dataset.tar_index import TarError, list_members
+from pipelines.image_dataset.parts import Part, TarError, list_members
 from pipelines.transforms.rejects import Reject, reject
 from trainer import storage
 from trainer.errors import UserError
@@ -32,44 +31,64 @@ _DEVKIT = re.compile(r"devkit.*(\.tar(\.gz)?|/)$|validation_ground_truth\.txt$|^
 
 @dataclass(frozen=True)
 class Source:
-    """What `find_source` found: parts of the wanted splits, all synsets in label order, and what is no image at all."""
+    """What `find_source` found.
+
+    Attributes:
+        parts: of the wanted splits.
+        synsets: of all splits, in label order.
+        rejects: members that cannot hold images.
+    """
 
     parts: tuple[Part, ...]
     synsets: tuple[str, ...] = ()
     rejects: tuple[Reject, ...] = ()
 
+    def by_split(self) -> dict[str, list[Part]]:
+        """The parts of each split."""
+        found: dict[str, list[Part]] = {}
+        for part in self.parts:
+            found.setdefault(part.split, []).append(part)
+        return found
+
 
 def _tar_parts(address: str, split: str, truth: str) -> tuple[list[Part], list[Reject]]:
-    """The archives in a tar of class tars, or the one of images that it is.
+    """One part for each class tar in a tar, or one for a tar of images; and rejects for other members.
 
     Raises:
-        UserError: what should be a tar of class tars is none, or damaged: without all class names there are no labels.
+        UserError: the tar is damaged: without all class names there are no labels.
     """
     size = storage.size(address)
     try:
-        members = list_members(address, 0, size)
-        first = next(members, None)
+        found = list_members(address, 0, size)
+        first = next(found, None)
         if first is None or not first.name.endswith(".tar"):
             return [Part(split=split, address=address, bytes=size, truth=truth)], []
-        members = [first, *members]
+        members = [first, *found]
     except TarError as error:
         raise UserError(f"{address}: {error}") from None
-    if broken := [found for found in members if found.problem]:
+    if broken := [member for member in members if member.problem]:
         raise UserError(f"{address}: {broken[0].name}: {broken[0].problem}")
     parts, rejects = [], []
-    for found in members:
-        stem, kind = posixpath.splitext(posixpath.basename(found.name))
+    for member in members:
+        synset, kind = posixpath.splitext(posixpath.basename(member.name))
         if kind == ".tar":
-            place = {"start": found.start, "bytes": found.size, "member": found.name}
-            parts.append(Part(split=split, address=address, synset=stem, **place))
+            part = Part(
+                split=split,
+                address=address,
+                start=member.start,
+                bytes=member.size,
+                member=member.name,
+                synset=synset,
+            )
+            parts.append(part)
         else:
-            rejects.append(reject(address, "index", TarError("expected a tar of one class"), split, found.name))
+            rejects.append(reject(address, "index", TarError("expected a tar of one class"), split, member.name))
     return parts, rejects
 
 
 def _tree_parts(folder: str, split: str, truth: str) -> list[Part]:
-    """One part for each class folder, and one for files right in the split's folder."""
-    sizes = collections.Counter()
+    """One part for each class folder, and one for the files directly in the split's folder."""
+    sizes: collections.Counter[str] = collections.Counter()
     for address, size in storage.scan(folder):
         synset, _, name = address[len(folder) + 1 :].partition("/")
         sizes[synset if name else ""] += size
@@ -86,18 +105,19 @@ def _tree_parts(folder: str, split: str, truth: str) -> list[Part]:
     ]
 
 
-def _any_images(pattern: str, splits: tuple[str, ...]) -> Source:
+def _other_images(pattern: str, splits: tuple[str, ...]) -> Source:
+    """Images that are not in one of ImageNet's forms."""
     split = splits[0] if splits else "train"
     if len(splits) > 1 or not re.fullmatch(r"[\w-]+", split):
         raise UserError(f"--split: expected one name for images without splits. Received {','.join(splits)!r}.")
     sizes = [size for _, size in storage.scan(pattern)]
     if not sizes:
-        raise UserError(f"expected image files in or below {pattern}. Found none.")
+        raise UserError(f"no image files in or below {pattern}")
     return Source((Part(split=split, address=pattern, bytes=sum(sizes), folder=storage.base_of(pattern)),))
 
 
 def _find_truth(folders: list[str]) -> str:
-    """Address of what tells the classes of the validation images, in one of ``folders``; empty if nothing does."""
+    """Address of what states the classes of the validation images, in one of ``folders``; empty if nothing does."""
     for folder in folders:
         names = [posixpath.basename(address) for address, _ in storage.scan(storage.join(folder, "*"))]
         names = sorted(names + [name + "/" for name in storage.folders(folder)])
@@ -108,7 +128,14 @@ def _find_truth(folders: list[str]) -> str:
 
 @dataclass(frozen=True)
 class _Forms:
-    """Folders and archives of splits below ``root``: a split that is there in both forms is read from its folder."""
+    """Folders and tars of splits: a split that exists in both forms is read from its folder.
+
+    Attributes:
+        root: folder of the tars.
+        tree: folder of the splits' folders; empty without any.
+        folders: splits that have a folder.
+        tars: address of the tar of each other split.
+    """
 
     root: str
     tree: str = ""
@@ -117,7 +144,7 @@ class _Forms:
 
     @property
     def tables(self) -> list[str]:
-        """Folders where files about the images may lie."""
+        """Folders that may hold files about the images."""
         outer = self.tree.removesuffix("/Data/CLS-LOC").removesuffix("/ILSVRC")
         return [self.root] + ([outer] if outer not in ("", self.root) else [])
 
@@ -138,45 +165,50 @@ def _find_forms(root: str) -> _Forms:
     return _Forms(root, tree if present else "", present, tars)
 
 
+def _read_split(forms: _Forms, split: str, truth: str, wanted: bool) -> tuple[list[Part], list[Reject], set[str]]:
+    """Parts, rejects and synsets of a split; of one that is not wanted only the synsets."""
+    if split in forms.tars:
+        parts, rejects = _tar_parts(forms.tars[split], split, truth)
+        synsets = {part.synset for part in parts}
+        return (parts, rejects, synsets) if wanted else ([], [], synsets)
+    if split in forms.folders:
+        folder = storage.join(forms.tree, split)
+        return _tree_parts(folder, split, truth) if wanted else [], [], set(storage.folders(folder))
+    return [], [], set()
+
+
 def find_source(address: str, splits: tuple[str, ...] = (), devkit: str = "") -> Source:
     """The images at ``address``, in whichever form.
 
     Args:
         address: a folder, a tar, a file or a glob.
-        splits: those that are wanted; all by default. For images without splits the one they get, ``train`` by default.
+        splits: splits to read; all by default. Images without splits get this one, ``train`` by default.
         devkit: where the classes of validation images are, if not beside them.
 
     Raises:
-        UserError: nothing is there, a split is not, or an archive of class archives is damaged.
+        UserError: there are no images, or none of a split, or a tar of class tars is damaged.
     """
     root = storage.normalize(address)
     forms = _find_forms(root)
-    there = {*forms.folders, *forms.tars}
-    if not there:
-        return _any_images(root, splits)
+    present = {*forms.folders, *forms.tars}
+    if not present:
+        return _other_images(root, splits)
     if wrong := [split for split in splits if split not in SPLITS]:
         raise UserError(f"--split: expected names of {SPLITS}. Received {wrong[0]!r}.")
-    truth = storage.normalize(devkit) if devkit else _find_truth(forms.tables) if "val" in there else ""
+    truth = storage.normalize(devkit) if devkit else _find_truth(forms.tables) if "val" in present else ""
 
-    # All splits have the same labels, so the classes of those that are not wanted count as well.
+    # All splits share the labels, so the classes of splits that are not wanted count as well.
     synsets = set(ilsvrc.validation_synsets(truth).values()) if truth else set()
-    parts, rejects = [], []
+    parts: list[Part] = []
+    rejects: list[Reject] = []
     for split in SPLITS:
-        found, lost = [], []
-        wanted, their_truth = not splits or split in splits, truth if split == "val" else ""
-        if split in forms.tars:
-            found, lost = _tar_parts(forms.tars[split], split, their_truth)
-            synsets |= {part.synset for part in found}
-        elif split in forms.folders:
-            folder = storage.join(forms.tree, split)
-            synsets |= set(storage.folders(folder))
-            found = _tree_parts(folder, split, their_truth) if wanted else []
-        if wanted:
-            parts, rejects = parts + found, rejects + lost
+        wanted = not splits or split in splits
+        found, lost, classes = _read_split(forms, split, truth if split == "val" else "", wanted)
+        parts, rejects, synsets = parts + found, rejects + lost, synsets | classes
         if split in splits and not found:
-            raise UserError(f"expected image files below {storage.join(forms.tree or root, split)}. Found none.")
+            raise UserError(f"no image files below {storage.join(forms.tree or root, split)}")
     if not parts:
-        raise UserError(f"expected image files in or below {root}. Found none.")
+        raise UserError(f"no image files in or below {root}")
     for table in (storage.join(folder, ilsvrc.SYNSETS) for folder in forms.tables):
         if storage.exists(table):
             synsets |= ilsvrc.listed_synsets(table)

@@ -9,7 +9,7 @@ import tarfile
 
 import pytest
 
-from pipelines.image_dataset.tar_index import TarError, list_members
+from pipelines.image_dataset.parts import TarError, list_members
 from trainer import storage
 
 FORMATS = {"GNU": tarfile.GNU_FORMAT, "PAX": tarfile.PAX_FORMAT, "USTAR": tarfile.USTAR_FORMAT}
