@@ -1,9 +1,12 @@
 """A training run's folder: its config.json, who may change it, and its summary.json.
 
-RUN/config.json      the resolved `TrainConfig`; a run that continues may change only what no step computes with
-RUN/checkpoints/     see `trainer.checkpoints`
-RUN/exports/, RUN/logs/
-RUN/summary.json     what the last process of the run left; written when it ends
+Layout:
+
+    RUN/config.json     the resolved `TrainConfig`; a run that continues may change only what no step computes with
+    RUN/checkpoints/    see `trainer.checkpoints`
+    RUN/exports/        see `trainer.inference.export_formats`
+    RUN/logs/           see `trainer.tensorboard`
+    RUN/summary.json    results of the run's last process; written when it ends
 """
 
 from __future__ import annotations
@@ -12,13 +15,15 @@ import dataclasses
 import json
 import math
 from collections.abc import Collection
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trainer import presets, storage
-from trainer.checkpoints.pointers import Pin
 from trainer.command import code_version
 from trainer.config import TrainConfig
 from trainer.errors import ConfigChanged, NotFound, UserError
+
+if TYPE_CHECKING:  # light commands import this module, and checkpoints load NumPy and h5py
+    from trainer.checkpoints.pointers import Pin
 
 CONFIG, SUMMARY = "config.json", "summary.json"
 
