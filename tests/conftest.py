@@ -74,14 +74,14 @@ def gcs_server(tmp_path_factory):
 @pytest.fixture
 def bucket(gcs_server, monkeypatch):
     """Address of a new, empty bucket; this process and the ones it starts reach the server."""
-    from trainer import storage
+    from trainer.storage import gcs
 
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", gcs_server)
-    storage._client.cache_clear()
+    gcs.client.cache_clear()
     name = f"pconv-{uuid.uuid4().hex[:12]}"
-    storage._client().create_bucket(name)
+    gcs.client().create_bucket(name)
     yield f"gs://{name}"
-    storage._client.cache_clear()
+    gcs.client.cache_clear()
 
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

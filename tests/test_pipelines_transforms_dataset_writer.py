@@ -17,6 +17,7 @@ from pipelines.transforms.rejects import Reject
 from trainer import storage
 from trainer.data.manifest import has_manifest, load_manifest
 from trainer.errors import UserError
+from trainer.storage import gcs
 
 # The last two columns are the digest that `printf '%s' KEY | b2sum -l 64` prints, modulo 8 and 128.
 GOLDEN = [
@@ -94,7 +95,7 @@ def test_an_empty_shard_is_an_empty_file(tmp_path):
 
 def test_checksum_is_the_servers(bucket):
     info = dataset_writer.write_shard((("train", 0), [("k", b"record" * 1000)]), f"{bucket}/d", {"train": 1})
-    blob = storage._client().bucket(bucket.removeprefix("gs://")).get_blob(f"d/{info['name']}")
+    blob = gcs.client().bucket(bucket.removeprefix("gs://")).get_blob(f"d/{info['name']}")
     assert (blob.crc32c, blob.size) == (info["crc32c"], info["bytes"])
 
 

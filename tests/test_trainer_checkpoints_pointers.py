@@ -224,12 +224,12 @@ def test_a_new_writer_sweeps_what_is_unfinished_and_nothing_else(run):
     for step in (1, 300):
         storage.create(f"{run}/checkpoints/step-{step:08d}-00000000/model.npz", b"half")
     storage.create(run + "/checkpoints/notes/file", b"somebody's")
-    if not storage.is_bucket(run):
+    if not storage.is_remote(run):
         os.makedirs(run + "/checkpoints/step-00000400-00000000")
         with open(run + "/checkpoints/step-00000400-00000000/.model.npz.0123abcd", "wb") as draft:
             draft.write(b"half")
     swept = files.sweep(run, pointers.claim(run))
-    steps = (1, 300) if storage.is_bucket(run) else (1, 300, 400)
+    steps = (1, 300) if storage.is_remote(run) else (1, 300, 400)
     assert swept == [f"step-{step:08d}-00000000" for step in steps]
     assert storage.folders(run + "/checkpoints") == ["notes", name_of(kept), name_of(named)]
 

@@ -20,6 +20,7 @@ from trainer import checkpoints, presets, storage
 from trainer.checkpoints import files, pointers
 from trainer.checkpoints.files import is_whole
 from trainer.checkpoints.saver import Saver
+from trainer.storage import gcs
 
 CONFIG = presets.override(presets.PRESETS["demo"], ["checkpoint.keep=2"])
 HOP = {"connection", "transfer-encoding", "content-length", "keep-alive"}
@@ -91,7 +92,7 @@ def proxied(gcs_server, bucket, monkeypatch):
     """A proxy and the address of a run behind it."""
     proxy = Proxy(gcs_server)
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", proxy.url)
-    storage._client.cache_clear()
+    gcs.client.cache_clear()
     yield proxy, bucket + "/run"
     proxy.close()
 

@@ -11,9 +11,8 @@ import pytest
 from torch_files import write_pth
 
 from trainer.config import LossConfig, PhaseConfig, ScalingConfig, TrainConfig, UNetConfig
-from trainer.errors import UserError
+from trainer.errors import NotFound, UserError
 from trainer.model.vgg import BUNDLED, build_features, load_weights
-from trainer.storage.api import NotFound
 from trainer.training import loop
 
 LAYERS = ["block1_conv1", "block1_conv2", "block2_conv1", "block2_conv2"]

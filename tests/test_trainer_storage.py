@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import os
-import pathlib
 import stat
 import subprocess
 import sys
@@ -154,32 +153,6 @@ def test_read_compares_checksums(place):
     assert storage.read(place + "/file", "4waSgw==") == b"123456789"
     with pytest.raises(storage.Corrupt, match=f"{place}/file is corrupt: expected crc32c AAAAAA==. Received 4waSgw=="):
         storage.read(place + "/file", "AAAAAA==")
-
-
-def test_fetch_from_a_folder_verifies_in_place(tmp_path):
-    address = str(tmp_path / "shard")
-    storage.create(address, b"data")
-    assert storage.fetch(address, str(tmp_path / "cache"), storage.crc32c(b"data")) == address
-    with pytest.raises(storage.Corrupt, match=address):
-        storage.fetch(address, str(tmp_path / "cache"), storage.crc32c(b"dato"))
-    assert not (tmp_path / "cache").exists()
-
-
-def test_fetch_from_a_bucket_keeps_verified_copies(bucket, tmp_path):
-    cache = tmp_path / "cache"
-    for folder in "ab":
-        storage.create(f"{bucket}/{folder}/shard", folder.encode() * 9)
-    paths = [storage.fetch(f"{bucket}/{x}/shard", str(cache), storage.crc32c(x.encode() * 9)) for x in "ab"]
-    assert [pathlib.Path(path).read_bytes() for path in paths] == [b"aaaaaaaaa", b"bbbbbbbbb"]
-    with pytest.raises(storage.Corrupt, match=f"{bucket}/a/shard is corrupt"):
-        storage.fetch(f"{bucket}/a/shard", str(cache), storage.crc32c(b"other"))
-    assert sorted(cache.iterdir()) == sorted(map(pathlib.Path, paths))
-    # A copy that was damaged on this machine is fetched again, a whole one is not.
-    pathlib.Path(paths[0]).write_bytes(b"aaaa")
-    assert storage.fetch(f"{bucket}/a/shard", str(cache), storage.crc32c(b"a" * 9)) == paths[0]
-    assert pathlib.Path(paths[0]).read_bytes() == b"aaaaaaaaa"
-    storage.delete(f"{bucket}/b/shard")
-    assert storage.fetch(f"{bucket}/b/shard", str(cache), storage.crc32c(b"b" * 9)) == paths[1]
 
 
 def test_a_missing_bucket_is_named(bucket):

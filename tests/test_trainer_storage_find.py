@@ -6,6 +6,7 @@ import pytest
 
 from trainer import storage
 from trainer.errors import UserError
+from trainer.storage import gcs
 
 FILES = [
     "a.png",
@@ -107,7 +108,7 @@ def test_find_the_whole_bucket(bucket):
 
 
 def test_objects_that_stand_for_folders_are_no_files(bucket):
-    storage._client().bucket(bucket[5:]).blob("photos/").upload_from_string(b"", if_generation_match=0)
+    gcs.client().bucket(bucket[5:]).blob("photos/").upload_from_string(b"", if_generation_match=0)
     storage.create(bucket + "/photos/a.png", b"")
     assert storage.find(bucket + "/photos") == storage.find(bucket + "/photos/*") == [bucket + "/photos/a.png"]
 

@@ -7,7 +7,7 @@ import os
 import pytest
 
 from trainer import storage
-from trainer.storage import api, globs
+from trainer.storage.local import LocalStore
 
 DATA = bytes(range(256)) * 5000  # more than a checksum's block
 
@@ -53,8 +53,8 @@ def test_folders(place):
 def test_a_shallow_pattern_lists_one_folder(tmp_path, monkeypatch):
     storage.create(f"{tmp_path}/a", b"")
     storage.create(f"{tmp_path}/deep/er/b", b"")
-    visited, size = [], storage.size
-    monkeypatch.setattr(api, "size", lambda path: visited.append(path) or size(path))
+    visited, size = [], LocalStore.size
+    monkeypatch.setattr(LocalStore, "size", lambda self, path: visited.append(path) or size(self, path))
     assert storage.find(f"{tmp_path}/*") == visited == [f"{tmp_path}/a"]
 
 
@@ -63,11 +63,12 @@ def test_links_to_nowhere_have_no_size(tmp_path):
     assert list(storage.scan(str(tmp_path))) == [(f"{tmp_path}/link", 0)]
 
 
-def test_near_is_only_in_buckets():
+def test_only_buckets_are_remote():
     assert storage.near("/a") == 0 < storage.near("gs://bucket/a")
+    assert [storage.is_remote(address) for address in ("/a", "a/b", "/a://b", "gs://bucket/a")] == [False] * 3 + [True]
 
 
 @pytest.mark.parametrize("name", ["a*b?[c]", "[", "[!a]", "**", "plain"])
 def test_escaped_names_match_themselves_alone(name):
-    pattern = globs.compile_glob(globs.escape(name))
+    pattern = storage.compile_glob(storage.escape(name))
     assert pattern.fullmatch(name) and not pattern.fullmatch("abc") and not pattern.fullmatch(name + "x")

@@ -27,6 +27,7 @@ import pytest
 from trainer import checkpoints, storage
 from trainer.data import manifest
 from trainer.images import rgb
+from trainer.storage import gcs
 
 pytestmark = pytest.mark.slow
 
@@ -137,9 +138,9 @@ def place(monkeypatch):
     with contextlib.ExitStack() as stack:
         place = Place(stack)
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", place.environment["STORAGE_EMULATOR_HOST"])
-        storage._client.cache_clear()
-        stack.callback(storage._client.cache_clear)
-        storage._client().create_bucket("pconv")
+        gcs.client.cache_clear()
+        stack.callback(gcs.client.cache_clear)
+        gcs.client().create_bucket("pconv")
         yield place
 
 

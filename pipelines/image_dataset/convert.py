@@ -89,7 +89,7 @@ def read_image(item: Item, spec: rgb.ImageSpec) -> bytes:
 
 def read_images(items: list[Item], spec: rgb.ImageSpec) -> Iterator[tuple[Item, Callable[[], bytes]]]:
     """Each item with a function that returns what `read_image` does; images in buckets are read ahead."""
-    if not any(storage.is_bucket(to_text(item.address)) for item in items):
+    if not any(storage.is_remote(to_text(item.address)) for item in items):
         for item in items:
             yield item, functools.partial(read_image, item, spec)
         return

@@ -22,7 +22,6 @@ from pipelines.image_dataset.parts import Part, TarError, list_members
 from pipelines.transforms.rejects import Reject, reject
 from trainer import storage
 from trainer.errors import UserError
-from trainer.storage import globs
 
 SPLITS = ("train", "val", "test")
 _TAR = re.compile(r"_img_(train|val|test)\w*\.tar$")
@@ -95,7 +94,7 @@ def _tree_parts(folder: str, split: str, truth: str) -> list[Part]:
     return [
         Part(
             split=split,
-            address=storage.join(folder, globs.escape(synset), "**") if synset else storage.join(folder, "*"),
+            address=storage.join(folder, storage.escape(synset), "**") if synset else storage.join(folder, "*"),
             bytes=size,
             folder=storage.join(folder, synset),
             synset=synset,
@@ -150,7 +149,7 @@ class _Forms:
 
 
 def _find_forms(root: str) -> _Forms:
-    if globs.fixed_folder(root) is not None:
+    if storage.fixed_folder(root) is not None:
         return _Forms(root)
     if storage.exists(root):
         named = _TAR.search(root)

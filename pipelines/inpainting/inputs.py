@@ -19,7 +19,6 @@ from masks.codec import HOLES
 from pipelines.transforms.rejects import Reject, reject
 from trainer import storage
 from trainer.errors import UserError
-from trainer.storage import globs
 
 MANIFEST, ITEMS, REJECTS = "manifest.json", "items.jsonl", "rejects.jsonl"
 
@@ -129,10 +128,10 @@ def _read_rows(address: str) -> list[tuple[int, Any]]:
 
 
 def _beside(address: str, path: str) -> str:
-    if not path or storage.is_bucket(path) or path.startswith(("/", "~")):
-        return storage.normalize(path) if path else ""
-    joined = storage.join(posixpath.dirname(address), path)
-    return joined if storage.is_bucket(joined) else storage.normalize(joined)
+    if not path:
+        return ""
+    is_absolute = storage.is_remote(path) or path.startswith(("/", "~"))
+    return storage.normalize(path if is_absolute else storage.join(posixpath.dirname(address), path))
 
 
 def common_folder(addresses: Iterable[str]) -> str:
@@ -141,7 +140,7 @@ def common_folder(addresses: Iterable[str]) -> str:
     low, high = min(folders), max(folders)
     same = next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(len(low), len(high)))
     folder = "/".join(low[:same])
-    if folder in ("gs:", "gs:/", ""):
+    if folder.rstrip("/") in ("", *(f"{scheme}:" for scheme in storage.SCHEMES)):
         raise UserError("--pairs: expected all images in one bucket or file system. Received images of several.")
     return folder
 
@@ -229,9 +228,9 @@ def check_outputs(inputs: Iterable[str], patterns: Iterable[str], output: str, e
     if inside := [address for address in sorted(inputs) if address.startswith(output + "/")]:
         raise UserError(f"--output: expected a folder without inputs. Received {output}, where {inside[0]} is one.")
     for pattern in patterns:
-        if globs.fixed_folder(pattern) is None:
+        if storage.fixed_folder(pattern) is None:
             is_input = f"{output}/".startswith(pattern + "/")
         else:
-            is_input = globs.compile_glob(pattern).fullmatch(storage.join(output, "a" + extension)) is not None
+            is_input = storage.compile_glob(pattern).fullmatch(storage.join(output, "a" + extension)) is not None
         if is_input:
             raise UserError(f"--output: expected a folder in which {pattern} matches no files. Received {output}.")

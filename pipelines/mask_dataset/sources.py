@@ -262,7 +262,7 @@ def _moving(pairs: list[NamedSource]) -> list[NamedSource]:
 @contextlib.contextmanager
 def local_copy(address: str) -> Iterator[str]:
     """Path of a local file with the contents of ``address``: that itself, or a temporary copy, fetched in parts."""
-    if not storage.is_bucket(address):
+    if not storage.is_remote(address):
         storage.read_range(address, 0, 1)  # raises if it does not exist
         yield address
         return

@@ -246,7 +246,7 @@ def _remove(run: str, name: str, files: set[str]) -> None:
     for address in sorted(files, key=lambda a: (not a.endswith("/" + MANIFEST), a)):
         storage.delete(address)
     folder = storage.join(pointers.folder(run), name)
-    if not storage.is_bucket(folder):
+    if not storage.is_remote(folder):
         shutil.rmtree(folder, ignore_errors=True)  # drafts of a killed writer, and the folder itself
 
 

@@ -55,7 +55,7 @@ def check_datasets(
         )
     needed = 0
     for folder, shards in ((images, image_shards), (masks, mask_shards)):
-        if storage.is_bucket(folder):
+        if storage.is_remote(folder):
             order = Order([shard.records for shard in shards], (0,), config.streams, config.shuffle_buffer)
             needed += order.shard_bytes([shard.bytes for shard in shards], workers)
     if needed > config.cache_gb * 1e9:

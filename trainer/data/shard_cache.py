@@ -147,7 +147,7 @@ class ShardCache:
 
     def _file(self, address: str, shard: Shard, needed: bool) -> int | None:
         """A file descriptor that holds a shared lock; None if there is no room and it is not ``needed`` yet."""
-        if storage.is_bucket(address):
+        if storage.is_remote(address):
             return self._cached(address, shard, needed)
         try:
             file = os.open(address, os.O_RDONLY)

@@ -1,21 +1,24 @@
-"""Bytes at an address, whatever the scheme: local paths and ``gs://``."""
+"""Storage: files at addresses, local paths or ``gs://bucket/name``, behind one set of functions.
 
+`api` has the functions and the table of schemes, `store` the contract that each scheme's module fulfils.
+"""
+
+# ruff: noqa: F401
+from trainer.errors import AlreadyExists, Conflict, Corrupt, NotFound
 from trainer.storage.api import (
-    AlreadyExists,
-    Conflict,
-    Corrupt,
-    NotFound,
-    _client,
+    SCHEMES,
     base_of,
     checksum,
-    crc32c,
+    compile_glob,
     create,
     delete,
+    escape,
     exists,
-    fetch,
     find,
+    fixed_folder,
     folders,
-    is_bucket,
+    is_remote,
+    is_transient,
     join,
     near,
     normalize,
@@ -28,34 +31,6 @@ from trainer.storage.api import (
     require_writable,
     scan,
     size,
+    store_of,
 )
-
-__all__ = [
-    "AlreadyExists",
-    "Conflict",
-    "Corrupt",
-    "NotFound",
-    "_client",
-    "base_of",
-    "checksum",
-    "crc32c",
-    "create",
-    "delete",
-    "exists",
-    "fetch",
-    "find",
-    "folders",
-    "is_bucket",
-    "join",
-    "near",
-    "normalize",
-    "overwrite",
-    "read",
-    "read_range",
-    "read_versioned",
-    "relative",
-    "replace",
-    "require_writable",
-    "scan",
-    "size",
-]
+from trainer.storage.store import Store, crc32c

@@ -1,0 +1,139 @@
+"""Local folders as a store. Atomic through drafts beside the file and links; compare-and-swap through a lock file."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import google_crc32c
+
+from trainer.errors import AlreadyExists, Conflict, NotFound, UserError
+from trainer.storage.store import crc32c, encode_crc32c
+
+_BLOCK = 1 << 20
+
+
+class LocalStore:
+    """Files at local paths. A file's generation is its `crc32c`."""
+
+    is_remote = False
+    near = 0
+
+    def normalize(self, address: str) -> str:
+        """Absolute, with ``~`` expanded: workers run in other folders."""
+        return os.path.abspath(os.path.expanduser(address))
+
+    def scan(self, folder: str, deep: bool) -> Iterator[tuple[str, int]]:
+        """Address and size of each file in ``folder``; links are followed."""
+        for parent, below, names in os.walk(folder or "/", followlinks=True):
+            if not deep:
+                below.clear()
+            yield from ((path, self.size(path)) for path in (os.path.join(parent, name) for name in names))
+
+    def folders(self, folder: str) -> list[str]:
+        """Names of the folders right in ``folder``."""
+        return next(os.walk(folder), ("", [], []))[1]
+
+    def exists(self, address: str) -> bool:
+        """Whether a file (not a folder) is there."""
+        return os.path.isfile(address)
+
+    def size(self, address: str) -> int:
+        """Bytes in the file; 0 for a link to nowhere, or if it is gone since it was listed: reading will say so."""
+        with contextlib.suppress(OSError):
+            return os.path.getsize(address)
+        return 0
+
+    def checksum(self, address: str) -> str:
+        """`crc32c` of the file, read block by block."""
+        total = google_crc32c.Checksum()
+        with _reading(address), open(address, "rb", buffering=0) as file:
+            while block := file.read(_BLOCK):
+                total.update(block)
+        return encode_crc32c(total.digest())
+
+    def read_versioned(self, address: str) -> tuple[bytes | None, object]:
+        """The whole file and its `crc32c`."""
+        try:
+            data = Path(address).read_bytes()
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            return None, 0
+        except OSError as error:
+            raise UserError(f"{address} cannot be read: {error.strerror}") from None
+        return data, crc32c(data)
+
+    def read_range(self, address: str, start: int, length: int) -> bytes:
+        """``length`` bytes from ``start``, fewer where the file ends."""
+        with _reading(address), open(address, "rb", buffering=0) as file:
+            file.seek(start)
+            return file.read(length)
+
+    def require_writable(self, folder: str) -> None:
+        """Makes the folder; raises `UserError` unless files can be created in it."""
+        _make_folder(folder)
+        if not os.access(folder, os.W_OK):
+            raise UserError(f"cannot write to {folder}: permission denied")
+
+    def create(self, address: str, data: bytes) -> None:
+        """Writes a new file."""
+        try:
+            _write(address, data, publish=os.link)  # link fails if the name is taken, replace would not
+        except FileExistsError:
+            raise AlreadyExists(address) from None
+
+    def replace(self, address: str, data: bytes, generation: object) -> None:
+        """Writes the file if it still has the ``generation``, holding the lock file ``.NAME.lock`` beside it."""
+        folder, name = os.path.split(address)
+        _make_folder(folder)
+        with open(os.path.join(folder, f".{name}.lock"), "w") as held:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            if self.read_versioned(address)[1] != generation:
+                raise Conflict(address)
+            _write(address, data)
+
+    def overwrite(self, address: str, data: bytes) -> None:
+        """Writes the file, whatever is there."""
+        _write(address, data)
+
+    def delete(self, address: str) -> None:
+        """Removes the file, if it exists."""
+        Path(address).unlink(missing_ok=True)
+
+    def is_transient(self, error: BaseException) -> bool:
+        """Any error of the operating system: a network mount may come back, a full disk may be emptied."""
+        return isinstance(error, OSError)
+
+
+@contextlib.contextmanager
+def _reading(path: str) -> Iterator[None]:
+    """Turns what the operating system raises into this project's errors."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise NotFound(f"{path} does not exist") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def _make_folder(folder: str) -> None:
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror}") from None
+
+
+def _write(path: str, data: bytes, publish: Callable[[str, str], None] = os.replace) -> None:
+    """Writes a draft beside ``path`` and then ``publish``es it, so that no reader ever sees half a file."""
+    folder, name = os.path.split(path)
+    _make_folder(folder)
+    draft = os.path.join(folder, f".{name}.{os.urandom(4).hex()}")
+    try:
+        with open(draft, "xb") as file:
+            file.write(data)
+        publish(draft, path)
+    finally:
+        if os.path.exists(draft):
+            os.unlink(draft)

@@ -1,0 +1,82 @@
+"""The contract of a store: what `api` asks of each scheme's implementation (`local`, `gcs`)."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator
+from typing import Protocol
+
+import google_crc32c
+
+
+def encode_crc32c(digest: bytes) -> str:
+    """Base64 of a CRC-32C's four big-endian bytes: the way Cloud Storage writes it."""
+    return base64.b64encode(digest).decode()
+
+
+def crc32c(data: bytes) -> str:
+    """CRC-32C of ``data``, as `encode_crc32c` writes it."""
+    return encode_crc32c(google_crc32c.value(data).to_bytes(4, "big"))
+
+
+class Store(Protocol):
+    """Files at the addresses of one scheme.
+
+    Besides what its docstring says, each method may raise `UserError` where access is denied or the address cannot be
+    used, and the client's own exceptions where the service does not answer: see `is_transient`. Nothing may be seen
+    half written. An implementation keeps its imports of a cloud client inside its functions: commands that work on
+    local files load none.
+
+    Attributes:
+        is_remote: whether reading needs a network, so that caches, reading ahead and local copies are worth their
+            price. The addresses of a store that is not remote are paths of the local file system.
+        near: bytes that can be read in about the time that one more `read_range` takes to begin.
+    """
+
+    is_remote: bool
+    near: int
+
+    def normalize(self, address: str) -> str:
+        """``address`` as the other methods expect it, without a slash at its end; UserError if it is malformed."""
+
+    def scan(self, folder: str, deep: bool) -> Iterator[tuple[str, int]]:
+        """Address and size in bytes of the files right in ``folder`` or, if ``deep``, anywhere below it, in any order.
+
+        Yields nothing for a folder that does not exist; raises `NotFound` for a bucket that does not.
+        """
+
+    def folders(self, folder: str) -> list[str]:
+        """Names of the folders right in ``folder``, in any order."""
+
+    def exists(self, address: str) -> bool:
+        """Whether a file (not a folder) is there."""
+
+    def size(self, address: str) -> int:
+        """Bytes in the file; 0 if it does not exist."""
+
+    def checksum(self, address: str) -> str:
+        """`crc32c` of the file, without reading it if the store knows it. Raises `NotFound`."""
+
+    def read_versioned(self, address: str) -> tuple[bytes | None, object]:
+        """The whole file and its generation, a value that `replace` takes; ``(None, 0)`` if it does not exist."""
+
+    def read_range(self, address: str, start: int, length: int) -> bytes:
+        """``length`` bytes from ``start``, fewer where the file ends. Raises `NotFound`."""
+
+    def require_writable(self, folder: str) -> None:
+        """Raises `UserError` unless files can be written below ``folder``, as far as can be told without writing."""
+
+    def create(self, address: str, data: bytes) -> None:
+        """Writes a new file. Raises `AlreadyExists`, also where several create it at the same time."""
+
+    def replace(self, address: str, data: bytes, generation: object) -> None:
+        """Writes the file if it still has the ``generation``. Raises `Conflict` if not."""
+
+    def overwrite(self, address: str, data: bytes) -> None:
+        """Writes the file, whatever is there."""
+
+    def delete(self, address: str) -> None:
+        """Removes the file, if it exists."""
+
+    def is_transient(self, error: BaseException) -> bool:
+        """Whether ``error``, raised by this store, may go away by itself: no answer, or the answer that it is busy."""
