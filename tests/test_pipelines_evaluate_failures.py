@@ -98,7 +98,7 @@ def test_unreadable_images_and_outputs_that_are_not_finite_are_counted_and_left_
                 assert found["count"] == len(values)
                 assert found["mean"] == (pytest.approx(np.mean(values), rel=1e-12) if values else None)
     page = (in_process / "report.html").read_text()
-    assert "168 of 360 pictures failed" in page and "12 (12 failed)" in page
+    assert "168 of 360 images failed" in page and "12 (12 failed)" in page
     assert "| broken | 72 (72 failed) | – | – | – | – | – | – |" in (in_process / "table.md").read_text()
 
 

@@ -32,9 +32,9 @@ def make_report(name: str) -> tuple[dict, dict]:
 
 def render(name: str, published: bool = False) -> str:
     report, rows = make_report(name)
-    pictures = [(0, name, b"x"), (0, gallery.TARGET, b"x"), (0, gallery.HOLES, b"x")]
+    images = [(0, name, b"x"), (0, gallery.TARGET, b"x"), (0, gallery.HOLES, b"x")]
     curves = {name: {name: [(1, 1.0)]}, BASELINE: {}}
-    return report_page.render_page(report, rows, {0: (0, "best")}, pictures, curves, published)
+    return report_page.render_page(report, rows, {0: (0, "best")}, images, curves, published)
 
 
 class Outline(HTMLParser):

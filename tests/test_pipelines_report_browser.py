@@ -13,11 +13,11 @@ from trainer.metrics import validation_metrics
 
 METHODS = ["network", "another-network-with-a-long-name", "telea", "ns", "mean"]
 PHONE, DESKTOP = 390, 1440
-FAILED = 7  # pair of which one method has no picture
+FAILED = 7  # pair for which one method has no image
 
 
 def make_page() -> str:
-    """A report of four pairs in each of five intervals; the sixth is empty, one picture failed, names are long."""
+    """A report of four pairs in each of five intervals; the sixth is empty, one image failed, names are long."""
     rng = np.random.default_rng(0)
     rows, board = [], {}
     for pair in range(20):
@@ -53,14 +53,14 @@ def make_page() -> str:
         "differences": differences,
     }
     chosen = gallery.choose_pairs(rows, METHODS[0])
-    pictures = []
+    images = []
     for pair in chosen:
         for i, name in enumerate((gallery.HOLES, *METHODS, gallery.TARGET)):
             if (pair, name) != (FAILED, "ns"):
                 color = np.full((64, 64, 3), (255 - 30 * i, 40 * i, 10 * pair), np.uint8)
-                pictures.append((pair, name, gallery._encode(color)))
+                images.append((pair, name, gallery._encode(color)))
     curves = {"network": {"loss/total": [(step, 1 / step) for step in range(1, 150)], "validation/psnr": [(100, 20.0)]}}
-    return report_page.render_page(report, rows, chosen, pictures, curves, published=True)
+    return report_page.render_page(report, rows, chosen, images, curves, published=True)
 
 
 @pytest.fixture(scope="module")
@@ -134,12 +134,12 @@ def test_every_image_is_drawn(opened):
         "Promise.all([...document.images].map(i => i.decode().then(() => i.naturalWidth == 64, () => false)))"
         ".then(found => [found.length, found.filter(ok => !ok).length])"
     )
-    # Three pairs of five intervals in seven versions, but for the picture that failed.
+    # Three pairs of five intervals in seven versions, except the image that failed.
     assert (count, broken) == (15 * 7 - 1, 0)
 
 
 def shown_colors(browser) -> tuple[list[int], list[int], float]:
-    """Colors of the first picture's left and right edges, and where, in percent, the one gives way to the other."""
+    """Colors of the first image's left and right edges, and where, in percent, the one gives way to the other."""
     x, y, width = map(round, middle_of(browser, ".compare"))
     line = browser.screenshot()[y - width // 4, x - width // 2 : x + width // 2].astype(int)
     first, last = line[6], line[-6]
@@ -148,7 +148,7 @@ def shown_colors(browser) -> tuple[list[int], list[int], float]:
 
 
 def is_number(color: list[int], number: int) -> bool:
-    """Whether it is what `make_page` gives to a pair's picture of that number, up to the pair's blue."""
+    """Whether it is what `make_page` gives to a pair's image of that number, up to the pair's blue."""
     return color[:2] == pytest.approx([255 - 30 * number, 40 * number], abs=8)
 
 
@@ -161,7 +161,7 @@ def middle_of(browser, selector: str) -> tuple[float, float, float]:
 
 
 @pytest.mark.parametrize("width", [PHONE, DESKTOP])
-def test_a_slider_uncovers_the_other_picture(opened, width):
+def test_a_slider_uncovers_the_other_image(opened, width):
     opened.resize(width)
     x, y, wide = middle_of(opened, ".compare")
     first, last, at = shown_colors(opened)

@@ -83,7 +83,7 @@ def render_page(
     report: dict,
     rows: Sequence[dict],
     chosen: dict[int, tuple[int, str]],
-    pictures: Sequence[tuple[int, str, bytes]],
+    images: Sequence[tuple[int, str, bytes]],
     curves: dict[str, dict[str, Curve]],
     published: bool,
 ) -> str:
@@ -93,7 +93,7 @@ def render_page(
         report: contents of metrics.json.
         rows: all rows.
         chosen: from `gallery.choose_pairs`.
-        pictures: (pair, method or `gallery.TARGET` or `gallery.HOLES`, JPEG).
+        images: (pair, method or `gallery.TARGET` or `gallery.HOLES`, JPEG).
         curves: by run and tag.
         published: whether to show the paper's scores.
     """
@@ -112,7 +112,7 @@ def render_page(
         views=[_view(report, region, border, published) for region in REGIONS for border in (ANY, *BORDERS)],
         notes=scoreboard.notes(report),
         published=_published() if published else None,
-        gallery=_gallery(rows, chosen, pictures, methods),
+        gallery=_gallery(rows, chosen, images, methods),
         training={run: _training(run, found) for run, found in curves.items() if found},
         details=_details(report),
     )
@@ -220,22 +220,22 @@ def _published() -> dict:
     return {"note": scoreboard.PUBLISHED_NOTE, "heads": heads, "rows": scoreboard.published_rows()}
 
 
-def _gallery(rows: Sequence[dict], chosen: dict, pictures: Sequence, methods: Sequence[str]) -> dict[str, list[Card]]:
+def _gallery(rows: Sequence[dict], chosen: dict, images: Sequence, methods: Sequence[str]) -> dict[str, list[Card]]:
     """Cards by interval; in each the best pair first."""
-    images = {(pair, name): base64.b64encode(data).decode() for pair, name, data in pictures}
+    encoded = {(pair, name): base64.b64encode(data).decode() for pair, name, data in images}
     found = {(row["pair"], row["method"]): row for row in rows if row["pair"] in chosen}
     cards: dict[str, list[Card]] = {}
     for pair in sorted(chosen, key=lambda pair: (chosen[pair][0], gallery.RANKS.index(chosen[pair][1]))):
         bucket, rank = chosen[pair]
         row = found[pair, methods[0]]
         psnr = {method: found[pair, method].get("psnr_holes") for method in methods}
-        names = [name for name in (gallery.HOLES, *methods, gallery.TARGET) if (pair, name) in images]
+        names = [name for name in (gallery.HOLES, *methods, gallery.TARGET) if (pair, name) in encoded]
         card = Card(
             pair,
             rank,
             row["image"].rpartition("/")[2],
             row["hole_ratio"],
-            images={name: images[pair, name] for name in names},
+            images={name: encoded[pair, name] for name in names},
             scores={method: show("psnr_holes", {"mean": psnr[method], "error": None}) for method in methods},
         )
         cards.setdefault(interval_name(bucket), []).append(card)
