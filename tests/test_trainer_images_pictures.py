@@ -46,7 +46,7 @@ def png_by_hand(pixels: np.ndarray) -> bytes:
 
 
 def read_png(data: bytes) -> np.ndarray:
-    """By OpenCV, which has 16 bits, as [height, width, channels]; grey with alpha comes as four channels."""
+    """By OpenCV, which has 16 bits, as [height, width, channels]; gray with alpha comes as four channels."""
     found = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     found = found[..., None] if found.ndim == 2 else found
     return found[..., [2, 1, 0, 3][: found.shape[2]]] if found.shape[2] >= 3 else found
@@ -86,28 +86,28 @@ def test_tiff_of_both_depths(compression, dtype, channels):
 
 
 def test_other_kinds_of_image():
-    colours, grey = noise(9, 8, 3), noise(9, 8, 1)
-    np.testing.assert_array_equal(decode(save(colours, "BMP")).pixels, colours)
-    np.testing.assert_array_equal(decode(save(colours, "WEBP", lossless=True)).pixels, colours)
+    colors, gray = noise(9, 8, 3), noise(9, 8, 1)
+    np.testing.assert_array_equal(decode(save(colors, "BMP")).pixels, colors)
+    np.testing.assert_array_equal(decode(save(colors, "WEBP", lossless=True)).pixels, colors)
     alpha = noise(9, 8, 4)
     np.testing.assert_array_equal(decode(save(alpha, "WEBP", lossless=True, exact=True)).pixels, alpha)
-    jpeg = save(colours, "JPEG")
+    jpeg = save(colors, "JPEG")
     np.testing.assert_array_equal(decode(jpeg).pixels, np.asarray(Image.open(io.BytesIO(jpeg))))
-    jpeg = save(grey, "JPEG")
+    jpeg = save(gray, "JPEG")
     assert decode(jpeg).pixels.shape == (9, 8, 1)
-    palette = Image.fromarray(colours).quantize(200)
+    palette = Image.fromarray(colors).quantize(200)
     file = io.BytesIO()
     palette.save(file, "PNG", transparency=3)
     expected = np.asarray(palette.convert("RGB"))
     found = decode(file.getvalue()).pixels
     np.testing.assert_array_equal(found[..., :3], expected)
     np.testing.assert_array_equal(found[..., 3], np.where(np.asarray(palette) == 3, 0, 255))
-    bits = grey[..., 0] > 99
+    bits = gray[..., 0] > 99
     file = io.BytesIO()
     Image.fromarray(bits).save(file, "PNG")
     np.testing.assert_array_equal(decode(file.getvalue()).pixels[..., 0], bits * np.uint8(255))
     file = io.BytesIO()
-    Image.fromarray(colours).convert("CMYK").save(file, "JPEG", icc_profile=SRGB)
+    Image.fromarray(colors).convert("CMYK").save(file, "JPEG", icc_profile=SRGB)
     cmyk = decode(file.getvalue())
     assert cmyk.pixels.shape == (9, 8, 3) and cmyk.metadata.icc is None
 
@@ -152,9 +152,9 @@ def test_webp_is_lossless_below_transparency_too():
     pixels = noise(20, 30, 4)
     pixels[:9, ..., 3] = 0
     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(encode(Picture(pixels), "webp")))), pixels)
-    grey = noise(20, 30, 1)
-    found = np.asarray(Image.open(io.BytesIO(encode(Picture(grey), "webp"))))
-    np.testing.assert_array_equal(found, grey.repeat(3, 2))
+    gray = noise(20, 30, 1)
+    found = np.asarray(Image.open(io.BytesIO(encode(Picture(gray), "webp"))))
+    np.testing.assert_array_equal(found, gray.repeat(3, 2))
 
 
 def test_jpeg_quality_is_passed_on():
@@ -225,7 +225,7 @@ def test_masks_are_read_upright():
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
 @pytest.mark.parametrize("transparent", [False, True])
-def test_grey_masks_of_every_depth_are_as_opencv_reads_them(bits, transparent):
+def test_gray_masks_of_every_depth_are_as_opencv_reads_them(bits, transparent):
     """Plain ones are not read by OpenCV. Values on either side of one half, of which each depth has its own."""
     values = np.linspace(0, 2**bits - 1, 1 << min(bits, 4)).astype(int)
     packed = "".join(f"{value:0{bits}b}" for value in values)

@@ -27,8 +27,8 @@ def save(image, format, **options):
     return file.getvalue()
 
 
-def flat(mode, colour, format, **options):
-    return save(Image.new(mode, (WIDTH, HEIGHT), colour), format, **options)
+def flat(mode, color, format, **options):
+    return save(Image.new(mode, (WIDTH, HEIGHT), color), format, **options)
 
 
 @pytest.mark.parametrize("format", ["PNG", "BMP", "TIFF", "PPM"])
@@ -40,8 +40,8 @@ def test_lossless_rgb_bit_for_bit(format):
 
 
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}])
-def test_jpeg_colours_are_in_their_places(options):
-    # One colour per quarter: channels swapped, or axes, would be far off.
+def test_jpeg_colors_are_in_their_places(options):
+    # One color per quarter: channels swapped, or axes, would be far off.
     pixels = np.zeros((HEIGHT * 2, WIDTH * 2, 3), np.uint8)
     pixels[:HEIGHT, :WIDTH], pixels[:HEIGHT, WIDTH:], pixels[HEIGHT:, :WIDTH] = (250, 0, 0), (0, 250, 0), (0, 0, 250)
     found = decode_rgb(save(Image.fromarray(pixels), "JPEG", quality=100, **options))
@@ -52,13 +52,13 @@ def test_jpeg_colours_are_in_their_places(options):
 
 
 @pytest.mark.parametrize(
-    ("data", "colour"),
+    ("data", "color"),
     [
         (flat("L", 77, "PNG"), (77, 77, 77)),
         (flat("L", 77, "JPEG", quality=100), (77, 77, 77)),
         (flat("1", 1, "PNG"), (255, 255, 255)),
         (flat("LA", (77, 0), "PNG"), (77, 77, 77)),
-        (flat("RGBA", (10, 200, 90, 0), "PNG"), (10, 200, 90)),  # what is fully transparent keeps its colour
+        (flat("RGBA", (10, 200, 90, 0), "PNG"), (10, 200, 90)),  # what is fully transparent keeps its color
         (flat("RGB", (10, 200, 90), "PNG", transparency=(10, 200, 90)), (10, 200, 90)),
         (flat("RGBA", (10, 200, 90, 3), "WEBP", lossless=True, exact=True), (10, 200, 90)),
         # (255 - C) (255 - K) / 255 of each ink.
@@ -66,25 +66,25 @@ def test_jpeg_colours_are_in_their_places(options):
         (flat("CMYK", (51, 102, 0, 85), "TIFF"), (136, 102, 170)),
     ],
 )
-def test_other_modes_become_rgb(data, colour):
+def test_other_modes_become_rgb(data, color):
     found = decode_rgb(data)
     assert found.dtype == np.uint8 and found.shape == (HEIGHT, WIDTH, 3)
-    np.testing.assert_allclose(found.astype(int), np.broadcast_to(colour, found.shape), atol=1)
+    np.testing.assert_allclose(found.astype(int), np.broadcast_to(color, found.shape), atol=1)
 
 
 @pytest.mark.parametrize("transparency", [None, 1, bytes([0, 128, 255])])
 def test_palettes(transparency):
-    colours = np.array([[255, 0, 0], [0, 130, 255], [7, 8, 9]], np.uint8)
+    colors = np.array([[255, 0, 0], [0, 130, 255], [7, 8, 9]], np.uint8)
     indices = np.random.default_rng(1).integers(0, 3, (HEIGHT, WIDTH), dtype=np.uint8)
     image = Image.fromarray(indices).convert("P")
-    image.putpalette(colours.tobytes())
+    image.putpalette(colors.tobytes())
     options = {} if transparency is None else {"transparency": transparency}
     for format in ("PNG", "GIF") if not isinstance(transparency, bytes) else ("PNG",):
-        np.testing.assert_array_equal(decode_rgb(save(image, format, **options)), colours[indices])
+        np.testing.assert_array_equal(decode_rgb(save(image, format, **options)), colors[indices])
 
 
 @pytest.mark.parametrize("format", ["PNG", "TIFF"])
-def test_sixteen_bits_of_grey_keep_their_range(format):
+def test_sixteen_bits_of_gray_keep_their_range(format):
     levels = np.linspace(0, 65535, HEIGHT * WIDTH).astype(np.uint16).reshape(HEIGHT, WIDTH)
     found = decode_rgb(save(Image.fromarray(levels), format))
     exact = levels / 65535 * 255
@@ -92,7 +92,7 @@ def test_sixteen_bits_of_grey_keep_their_range(format):
     assert found.min() == 0 and found.max() == 255
 
 
-def test_sixteen_bits_of_colour_keep_their_range():
+def test_sixteen_bits_of_color_keep_their_range():
     levels = np.random.default_rng(2).integers(0, 65536, (HEIGHT, WIDTH, 3), dtype=np.uint16)
     found = decode_rgb(cv2.imencode(".png", levels[..., ::-1])[1].tobytes())
     assert np.abs(found - levels / 65535 * 255).max() <= 1
@@ -106,7 +106,7 @@ def test_channels_of_32_bits_are_refused(dtype, mode):
 
 
 def test_the_first_frame_counts():
-    frames = [Image.new("RGB", (WIDTH, HEIGHT), colour) for colour in ((255, 0, 0), (0, 255, 0))]
+    frames = [Image.new("RGB", (WIDTH, HEIGHT), color) for color in ((255, 0, 0), (0, 255, 0))]
     found = decode_rgb(save(frames[0], "GIF", save_all=True, append_images=frames[1:]))
     np.testing.assert_array_equal(found, np.asarray(frames[0]))
 

@@ -1,7 +1,7 @@
-"""Image files as pixels of their own depth and channels, and back: nothing of a valid pixel is lost on the way.
+"""Image files as pixels of their own depth and channels, and back, without any loss to valid pixels.
 
-What viewers need stays with the pixels: the ICC profile and the EXIF orientation. Nothing else does; an EXIF
-block may hold a thumbnail of what is to be removed.
+The ICC profile and the EXIF orientation stay with the pixels, since viewers need them. No other metadata does: an
+EXIF block may hold a thumbnail of what is to be removed.
 """
 
 from __future__ import annotations
@@ -11,20 +11,22 @@ import struct
 import warnings
 import zlib
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
 from PIL import Image
+from PIL.TiffImagePlugin import TiffImageFile
 
 from masks.codec import mask_of_gray, read_mask_image
 from trainer.errors import ImageError
 from trainer.images import rgb
+from trainer.images.rgb import turn
 
 QUALITY = 95
-# What else Pillow opens is either not for photographs or not checked here for bit depths that it would cut.
+# Other formats that Pillow opens are not for photographs, or may have bit depths that it would cut unnoticed.
 READABLE = ("JPEG", "MPO", "PNG", "WEBP", "TIFF", "BMP", "GIF")
 _WEBP_SIDE = 16_383
-_ORIENTATION = 0x0112
 _INVERSE = {6: 8, 8: 6}  # of orientations; the others undo themselves
 
 
@@ -35,7 +37,7 @@ class Metadata:
     Attributes:
         orientation: EXIF's, 1 to 8: how viewers turn the pixels; 1 is upright.
         icc: color profile of the pixels, if the file has one.
-        format: of the file, one of `READABLE`; empty for pixels that were read from no file.
+        format: of the file, one of `READABLE`; empty for pixels that do not come from a file.
     """
 
     orientation: int = 1
@@ -48,7 +50,7 @@ class Picture:
     """The content of an image file.
 
     Attributes:
-        pixels: uint8 or uint16 [height, width, channels] as stored; 1 channel is grey, 2 grey and alpha, 3 RGB, 4
+        pixels: uint8 or uint16 [height, width, channels] as stored; 1 channel is gray, 2 gray and alpha, 3 RGB, 4
             RGB and alpha. Alpha is not premultiplied.
         metadata: how they are to be shown.
     """
@@ -61,15 +63,8 @@ class Picture:
         return self.pixels.shape[2] in (2, 4)
 
 
-def turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """A view of stored pixels [height, width, ...] as a viewer shows them."""
-    swapped = pixels.swapaxes(0, 1) if orientation >= 5 else pixels
-    across, down = (orientation in (2, 3, 6, 7)), (orientation in (3, 4, 7, 8))
-    return swapped[:: -1 if down else 1, :: -1 if across else 1]
-
-
 def turn_back(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """A view of upright pixels as they are to be stored: `turn` undone."""
+    """The inverse of `turn`: a view of upright pixels as they are stored."""
     return turn(pixels, _INVERSE.get(orientation, orientation))
 
 
@@ -79,11 +74,11 @@ def turn_back(pixels: np.ndarray, orientation: int) -> np.ndarray:
 def decode(data: bytes, max_pixels: int = rgb.MAX_PIXELS) -> Picture:
     """The first frame of an image file.
 
-    Palettes become RGB, one bit grey; CMYK and the like become RGB and lose their profile, which is of other channels.
-    TIFFs are turned upright.
+    Palettes become RGB, 1-bit images gray; CMYK and the like become RGB and lose their profile, which describes other
+    channels. TIFFs are turned upright.
 
     Raises:
-        ImageError: the bytes are no image, too large, truncated or broken, or have 32 bits per channel.
+        ImageError: the bytes are not an image, too large, truncated or broken, or have 32 bits per channel.
     """
     header = rgb.read_header(data, max_pixels)
     if header.format not in READABLE:
@@ -94,9 +89,9 @@ def decode(data: bytes, max_pixels: int = rgb.MAX_PIXELS) -> Picture:
         image = _load(data)
         is_wide = _bits(image, data) == 16
         icc = image.info.get("icc_profile")
-        orientation = _orientation(image)
+        orientation = rgb.read_orientation(image)
         pixels = _wide_pixels(image, data) if is_wide else _narrow_pixels(image)
-    except Exception as error:  # as many kinds as Pillow's plugins have
+    except Exception as error:  # Pillow's plugins raise many kinds
         raise ImageError(f"the pixels cannot be decoded: {error}") from None
     keeps_profile = image.mode in ("1", "L", "LA", "P", "PA", "RGB", "RGBA") or image.mode.startswith("I;16")
     pixels = pixels[..., None] if pixels.ndim == 2 else pixels
@@ -112,29 +107,20 @@ def _load(data: bytes) -> Image.Image:
 
 
 def _bits(image: Image.Image, data: bytes) -> int:
-    """Bits per channel in the file; Pillow has 16 of grey alone, and cuts those of colours to 8."""
+    """Bits per channel in the file; Pillow keeps 16 bits only of gray images and cuts colors to 8."""
     if image.mode.startswith("I;16"):
         return 16
     if image.format == "PNG":
         return data[24]  # of the IHDR chunk, which comes first
-    if image.format == "TIFF":
+    if isinstance(image, TiffImageFile):
         return max(image.tag_v2.get(258, (8,)))
     return 8
-
-
-def _orientation(image: Image.Image) -> int:
-    """A broken EXIF block does not make the pixels unusable: it turns nothing."""
-    try:
-        value = image.getexif().get(_ORIENTATION, 1)
-    except Exception:
-        return 1
-    return value if value in range(1, 9) else 1
 
 
 def _narrow_pixels(image: Image.Image) -> np.ndarray:
     """uint8 [height, width] or [height, width, channels]."""
     mode = {"1": "L", "L": "L", "LA": "LA", "RGBA": "RGBA", "PA": "RGBA", "RGBa": "RGBA", "La": "LA"}.get(image.mode)
-    if "transparency" in image.info:  # a colour or palette entries that are transparent
+    if "transparency" in image.info:  # a transparent color or palette entries
         mode = "LA" if image.mode in ("1", "L") else "RGBA"
     return np.array(image if image.mode == (mode or "RGB") else image.convert(mode or "RGB"))
 
@@ -142,34 +128,34 @@ def _narrow_pixels(image: Image.Image) -> np.ndarray:
 def _wide_pixels(image: Image.Image, data: bytes) -> np.ndarray:
     """uint16 [height, width] or [height, width, channels]."""
     if "transparency" in image.info:
-        raise ImageError("expected alpha as a channel. Received one transparent colour of 16 bits")
+        raise ImageError("expected alpha as a channel. Received one transparent color of 16 bits")
     if image.mode.startswith("I;16"):
         return np.asarray(image).astype(np.uint16)
     found = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     narrow = np.asarray(image)
     if found is not None and found.ndim == 3:
         found = cv2.cvtColor(found, cv2.COLOR_BGR2RGB if found.shape[2] == 3 else cv2.COLOR_BGRA2RGBA)
-    # Two readers agree on the high byte, or this is a file that one of them does not understand.
-    if found is None or found.dtype != np.uint16 or not np.array_equal(found >> 8, narrow):
-        raise ImageError(f"expected grey, RGB or RGBA of 16 bits. Received {image.format} of mode {image.mode}")
-    is_grey_alpha = image.format == "PNG" and data[25] == 4  # both readers make it four channels
-    return found[..., ::3] if is_grey_alpha else found
+    # Unless both readers agree on the high byte, one of them does not understand the file.
+    if found is None or found.dtype != np.uint16 or not np.array_equal(found // 256, narrow):
+        raise ImageError(f"expected gray, RGB or RGBA of 16 bits. Received {image.format} of mode {image.mode}")
+    is_gray_alpha = image.format == "PNG" and data[25] == 4  # both readers make it four channels
+    return found[..., ::3] if is_gray_alpha else found
 
 
 def decode_mask(data: bytes, hole: str, max_pixels: int = rgb.MAX_PIXELS) -> np.ndarray:
     """`masks.codec.read_mask_image` of a file that is whole: uint8 [height, width] of {0, 1}, 1 = valid, upright.
 
     Args:
-        hole: ``black`` or ``white``, the colour of holes in it.
+        hole: ``black`` or ``white``, the color of holes in it.
 
     Raises:
         ImageError: as `decode`.
     """
     rgb.read_header(data, max_pixels)
     try:
-        image = _load(data)  # OpenCV would fill what is missing with grey
+        image = _load(data)  # refuses truncated files, which OpenCV would fill with gray
         is_plain = image.format == "PNG" and image.mode in ("1", "L") and "transparency" not in image.info
-        if is_plain and _orientation(image) == 1:  # the same as below, without decoding twice
+        if is_plain and rgb.read_orientation(image) == 1:  # the same as below without decoding twice
             return mask_of_gray(np.asarray(image.convert("L")), hole)
         return read_mask_image(data, hole)
     except Exception as error:
@@ -195,7 +181,7 @@ def encode(picture: Picture, kind: str = "png", quality: int = QUALITY) -> bytes
     """An image file with the picture's pixels, profile and orientation; the same bytes for the same picture.
 
     Args:
-        kind: ``png`` and ``webp`` are lossless (WebP has no grey, which becomes RGB), ``jpeg`` is not.
+        kind: ``png`` and ``webp`` are lossless (WebP has no gray, which becomes RGB), ``jpeg`` is not.
         quality: of JPEG, 1 to 100.
 
     Raises:
@@ -205,7 +191,7 @@ def encode(picture: Picture, kind: str = "png", quality: int = QUALITY) -> bytes
     exif, icc = None, picture.metadata.icc
     if picture.metadata.orientation != 1:
         block = Image.Exif()
-        block[_ORIENTATION] = picture.metadata.orientation
+        block[rgb.ORIENTATION] = picture.metadata.orientation
         exif = block.tobytes()
     if kind == "png":
         chunks = []
@@ -214,7 +200,7 @@ def encode(picture: Picture, kind: str = "png", quality: int = QUALITY) -> bytes
         if exif:
             chunks.append((b"eXIf", exif.removeprefix(b"Exif\0\0")))
         return _insert_chunks(_encode_png(picture.pixels), chunks)
-    options = (
+    options: dict[str, Any] = (
         {"lossless": True, "exact": True, "method": 0} if kind == "webp" else {"quality": quality, "subsampling": 0}
     )
     options |= {"icc_profile": icc} if icc else {}
@@ -230,7 +216,7 @@ def _chunk(name: bytes, content: bytes) -> bytes:
 
 
 def _insert_chunks(png: bytes, chunks: list[tuple[bytes, bytes]]) -> bytes:
-    """Puts chunks right behind IHDR, the first one, which ends at byte 33 (PNG specification, section 5.6)."""
+    """Inserts chunks after IHDR, the first one, which ends at byte 33 (PNG specification, section 5.6)."""
     return png[:33] + b"".join(_chunk(*chunk) for chunk in chunks) + png[33:] if chunks else png
 
 
@@ -240,8 +226,8 @@ def _encode_png(pixels: np.ndarray) -> bytes:
         order = {1: None, 3: cv2.COLOR_RGB2BGR, 4: cv2.COLOR_RGBA2BGRA}[channels]
         ordered = np.ascontiguousarray(pixels) if order is None else cv2.cvtColor(np.ascontiguousarray(pixels), order)
         return cv2.imencode(".png", ordered)[1].tobytes()
-    # Grey with alpha is unknown to OpenCV, and of 16 bits to Pillow. Each row is stored as its difference to the one
-    # above (filter 2, Up), modulo 256 by byte.
+    # OpenCV cannot write gray with alpha, and Pillow not with 16 bits. Each row is stored as its difference to the row
+    # above (filter 2, Up), modulo 256 per byte.
     bits = 8 * pixels.itemsize
     rows = np.ascontiguousarray(pixels.astype(f">u{pixels.itemsize}")).view(np.uint8).reshape(height, -1)
     filtered = np.full((height, 1 + rows.shape[1]), 2, np.uint8)

@@ -1,7 +1,6 @@
-"""From the bytes of an image file to RGB pixels, upright; what cannot be used says why.
+"""RGB pixels from image files, upright, and back: `decode_rgb`, `to_jpeg`, `encode_png`, `encode_jpeg`.
 
-Pillow reads the header before any pixel is decoded and refuses truncated files, which OpenCV fills
-with grey.
+Pillow reads the header before any pixel is decoded and refuses truncated files, which OpenCV would fill with gray.
 """
 
 from __future__ import annotations
@@ -15,28 +14,23 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from trainer.errors import ImageError
-from trainer.images import jpeg
 
 MAX_PIXELS = 100_000_000
-PILLOWS_LIMIT = 2 * Image.MAX_IMAGE_PIXELS  # beyond, Pillow itself refuses to open a file
+PILLOWS_LIMIT = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # with more pixels, Pillow itself refuses to open a file
 # Of Pillow's other kinds, EPS would have Ghostscript run the file as a program.
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 JPEG_SIDE = 65_500  # the longest that libjpeg writes
-_ORIENTATION = 0x0112  # EXIF tag; 1 = upright
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+ORIENTATION = 0x0112  # EXIF tag
+# Markers of JPEG
+_EOI, _SOS = 0xD9, 0xDA
+_FRAMES = (0xC0, 0xC1, 0xC2)  # Huffman-coded: baseline, extended, progressive
+_TABLES = (0xC4, 0xDB, 0xDD)  # Huffman and quantization tables, restart interval
+_COMMENTS = (*range(0xE0, 0xF0), 0xFE)
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says of itself, before its pixels are decoded; turning upright may swap height and width."""
+    """Facts from a file's header, read without decoding pixels; height and width are those before turning upright."""
 
     format: str
     mode: str
@@ -51,7 +45,7 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # of sizes below the limit that is ours
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            image = Image.open(io.BytesIO(data), formats=_FORMATS)
     except UnidentifiedImageError:
         raise ImageError("the file is not an image") from None
     except Image.DecompressionBombError as error:  # Pillow has a limit of its own
@@ -64,49 +58,123 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
 
 
 def read_header(data: bytes, max_pixels: int = MAX_PIXELS) -> Header:
-    """Raises `ImageError` if the bytes are no image or promise more than ``max_pixels``."""
+    """Raises `ImageError` if the bytes are not an image or announce more than ``max_pixels``."""
     image = _open(data, max_pixels)
-    return Header(str(image.format), image.mode, image.height, image.width, _turn_of(image) is None)
+    return Header(str(image.format), image.mode, image.height, image.width, read_orientation(image) == 1)
 
 
-def _turn_of(image: Image.Image) -> Image.Transpose | None:
-    """What makes the pixels upright. A broken EXIF block does not make them unusable: it turns nothing."""
+def read_orientation(image: Image.Image) -> int:
+    """EXIF orientation, 1 to 8, of which 1 is upright; 1 if the value or the EXIF block is broken."""
     try:
-        return _TURNS.get(image.getexif().get(_ORIENTATION))
+        value = image.getexif().get(ORIENTATION, 1)
     except Exception:
-        return None
+        return 1
+    return value if value in range(1, 9) else 1
+
+
+def turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """A view of stored pixels [height, width, ...] as viewers show them (EXIF 2.3, table 6)."""
+    swapped = pixels.swapaxes(0, 1) if orientation >= 5 else pixels
+    across, down = (orientation in (2, 3, 6, 7)), (orientation in (3, 4, 7, 8))
+    return swapped[:: -1 if down else 1, :: -1 if across else 1]
 
 
 def decode_rgb(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Pixels as uint8 [height, width, 3], RGB, turned upright, transparency dropped, first frame.
 
     Raises:
-        ImageError: the bytes are no image, too large, truncated or broken, or have 32 bits per channel.
+        ImageError: the bytes are not an image, too large, truncated or broken, or have 32 bits per channel.
     """
     image = _open(data, max_pixels)
     if image.mode in ("I", "F"):  # no agreed white: Pillow would clip at 255
         raise ImageError(f"expected 8 or 16 bits per channel. Received 32, as {image.format} of mode {image.mode}.")
     try:
         image.load()
-        turn = _turn_of(image)
-        if turn is not None:  # the first of them is 0
-            image = image.transpose(turn)
+        orientation = read_orientation(image)  # of TIFFs Pillow has applied and removed it now
         if "transparency" in image.info:  # straight to RGB, Pillow warns of palettes with transparency
             image = image.convert("RGBA")
         if image.mode.startswith("I;16"):  # Pillow's own conversion clips 16 bits to 255
-            image = Image.fromarray(np.uint8(np.asarray(image, np.float64) / 257 + 0.5))
-        return np.array(image.convert("RGB"))
+            image = Image.fromarray((np.asarray(image, np.float64) / 257 + 0.5).astype(np.uint8))
+        return np.ascontiguousarray(turn(np.array(image.convert("RGB")), orientation))
     except Exception as error:
         raise ImageError(f"the pixels cannot be decoded: {error}") from None
 
 
-def is_readable_jpeg(data: bytes) -> bool:
-    """Whether libjpeg reads this three-channel JPEG to its end, as TensorFlow's decoders do and ask for.
+# Writing
 
-    Of a file with one scan (all but progressive ones) only the structure and what comes before the
-    coded data are tried, by decoding the file without them: in them libjpeg gives up at nothing.
+
+@dataclass(frozen=True)
+class JpegLayout:
+    """Structure of a file with one frame and all its markers in place.
+
+    Attributes:
+        scans: how many there are; more than one in progressive files.
+        data_start: position of the first scan's coded data.
     """
-    layout = jpeg.read_layout(data)
+
+    scans: int
+    data_start: int
+
+
+def _next_marker(data: bytes, start: int) -> int:
+    """Position of the marker that ends coded data; -1 if the data end first.
+
+    An FF of the data (stored as FF 00) and restart markers do not end it.
+    """
+    block = 1 << 14
+    while start < len(data) - 1:
+        codes = np.frombuffer(data, np.uint8, min(block, len(data) - start), start)
+        after = codes[1:][codes[:-1] == 0xFF]
+        (found,) = np.nonzero((after != 0) & ((after < 0xD0) | (after > 0xD7)))
+        if len(found):
+            return start + int(np.flatnonzero(codes[:-1] == 0xFF)[found[0]])
+        start += len(codes) - 1  # the last byte may be the first of a marker
+        block = 1 << 20
+    return -1
+
+
+def read_jpeg_layout(data: bytes) -> JpegLayout | None:
+    """Layout of an 8-bit JPEG of three components whose segments follow each other to EOI; None for any other bytes.
+
+        SOI, segments (tables, frame header, ...), SOS, coded data, [segments, SOS, coded data ...], EOI, [anything]
+
+    libjpeg decodes any coded data to the end: errors in it are only warnings. It fails on broken segments and on a
+    file that ends before EOI. Pillow does not require EOI, TensorFlow does, so the whole marker structure is walked.
+    Format: ITU-T T.81, annex B.
+    """
+    if data[:2] != b"\xff\xd8":
+        return None
+    position, frames, scans, data_start = 2, 0, 0, 0
+    while position + 4 <= len(data) or data[position : position + 2] == b"\xff\xd9":
+        if data[position] != 0xFF:
+            return None
+        marker = data[position + 1]
+        if marker == _EOI:
+            return JpegLayout(scans, data_start) if frames == 1 and scans else None
+        end = position + 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+        if marker in _FRAMES:
+            frames += 1
+            precision, components = data[position + 4 : position + 5], data[position + 9 : position + 10]
+            if (precision, components) != (b"\x08", b"\x03") or scans:
+                return None
+        elif marker == _SOS:
+            scans, data_start = scans + 1, data_start or end
+            end = _next_marker(data, end)
+        elif marker not in _TABLES and marker not in _COMMENTS:
+            return None
+        if end <= position + 3:
+            return None
+        position = end
+    return None
+
+
+def is_readable_jpeg(data: bytes) -> bool:
+    """Whether libjpeg reads this three-channel JPEG to its end, as TensorFlow's decoders require.
+
+    Of a file with one scan (all but progressive ones) the coded data are left out of the trial, since libjpeg never
+    fails in them: only the structure and what precedes them are decoded.
+    """
+    layout = read_jpeg_layout(data)
     if layout is None:
         return False
     try:
@@ -123,13 +191,13 @@ def is_readable_jpeg(data: bytes) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageSpec:
-    """What images are stored as.
+    """How images are stored in a dataset.
 
     Attributes:
-        short_side: the shorter side of larger images is shrunk to this many pixels; None keeps all sizes.
-        quality: of JPEGs that are encoded anew, 1 to 100.
-        max_pixels: images with more are refused.
-        min_side: images with a side shorter than this are refused.
+        short_side: larger images are reduced to this many pixels on the shorter side; None keeps all sizes.
+        quality: of JPEGs that are encoded again, 1 to 100.
+        max_pixels: images with more pixels are refused.
+        min_side: images with a shorter side are refused.
     """
 
     short_side: int | None = None
@@ -151,14 +219,14 @@ class ImageSpec:
 
     @property
     def max_bytes(self) -> int:
-        """Size of the largest file worth reading: no compression, four channels of 16 bits, and room for the rest."""
+        """Size of the largest file worth reading: uncompressed, four channels of 16 bits, and 1 MiB for the rest."""
         return 8 * self.max_pixels + (1 << 20)
 
 
 def to_jpeg(data: bytes, spec: ImageSpec) -> tuple[bytes, int, int]:
     """An upright RGB JPEG of an image file, with its height and width.
 
-    It is ``data`` itself if that is one already, small enough, and sure to be read to its end; else encoded anew.
+    This is ``data`` itself if it already is one, small enough, and certain to decode; otherwise it is encoded again.
 
     Raises:
         ImageError: ``data`` is not an image that can be used.
@@ -171,7 +239,7 @@ def to_jpeg(data: bytes, spec: ImageSpec) -> tuple[bytes, int, int]:
     plain = header.upright and (header.format, header.mode) == ("JPEG", "RGB") and is_readable_jpeg(data)
     if plain and scale >= 1:
         return data, height, width
-    # OpenCV would read on where Pillow refuses; for files that are plain it is the faster one.
+    # OpenCV is faster, but accepts damaged files that Pillow refuses; plain files have been checked.
     bgr = None
     if plain:
         bgr = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)

@@ -12,8 +12,8 @@ import tensorflow as tf
 from PIL import Image
 
 from trainer.errors import ImageError
-from trainer.images import jpeg, rgb
-from trainer.images.rgb import ImageSpec, to_jpeg
+from trainer.images import rgb
+from trainer.images.rgb import ImageSpec, JpegLayout, read_jpeg_layout, to_jpeg
 
 
 def picture(height=40, width=56) -> Image.Image:
@@ -36,25 +36,25 @@ SCAN = PLAIN.index(b"\xff\xda") + 14
 )
 def test_files_of_one_scan(options):
     data = encode(**options)
-    assert jpeg.read_layout(data) == jpeg.Layout(1, data.index(b"\xff\xda") + 14)
+    assert read_jpeg_layout(data) == JpegLayout(1, data.index(b"\xff\xda") + 14)
     assert rgb.is_readable_jpeg(data)
 
 
 def test_progressive_files_have_more_scans():
     data = encode(progressive=True)
-    assert jpeg.read_layout(data).scans == data.count(b"\xff\xda") > 1 and rgb.is_readable_jpeg(data)
+    assert read_jpeg_layout(data).scans == data.count(b"\xff\xda") > 1 and rgb.is_readable_jpeg(data)
 
 
 def test_what_follows_the_end_does_not_matter():
-    assert jpeg.read_layout(PLAIN + b"anything \xff\xc4") == jpeg.read_layout(PLAIN)
+    assert read_jpeg_layout(PLAIN + b"anything \xff\xc4") == read_jpeg_layout(PLAIN)
 
 
 @pytest.mark.parametrize("start", [1, 200, 16_383, 16_384, 16_385, 70_000, 1_100_000])
 def test_markers_are_found_at_every_place(start):
     data = PLAIN[:SCAN] + b"\xff\x00\xff\xd3" * 7 + b"a" * start
-    assert jpeg.read_layout(data) is None and jpeg.read_layout(data + b"\xff") is None
-    assert jpeg.read_layout(data + b"\xff\xd9") == jpeg.Layout(1, SCAN)
-    assert jpeg.read_layout(data + b"\xff\xc4\xff\xd9") is None  # a segment, but no scan, and longer than the file
+    assert read_jpeg_layout(data) is None and read_jpeg_layout(data + b"\xff") is None
+    assert read_jpeg_layout(data + b"\xff\xd9") == JpegLayout(1, SCAN)
+    assert read_jpeg_layout(data + b"\xff\xc4\xff\xd9") is None  # a segment, but no scan, and longer than the file
 
 
 @pytest.mark.parametrize(
@@ -77,13 +77,13 @@ def test_markers_are_found_at_every_place(start):
     ],
 )
 def test_other_bytes_have_no_layout(data):
-    assert jpeg.read_layout(data) is None and not rgb.is_readable_jpeg(data)
+    assert read_jpeg_layout(data) is None and not rgb.is_readable_jpeg(data)
 
 
 def test_tables_are_tried():
     table = PLAIN.index(b"\xff\xc4")
     broken = PLAIN[: table + 5] + b"\xff" * 16 + PLAIN[table + 21 :]  # more codes than fit into the lengths
-    assert jpeg.read_layout(broken) is not None and not rgb.is_readable_jpeg(broken)
+    assert read_jpeg_layout(broken) is not None and not rgb.is_readable_jpeg(broken)
 
 
 def test_readable_is_what_tensorflow_reads(soak):
@@ -131,7 +131,7 @@ def test_short_side(kind, size, expected):
 
 def test_shrinking_averages():
     rows = np.uint8([[0, 255] * 28, [255, 0] * 28] * 20)
-    for kind in ("PNG", "JPEG"):  # single pixels of a chess board average to grey; picking some gives black or white
+    for kind in ("PNG", "JPEG"):  # single pixels of a chess board average to gray; picking some gives black or white
         encoded, *_ = to_jpeg(encode(Image.fromarray(rows).convert("RGB"), kind), ImageSpec(short_side=20))
         assert np.abs(tf.io.decode_jpeg(encoded).numpy().astype(int) - 127).max() < 30
 
