@@ -37,9 +37,9 @@ def write_shards(folder, kind, made, shards, split="train"):
 
 
 def write_both(root):
-    """Images of one grey each, 10, 30, 50 ..., by which a crop can be told, and masks 0, 1, 2 ..."""
-    greys = [np.full((20 + i, 30, 3), 10 + 20 * i, np.uint8) for i in range(IMAGES)]
-    write_shards(f"{root}/images", "image", [image_record(grey, f"{i}.jpg") for i, grey in enumerate(greys)], shards=4)
+    """Images of one gray each, 10, 30, 50 ..., by which a crop can be told, and masks 0, 1, 2 ..."""
+    grays = [np.full((20 + i, 30, 3), 10 + 20 * i, np.uint8) for i in range(IMAGES)]
+    write_shards(f"{root}/images", "image", [image_record(gray, f"{i}.jpg") for i, gray in enumerate(grays)], shards=4)
     write_shards(f"{root}/masks", "mask", [hole_record(i) for i in range(MASKS)], shards=3)
     return str(root)
 
@@ -57,11 +57,11 @@ def batches(root, count, batch_size=4, config=CONFIG, seed=0, **options):
 
 def which(found):
     """Numbers of the images and of the masks in batches, in order."""
-    greys = np.concatenate([target.mean(axis=(1, 2, 3)) * 255 for target, _ in found])
+    grays = np.concatenate([target.mean(axis=(1, 2, 3)) * 255 for target, _ in found])
     known = [sample_mask(SPEC, i).tobytes() for i in range(max(IMAGES, MASKS))]
     masks = [known.index(mask[..., 0].astype(np.uint8).tobytes()) for _, part in found for mask in part]
-    numbers = np.rint((greys - 10) / 20).astype(int)
-    assert np.abs(greys - (10 + 20 * numbers)).max() < 2
+    numbers = np.rint((grays - 10) / 20).astype(int)
+    assert np.abs(grays - (10 + 20 * numbers)).max() < 2
     return numbers.tolist(), masks
 
 
@@ -177,11 +177,11 @@ def test_crops_and_turned_masks_are_new_each_time_and_independent(tmp_path):
 
 @pytest.mark.parametrize("kind", ["images", "masks"])
 def test_a_record_that_cannot_be_decoded_stops_training_with_its_name(tmp_path, kind):
-    greys = [image_record(np.full((20, 30, 3), 9, np.uint8), f"{i}.jpg") for i in range(3)]
+    grays = [image_record(np.full((20, 30, 3), 9, np.uint8), f"{i}.jpg") for i in range(3)]
     holes = [hole_record(i) for i in range(3)]
-    damaged = (greys if kind == "images" else holes)[1]
-    (greys if kind == "images" else holes)[1] = damaged.replace(b"\xff\xc4", b"\xff\xdd").replace(b"IDAT", b"IDAX")
-    write_shards(f"{tmp_path}/images", "image", greys, shards=2)
+    damaged = (grays if kind == "images" else holes)[1]
+    (grays if kind == "images" else holes)[1] = damaged.replace(b"\xff\xc4", b"\xff\xdd").replace(b"IDAT", b"IDAX")
+    write_shards(f"{tmp_path}/images", "image", grays, shards=2)
     write_shards(f"{tmp_path}/masks", "mask", holes, shards=2)
     name = r"\(1\.jpg\)" if kind == "images" else rf"with record 1 of {tmp_path}/masks/train-00000-of-00002.tfrecord"
     with pytest.raises(tf.errors.UnknownError, match=rf"UserError: example \d+ cannot be decoded: .*{name}"):
@@ -189,13 +189,13 @@ def test_a_record_that_cannot_be_decoded_stops_training_with_its_name(tmp_path, 
 
 
 def test_only_the_configs_split_is_read(tmp_path):
-    for split, grey in (("train", 30), ("val", 90)):
+    for split, gray in (("train", 30), ("val", 90)):
         folder = f"{tmp_path}/{split}"
-        flat = np.full((20, 20, 3), grey, np.uint8)
+        flat = np.full((20, 20, 3), gray, np.uint8)
         write_shards(f"{folder}/images", "image", [image_record(flat)], 2, split)
         write_shards(f"{folder}/masks", "mask", [hole_record(0)], 2, split)
         ((target, _),) = batches(folder, 1, batch_size=2, config=DataConfig(split=split))
-        np.testing.assert_allclose(target * 255, grey, atol=1)
+        np.testing.assert_allclose(target * 255, gray, atol=1)
         with pytest.raises(UserError, match=f"split: expected one of \\['{split}'\\]. Received 'test'"):
             batches(folder, 1, config=DataConfig(split="test"))
 

@@ -117,7 +117,7 @@ def test_another_kind(folder):
         load_manifest(folder, "mask")
 
 
-@pytest.mark.parametrize("changes", [{}, {"colour": 1}, {"shards": "elsewhere"}])
+@pytest.mark.parametrize("changes", [{}, {"color": 1}, {"shards": "elsewhere"}])
 def test_another_schema_version(changes, folder):
     # A later version may hold anything: its number is what the user has to know.
     write(folder, edited(schema_version=2, **changes))
@@ -139,7 +139,7 @@ def test_another_schema_version(changes, folder):
         edited(shards=[{"name": "a"}]),
         edited(counts=None),
         edited(counts={}),
-        edited(colour=1),
+        edited(color=1),
         edited(schema_version=None),
     ],
 )

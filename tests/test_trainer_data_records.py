@@ -130,7 +130,7 @@ def test_numpy_scalars_are_values_too():
 
 
 def test_keys_must_be_exactly_the_formats():
-    for values in (MASK | {"mask/colour": 1}, {k: v for k, v in MASK.items() if k != "mask/index"}, IMAGE, {}):
+    for values in (MASK | {"mask/color": 1}, {k: v for k, v in MASK.items() if k != "mask/index"}, IMAGE, {}):
         with pytest.raises(ValueError, match="record keys: expected .*mask/bucket.* Received"):
             records.encode_record(values, records.MASK_FEATURES)
 

@@ -32,7 +32,7 @@ def test_valid_pixels_stay_and_hidden_ones_do_not_matter(fill, hole_ratio):
 
 
 @pytest.mark.parametrize("fill", BASELINES.values(), ids=BASELINES)
-def test_one_colour_is_continued(fill):
+def test_one_color_is_continued(fill):
     _, mask = draw(seed=2)
     image = np.broadcast_to(np.uint8([250, 3, 128]), (*mask.shape, 3))
     # OpenCV's weights round to within 2 of 255.

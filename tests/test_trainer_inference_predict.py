@@ -132,7 +132,7 @@ def test_wrong_arrays_are_refused(image, mask, message, model):
 
 
 def test_depths_and_channels(model):
-    """16 bits and grey give what 8 bits and RGB give, to the step of 8 bits."""
+    """16 bits and gray give what 8 bits and RGB give, to the step of 8 bits."""
     image, mask = draw(19, 30)
     expected = predict.inpaint(image, mask, model).astype(int)
     wide = predict.inpaint(image.astype(np.uint16) * 257, mask, model)
@@ -142,14 +142,14 @@ def test_depths_and_channels(model):
     alpha = np.random.default_rng(1).integers(0, 256, (19, 30, 1), np.uint8)
     found = predict.inpaint(np.concatenate([image, alpha], 2), mask, model)
     np.testing.assert_array_equal(found, np.concatenate([expected, alpha], 2))
-    grey = image[..., :1]
-    colours = predict.inpaint(grey.repeat(3, 2), mask, model).astype(float)
-    luminance = colours @ [0.299, 0.587, 0.114]
-    for given in (grey, grey[..., 0], np.concatenate([grey, alpha], 2)):
+    gray = image[..., :1]
+    colors = predict.inpaint(gray.repeat(3, 2), mask, model).astype(float)
+    luminance = colors @ [0.299, 0.587, 0.114]
+    for given in (gray, gray[..., 0], np.concatenate([gray, alpha], 2)):
         found = predict.inpaint(given, mask, model)
         assert found.shape == given.shape
         values = found.reshape(19, 30, -1)[..., 0]
-        np.testing.assert_array_equal(values[mask == 1], grey[mask == 1, 0])
+        np.testing.assert_array_equal(values[mask == 1], gray[mask == 1, 0])
         assert np.abs(values - luminance)[mask == 0].max() <= 1.01
 
 
@@ -215,7 +215,7 @@ def test_folders_that_are_no_runs_are_refused(run):
         predict.find_model(run)
 
 
-@pytest.mark.parametrize("data", [b"", b"[]", b'{"colour": 1}', b'{"global_batch_size": "6"}', b'{"unet": null}'])
+@pytest.mark.parametrize("data", [b"", b"[]", b'{"color": 1}', b'{"global_batch_size": "6"}', b'{"unet": null}'])
 def test_configs_that_are_none_are_refused(tmp_path, data):
     storage.create(f"{tmp_path}/config.json", data)
     with pytest.raises(UserError, match=f"{tmp_path}/config.json is not a config"):

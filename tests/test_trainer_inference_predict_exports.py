@@ -60,9 +60,9 @@ def test_exports_that_are_none_are_refused(exported, tmp_path):
     with pytest.raises(storage.NotFound, match=f"{folder}/model.keras does not exist"):
         predict.find_export(folder)
     storage.create(f"{folder}/model.keras", storage.read(f"{exported}/model.keras"))
-    with pytest.raises(UserError, match="expected its card"):
+    with pytest.raises(UserError, match="has no card: .*card.json does not exist"):
         predict.find_export(folder)
-    for card in (b"[]", b"{}", b'{"config": {"colour": 1}}'):
+    for card in (b"[]", b"{}", b'{"config": {"color": 1}}'):
         storage.overwrite(f"{folder}/card.json", card)
         with pytest.raises(UserError, match="is not the card of an exported network"):
             predict.find_export(folder)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainer.inference import filling
-from trainer.inference.filling import Model, fill_groups, fill_pictures
+from trainer.inference.filling import Model, fill_groups, fill_images
 from trainer.inference.windows import Box, Tiling, fit_side, make_group, make_sides, plan_groups, span_axis
 
 SMALL = Tiling(size=64)  # margin 8, overlap 8, support 48
@@ -148,12 +148,12 @@ def test_valid_pixels_and_alpha_stay_whatever_the_windows(dtype, channels):
     mask = np.ones((210, 190), np.uint8)
     mask[5:150, 40:180] = mask[200:, :9] = 0
     image = pixels.copy()
-    (windows,) = fill_pictures([pixels], [mask], make_model(Recorder()))
+    (windows,) = fill_images([pixels], [mask], make_model(Recorder()))
     assert windows > 9
     np.testing.assert_array_equal(pixels[mask == 1], image[mask == 1])
-    colours = channels - (channels in (2, 4))
-    np.testing.assert_array_equal(pixels[..., colours:], image[..., colours:])
-    assert (pixels[..., :colours] != image[..., :colours])[mask == 0].mean() > 0.9
+    colors = channels - (channels in (2, 4))
+    np.testing.assert_array_equal(pixels[..., colors:], image[..., colors:])
+    assert (pixels[..., :colors] != image[..., :colors])[mask == 0].mean() > 0.9
 
 
 def test_the_network_sees_what_is_valid_and_nothing_of_what_is_not():
@@ -161,7 +161,7 @@ def test_the_network_sees_what_is_valid_and_nothing_of_what_is_not():
     mask[100:110, 120:150] = 0
     pixels[mask == 0] = 255
     recorder = Recorder()
-    assert fill_pictures([pixels], [mask], make_model(recorder)) == [1]
+    assert fill_images([pixels], [mask], make_model(recorder)) == [1]
     ((image, valid),) = recorder.seen
     # 112 - 96 + 16 by 160 - 112 + 16 in cells of 16: 32 by 64.
     assert valid.shape == (1, 32, 64, 1)
@@ -178,7 +178,7 @@ def test_grey_is_the_luminance_of_what_the_network_gives():
     def predict(image, _):
         return np.broadcast_to(np.float32([1.0, 0.5, 0.0]), image.shape)
 
-    fill_pictures([pixels], [mask], make_model(predict))
+    fill_images([pixels], [mask], make_model(predict))
     assert pixels[3, 4, 0] == round(255 * (0.299 + 0.5 * 0.587)) and np.count_nonzero(pixels != 7) == 1
 
 
@@ -200,7 +200,7 @@ def test_neighbouring_windows_are_blended_linearly():
     pixels, mask = np.zeros((64, 300, 3), np.uint16), np.ones((64, 300), np.uint8)
     mask[28:36, 10:290] = 0  # nowhere deep
     model = make_model(Recorder(numbered=True))
-    fill_pictures([pixels], [mask], model)
+    fill_images([pixels], [mask], model)
     row = pixels[30, 10:290, 0].astype(float) / 65535
     levels = np.unique(np.round(row, 4))
     assert row[0] == pytest.approx(0.01, abs=1e-4) and row[-1] == pytest.approx(0.08, abs=1e-4)
@@ -219,9 +219,9 @@ def test_batches_do_not_matter_and_have_few_shapes(batch_size):
         masks[-1] = masks[-1][:height, :width].astype(np.uint8)
     expected = [picture.copy() for picture in pictures]
     for picture, mask in zip(expected, masks, strict=True):
-        fill_pictures([picture], [mask], make_model(Recorder()))
+        fill_images([picture], [mask], make_model(Recorder()))
     recorder = Recorder()
-    fill_pictures(pictures, masks, make_model(recorder, batch_size=batch_size))
+    fill_images(pictures, masks, make_model(recorder, batch_size=batch_size))
     for ours, theirs in zip(pictures, expected, strict=True):
         np.testing.assert_array_equal(ours, theirs)
     shapes = {image.shape for image, _ in recorder.seen}
@@ -233,7 +233,7 @@ def test_batches_do_not_matter_and_have_few_shapes(batch_size):
 
 def test_no_hole_costs_no_window():
     recorder = Recorder()
-    assert fill_pictures(
+    assert fill_images(
         [wavy(9, 9), wavy(300, 9)], [np.ones((9, 9), np.uint8), np.ones((300, 9), np.uint8)], make_model(recorder)
     ) == [0, 0]
     assert not recorder.seen

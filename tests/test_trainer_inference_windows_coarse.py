@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainer.inference import filling
-from trainer.inference.filling import Model, fill_pictures, halve
+from trainer.inference.filling import Model, fill_images, halve
 from trainer.inference.windows import Box, Tiling, make_sides
 
 
@@ -63,13 +63,13 @@ def test_half_scale_has_no_seam_between_strips(monkeypatch):
 
 
 def test_a_hole_larger_than_a_window_is_filled_from_what_is_around_it():
-    """Every window of the finest level sees colours of far away, so its middle is not left to chance or black."""
+    """Every window of the finest level sees colors of far away, so its middle is not left to chance or black."""
     pixels, mask = wavy(400, 400), np.ones((400, 400), np.uint8)
     pixels[:] = np.linspace(40, 200, 400)[None, :, None].astype(np.uint8)  # a ramp: left is darker
     mask[30:370, 30:370] = 0
     image = pixels.copy()
     recorder = Recorder()
-    (windows,) = fill_pictures([pixels], [mask], make_model(recorder))
+    (windows,) = fill_images([pixels], [mask], make_model(recorder))
     assert windows == len(recorder.seen) > 64  # 8 x 8 at full scale, and the coarse ones
     assert all(valid.any() for _, valid in recorder.seen)
     inside = pixels[200, 35:365, 0].astype(float)
@@ -92,12 +92,12 @@ def test_the_guide_is_one_pixel_in_four_of_the_deep_holes_and_in_place():
         part[:] = np.rint(blocks.reshape(part.shape[0], 2, part.shape[1], 2, 3).mean((1, 3)))
         return [1]
 
-    original = filling.fill_pictures
-    filling.fill_pictures = solve
+    original = filling.fill_images
+    filling.fill_images = solve
     try:
         guide, _ = filling._make_guide(pixels, mask, box, make_model(None))
     finally:
-        filling.fill_pictures = original
+        filling.fill_images = original
     for top, left in ((120, 140), (121, 140), (120, 141), (151, 133)):
         image = np.zeros((64, 64, 3), np.float32)
         valid = mask[top : top + 64, left : left + 64, None].astype(np.float32)

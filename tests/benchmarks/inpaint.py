@@ -133,11 +133,11 @@ def benchmark_large(scratch, run):
     model = predict.load_model(predict.find_model(run), "float32")
     image = pictures.decode(storage.read(f"{scratch}/large/in/000.jpg")).pixels
     mask = pictures.decode_mask(storage.read(f"{scratch}/large/holes/000.png"), "black")
-    filling.fill_pictures([image[:SIDE, :SIDE].copy()], [np.eye(SIDE, dtype=np.uint8)], model)  # compiles
+    filling.fill_images([image[:SIDE, :SIDE].copy()], [np.eye(SIDE, dtype=np.uint8)], model)  # compiles
     whole = make_group(Box(0, 0, *mask.shape), mask.shape, model.tiling, model.sides, model.stride)
     seconds, found, windows = {}, {}, {}
     ways = {
-        "holes": lambda pixels: filling.fill_pictures([pixels], [mask], model)[0],
+        "holes": lambda pixels: filling.fill_images([pixels], [mask], model)[0],
         "frame": lambda pixels: filling.fill_groups(pixels, mask, [whole], model, skip_holeless=False),
         "frame's windows with holes": lambda pixels: filling.fill_groups(pixels, mask, [whole], model),
     }

@@ -1,6 +1,6 @@
 """Inpainting with a trained network, on arrays of any size.
 
-The names that command lines offer are here, where they cost no import of TensorFlow.
+Choices of command-line options are here, so that parsing them does not import TensorFlow.
 """
 
 DEVICES = ("auto", "cpu", "gpu")  # of `predict.load_model`; auto: a GPU if there is one

@@ -1,7 +1,7 @@
-"""What a network has to beat: hole fillers that need no training.
+"""Baselines: hole fillers without training, which a network has to beat.
 
 Each takes an image uint8 [height, width, 3] and a mask uint8 [height, width] of {0, 1}, 1 = valid, and
-returns the image with its holes filled; valid pixels stay as they are.
+returns the image with its holes filled; valid pixels are unchanged.
 """
 
 from __future__ import annotations
@@ -9,31 +9,31 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-# Pixels around a hole that OpenCV's methods look at; 3 is the value of its own examples.
+# Pixels around a hole that OpenCV's methods consider; 3 as in its own examples.
 RADIUS = 3
 
 
 def fill_mean(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Holes in the mean colour of the valid pixels; mid-grey if there are none."""
+    """Fills with the mean color of the valid pixels; with mid-gray if there are none."""
     valid = image[mask == 1]
-    colour = np.rint(valid.mean(axis=0)) if len(valid) else np.full(3, 128)
-    return np.where(mask[..., None] == 1, image, colour.astype(np.uint8))
+    color = np.rint(valid.mean(axis=0)) if len(valid) else np.full(3, 128)
+    return np.where(mask[..., None] == 1, image, color.astype(np.uint8))
 
 
 def fill_telea(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Fast marching from the holes' edges inwards (Telea 2004), as in OpenCV; `fill_mean` if nothing is valid."""
+    """Fast marching inwards from the holes' edges (Telea 2004), by OpenCV; `fill_mean` if no pixel is valid."""
     return _fill_with_opencv(image, mask, cv2.INPAINT_TELEA)
 
 
 def fill_ns(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Lines of equal brightness continued like a fluid's streamlines, by the Navier-Stokes equations (Bertalmio,
-    Bertozzi and Sapiro 2001), as in OpenCV; `fill_mean` if nothing is valid."""
+    """Navier-Stokes inpainting, which continues lines of equal brightness like streamlines (Bertalmio, Bertozzi and
+    Sapiro 2001), by OpenCV; `fill_mean` if no pixel is valid."""
     return _fill_with_opencv(image, mask, cv2.INPAINT_NS)
 
 
 def _fill_with_opencv(image: np.ndarray, mask: np.ndarray, method: int) -> np.ndarray:
-    # OpenCV looks under the holes: its gradients reach a few pixels in, and it returns an image without
-    # valid pixels as it came. So it gets the mean colour there, not what it is to guess.
+    # OpenCV reads a few pixels under the holes for its gradients, and returns an image without valid pixels
+    # unchanged. Holes are set to the mean color first, so that nothing hidden leaks into the result.
     filled = cv2.inpaint(fill_mean(image, mask), 1 - mask, RADIUS, method)
     return np.where(mask[..., None] == 1, image, filled)
 

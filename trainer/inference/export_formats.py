@@ -1,4 +1,4 @@
-"""A trained network as files that other programs load, with a model card beside them.
+"""Exports a trained network to files that other programs load, with a model card.
 
     RUN/exports/step-00000400/model.keras   loads with ``keras.saving.load_model`` after ``import trainer.model.unet``
                               saved_model/  TensorFlow SavedModel, signature ``serving_default``
@@ -7,8 +7,8 @@
                                             the moving average (ema) or not (raw), loss terms, config
 
 All have the inputs ``image`` and ``mask`` of `build_unet` with batch, height and width open; SavedModel
-and ONNX name their output ``output`` and need nothing of this project. What lies under holes, NaN
-included, changes nothing in any of them.
+and ONNX name their output ``output`` and do not need this project. Pixels under holes, even NaN, have no
+effect in any of them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ OPSET = 18  # the newest that tf2onnx 1.17 is tested with
 
 
 def export_folder(run: str, checkpoint: checkpoints.Checkpoint) -> str:
-    """Where a run keeps the export of a checkpoint."""
+    """Address of the folder for a run's export of a checkpoint."""
     return storage.join(run, "exports", f"step-{checkpoint.state['step']:08d}")
 
 
@@ -45,11 +45,12 @@ def export_model(
     formats: Sequence[str] = ("keras",),
     folder: str | None = None,
 ) -> str:
-    """Writes what of the export of ``checkpoint`` is not there already; returns its folder.
+    """Writes the files of an export that do not exist yet; returns its folder.
 
-    The network is stored in float32 and takes any multiple of ``config.unet.stride`` as input size.
+    The network is stored in float32 and takes inputs whose sides are multiples of ``config.unet.stride``.
 
     Args:
+        checkpoint: from `checkpoints.load_for_inference`, or with all parts.
         metrics: for the card.
         formats: of `trainer.inference.EXPORT_FORMATS`.
         folder: `export_folder` by default.
@@ -66,7 +67,7 @@ def export_model(
         for name in formats:
             writers[name](model, scratch)
         written = [path for path in Path(scratch).rglob("*") if path.is_file()]
-        # Without its saved_model.pb the folder of a SavedModel is none: it goes last.
+        # A folder is a SavedModel once it has its saved_model.pb: that is written last.
         for path in sorted(written, key=lambda path: (path.suffix == ".pb", path)):
             _create_once(storage.join(folder, *path.relative_to(scratch).parts), path.read_bytes())
     card = {
@@ -104,10 +105,10 @@ def _write_onnx(model: keras.Model, folder: str) -> None:
     try:
         import tf2onnx
     except ImportError:
-        raise UserError("onnx: expected the package tf2onnx (pip install 'pconv[onnx]'). Received none") from None
+        raise UserError("ONNX export needs tf2onnx: pip install 'pconv[onnx]'") from None
 
     def convert_select(graph, node, *_):
-        node.type = "Where"  # tf2onnx would multiply and add, and 0 * NaN is NaN
+        node.type = "Where"  # tf2onnx would multiply and add, but 0 * NaN is NaN
 
     predict, signature = _named(model)
     proto, _ = tf2onnx.convert.from_function(

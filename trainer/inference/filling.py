@@ -1,9 +1,9 @@
-"""Pictures of any size, depth and number of channels through a network of fixed shapes.
+"""Fills the holes of images of any size, depth and number of channels, window by window.
 
-A picture up to `Tiling.size` is one window. Of a larger one only windows around its holes are computed, see
-`windows`. Where a hole is larger than a window, what lies deep in it is first filled at half the scale, which
-may in turn need windows and a first fill at a quarter; the network then gets one pixel in four of that, as valid
-pixels with holes between them, and fills those at full scale.
+An image up to `Tiling.size` is one window. Of a larger image only windows around its holes are computed (see
+`windows`). If a hole is larger than a window, its interior is first filled at half scale, which may in turn need
+windows and a fill at quarter scale; at full scale the network then sees one pixel in four of that fill as valid
+and fills the pixels between them.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ import numpy as np
 
 from trainer.inference.windows import Box, Group, Span, Tiling, fit_side, plan_groups
 
-_STRIP = 256  # rows reduced at a time: bounds memory, changes nothing
-_TYPICAL = 512 * 512  # pixels of the windows that a batch size is meant for
+_STRIP = 256  # rows halved at a time; bounds memory without changing the result
+_TYPICAL = 512 * 512  # pixels per window that a batch size refers to
 
 
 @dataclass(frozen=True)
 class Model:
-    """A network ready to be called.
+    """A network that is ready to be called, and how it wants its windows.
 
     Attributes:
         predict: image float32 [B, H, W, 3] in [0, 1] and mask float32 [B, H, W, 1] to output float32
             [B, H, W, 3]; H and W multiples of ``stride``.
         stride: in pixels.
-        sides: heights and widths that windows are padded to; none given, the next multiple of ``stride``.
-        batch_size: windows of 512 x 512 computed together, fewer of larger ones; batches are padded to it, so that
-            shapes are few. None: all windows of one shape in one batch, and nothing padded.
-        tiling: how large pictures are cut.
+        sides: heights and widths that windows are padded to; if empty, the next multiple of ``stride``.
+        batch_size: windows of 512 x 512 per batch, fewer if larger; batches are padded to it, so that there are few
+            shapes. None: all windows of one shape in one batch, without padding.
+        tiling: how large images are cut.
     """
 
     predict: Callable
@@ -45,16 +45,18 @@ class Model:
 
 
 def run_windows(model: Model, windows: Iterable[tuple[Hashable, np.ndarray, np.ndarray]]) -> Iterator:
-    """(key, output float32 [height, width, 3] in [0, 1]) of each window (key, image, mask), batch by batch.
+    """Runs the network on windows, batch by batch; yields (key, output float32 [height, width, 3] in [0, 1]).
 
-    Windows of one padded shape come back in the order they came in. Padding is hole.
+    Windows of one padded shape are yielded in the order in which they arrive. Padding counts as hole.
 
     Args:
-        windows: image float32 [height, width, 3] in [0, 1], 0 in holes; mask float32 [height, width, 1].
+        windows: (key, image, mask) each; image float32 [height, width, 3] in [0, 1], 0 in holes; mask float32
+            [height, width, 1].
     """
     waiting: dict[tuple[int, int], list] = {}
     for window in windows:
-        shape = tuple(map(model.fit, window[2].shape[:2]))
+        height, width = window[2].shape[:2]
+        shape = model.fit(height), model.fit(width)
         together = waiting.setdefault(shape, [])
         together.append(window)
         limit = _batch_limit(model, shape)
@@ -85,45 +87,45 @@ def _run_batch(model: Model, shape: tuple[int, int], members: list) -> Iterator:
 
 def _to_network(pixels: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Image float32 [height, width, 3] in [0, 1], 0 in holes, and mask float32 [height, width, 1]."""
-    colours = pixels[..., :3] if pixels.shape[2] >= 3 else pixels[..., :1].repeat(3, axis=2)
+    colors = pixels[..., :3] if pixels.shape[2] >= 3 else pixels[..., :1].repeat(3, axis=2)
     valid = mask[..., None].astype(np.float32)
-    return colours.astype(np.float32) / np.iinfo(pixels.dtype).max * valid, valid
+    return colors.astype(np.float32) / np.iinfo(pixels.dtype).max * valid, valid
 
 
 def _store(pixels: np.ndarray, mask: np.ndarray, output: np.ndarray) -> None:
-    """Puts the network's colours into the holes of ``pixels``; alpha stays. Grey is luminance (ITU-R BT.601)."""
+    """Writes the network's colors into the holes of ``pixels``, not into alpha. Gray is luminance (ITU-R BT.601)."""
     hole = mask == 0
-    colours = output[hole]
+    colors = output[hole]
     if pixels.shape[2] < 3:
-        colours = colours @ np.array([[0.299], [0.587], [0.114]], np.float32)
-    found = np.rint(colours * np.iinfo(pixels.dtype).max).astype(pixels.dtype)
+        colors = colors @ np.array([[0.299], [0.587], [0.114]], np.float32)
+    found = np.rint(colors * np.iinfo(pixels.dtype).max).astype(pixels.dtype)
     for channel in range(found.shape[1]):
         pixels[..., channel][hole] = found[:, channel]
 
 
-# Pictures
+# Images
 
 
-def fill_pictures(pictures: list[np.ndarray], masks: list[np.ndarray], model: Model) -> list[int]:
-    """Fills the holes of pictures in place; those that are one window share batches with each other.
+def fill_images(images: list[np.ndarray], masks: list[np.ndarray], model: Model) -> list[int]:
+    """Fills the holes of images in place; images of a single window share batches.
 
     Args:
-        pictures: uint8 or uint16 [height, width, 1 to 4] each.
+        images: uint8 or uint16 [height, width, 1 to 4] each.
         masks: uint8 [height, width] of {0, 1} each, 1 = valid.
 
     Returns:
-        how many windows each took; none if it has no hole.
+        number of windows computed for each; 0 for images without holes.
     """
-    counts = [0] * len(pictures)
+    counts = [0] * len(images)
     has_hole = [not mask.all() for mask in masks]
     small = [i for i, mask in enumerate(masks) if has_hole[i] and max(mask.shape) <= model.tiling.size]
-    for i, output in run_windows(model, ((i, *_to_network(pictures[i], masks[i])) for i in small)):
-        _store(pictures[i], masks[i], output)
+    for i, output in run_windows(model, ((i, *_to_network(images[i], masks[i])) for i in small)):
+        _store(images[i], masks[i], output)
         counts[i] = 1
     for i, mask in enumerate(masks):
         if has_hole[i] and max(mask.shape) > model.tiling.size:
             groups = plan_groups(mask, model.tiling, model.sides, model.stride)
-            counts[i] = fill_groups(pictures[i], mask, groups, model)
+            counts[i] = fill_groups(images[i], mask, groups, model)
     return counts
 
 
@@ -133,9 +135,9 @@ def fill_groups(
     """Fills the holes in the boxes of ``groups`` in place; returns the number of windows.
 
     Args:
-        skip_holeless: whether windows without a hole are left out; they change no pixel.
+        skip_holeless: skip windows without holes, which change no pixel.
     """
-    # What lies in holes is never read, so results can be written where later windows look.
+    # Pixels in holes are never read, so results may be written where later windows overlap.
     singles = [group for group in groups if group.is_single]
     read = ((group, *_read_window(pixels, mask, group.rows[0], group.columns[0])) for group in singles)
     for group, output in run_windows(model, read):
@@ -158,7 +160,7 @@ def _read_window(pixels: np.ndarray, mask: np.ndarray, row: Span, column: Span) 
 
 
 def _fill_grid(pixels: np.ndarray, mask: np.ndarray, group: Group, model: Model, skip_holeless: bool) -> int:
-    """Fills a group of more than one window, strip by strip of the grid; returns the number of windows."""
+    """Fills a group of several windows, one strip of the grid at a time; returns the number of windows."""
     guide, count = _make_guide(pixels, mask, group.box, model)
 
     def windows():
@@ -177,7 +179,7 @@ def _fill_grid(pixels: np.ndarray, mask: np.ndarray, group: Group, model: Model,
     strip = np.zeros((max(row.last - row.first for row in group.rows), right - left, 3), np.float32)
 
     def finish(to: int) -> None:
-        """Stores the rows above ``to``, to which nothing can be added any more."""
+        """Stores the rows above ``to``, which no later window adds to."""
         nonlocal top
         rows = min(to - top, len(strip))
         at = slice(top, top + rows), slice(left, right)
@@ -201,12 +203,12 @@ def _fill_grid(pixels: np.ndarray, mask: np.ndarray, group: Group, model: Model,
 
 @dataclass(frozen=True)
 class _Guide:
-    """What was filled in at half the scale.
+    """A fill at half scale that guides the one at full scale.
 
     Attributes:
-        top, left: where it begins, in pixels of the full scale; even.
-        pixels: [height, width, channels] at half the scale.
-        deep: bool, by cells of ``cell`` pixels of the full scale: where it is used.
+        top, left: position in pixels of the full scale; even.
+        pixels: [height, width, channels] at half scale.
+        deep: bool per cell of ``cell`` pixels of the full scale: where the fill is used.
     """
 
     top: int
@@ -216,7 +218,7 @@ class _Guide:
     cell: int
 
     def add(self, image: np.ndarray, valid: np.ndarray, top: int, left: int) -> None:
-        """Makes one pixel in four of a window's deep holes valid, in place."""
+        """Marks one pixel in four of a window's deep holes as valid and sets its color, in place."""
         at, near, cells = [], [], []
         for start, offset, length in ((top, self.top, image.shape[0]), (left, self.left, image.shape[1])):
             first = (start - offset) % 2
@@ -224,7 +226,7 @@ class _Guide:
             at.append(slice(first, length, 2))
             near.append(place // 2)
             cells.append(place // self.cell)
-        # The centre of an even pixel lies a quarter of a coarse pixel before that of the coarse pixel it is in.
+        # The center of an even pixel lies a quarter of a coarse pixel before the center of its coarse pixel.
         rows, columns = near
         values = self.pixels[np.maximum(np.arange(rows[0] - 1, rows[-1] + 1), 0)].astype(np.float32)
         values = 0.75 * values[1:] + 0.25 * values[:-1]
@@ -235,7 +237,7 @@ class _Guide:
 
 
 def _make_guide(pixels: np.ndarray, mask: np.ndarray, box: Box, model: Model) -> tuple[_Guide | None, int]:
-    """Fills the surroundings of ``box`` at half the scale, if any hole in it is deep; with the number of windows."""
+    """Fills the surroundings of ``box`` at half scale if any hole in it is deep; also returns the number of windows."""
     reach, margin = model.tiling.size // 2, model.tiling.margin
     top, left = (max(0, first - reach) // 2 * 2 for first in box[:2])
     bottom, right = (min(length, last + reach) for length, last in zip(mask.shape, box[2:], strict=True))
@@ -245,12 +247,12 @@ def _make_guide(pixels: np.ndarray, mask: np.ndarray, box: Box, model: Model) ->
     if not deep.any():
         return None, 0
     coarse, coarse_mask = halve(pixels[region], mask[region])
-    (count,) = fill_pictures([coarse], [coarse_mask], model)
+    (count,) = fill_images([coarse], [coarse_mask], model)
     return _Guide(top, left, coarse, deep, cell), count
 
 
 def _deep_cells(mask: np.ndarray, cell: int, distance: int) -> np.ndarray:
-    """Cells of which no valid pixel is nearer than ``distance`` cells."""
+    """Cells that have no valid pixel within ``distance`` cells."""
     height, width = mask.shape
     padded = np.pad(mask, ((0, -height % cell), (0, -width % cell)))
     cells = padded.reshape(padded.shape[0] // cell, cell, padded.shape[1] // cell, cell).max((1, 3))
@@ -259,7 +261,7 @@ def _deep_cells(mask: np.ndarray, cell: int, distance: int) -> np.ndarray:
 
 
 def halve(pixels: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """RGB (or grey) and mask at half the scale: means of the valid pixels of each 2 x 2, valid where there is one."""
+    """RGB (or gray) and mask at half scale: the mean of the valid pixels of each 2 x 2, valid if there is one."""
     height, width = mask.shape
     channels = 3 if pixels.shape[2] >= 3 else 1
     coarse = np.empty((-(-height // 2), -(-width // 2), channels), pixels.dtype)
@@ -270,8 +272,8 @@ def halve(pixels: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]
         padding = ((0, valid.shape[0] % 2), (0, width % 2), (0, 0))
         total = [np.pad(part, padding) for part in (pixels[rows, :, :channels] * valid, valid)]
         total = [part[::2] + part[1::2] for part in total]
-        colours, weight = (part[:, ::2] + part[:, 1::2] for part in total)
+        colors, weight = (part[:, ::2] + part[:, 1::2] for part in total)
         at = slice(begin // 2, begin // 2 + len(weight))
-        coarse[at] = np.rint(colours / np.maximum(weight, 1)).astype(pixels.dtype)
+        coarse[at] = np.rint(colors / np.maximum(weight, 1)).astype(pixels.dtype)
         coarse_mask[at] = weight[..., 0] > 0
     return coarse, coarse_mask

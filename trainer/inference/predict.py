@@ -1,11 +1,11 @@
-"""Inpainting of arrays with a trained network: what the batch job calls, and what a notebook or a service would.
+"""Inpainting of arrays with a trained network, for the batch job, notebooks and services.
 
     model = load_model(find_model("gs://B/runs/a", "best"))
-    picture = inpaint(image, mask, model)
+    filled = inpaint(image, mask, model)
 
-Valid pixels come back bit for bit. Images are grey or RGB, with alpha or without, of 8 or 16 bits and of any size:
+Valid pixels are returned bit for bit. Images are gray or RGB, with or without alpha, of 8 or 16 bits and of any size:
 up to `Tiling.size` they are computed at once, larger ones in windows around their holes. Loading a model takes
-seconds, so a service does it once; `inpaint` may be called from several threads.
+seconds, so a service does it once; `inpaint` is thread-safe.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from trainer.checkpoints import pointers
 from trainer.config import TrainConfig
 from trainer.errors import DeviceError, UserError
 from trainer.inference import DEVICES, export_formats
-from trainer.inference.filling import Model, fill_pictures
+from trainer.inference.filling import Model, fill_images
 from trainer.inference.windows import Tiling, make_sides
 from trainer.model.unet import build_unet
 
@@ -37,7 +37,7 @@ GPU_BATCH = 8
 
 @dataclass(frozen=True, kw_only=True)
 class ModelPin:
-    """The network to use, fixed once at launch, and the config it was trained with.
+    """A network, fixed once at launch, and the config it was trained with.
 
     Attributes:
         checkpoint: address and checksum of a checkpoint or an exported ``.keras`` file.
@@ -57,7 +57,7 @@ def find_model(run: str, which: str | int | None = checkpoints.LATEST) -> ModelP
         which: None for the best if there is one, else the latest.
 
     Raises:
-        UserError: the folder is no run, or the run has no such checkpoint.
+        UserError: the folder is not a run, or the run has no such checkpoint.
     """
     config = runs.read_config(run)
     if which is None:
@@ -71,7 +71,7 @@ def find_export(address: str) -> ModelPin:
     """An exported network: a ``.keras`` file with its card beside it, or the folder of both.
 
     Raises:
-        UserError: one of them is missing or not what it should be.
+        UserError: one of them is missing or invalid.
     """
     model = address if address.endswith(".keras") else storage.join(address, export_formats.MODEL)
     if not storage.exists(model):
@@ -79,7 +79,7 @@ def find_export(address: str) -> ModelPin:
     card = storage.join(model.rpartition("/")[0], export_formats.CARD)
     data, _ = storage.read_versioned(card)
     if data is None:
-        raise UserError(f"{model}: expected its card {card}. Found none")
+        raise UserError(f"{model} has no card: {card} does not exist")
     try:
         config = presets.from_json(json.dumps(json.loads(data)["config"]).encode())
     except (ValueError, KeyError, TypeError) as error:
@@ -103,9 +103,9 @@ def load_model(
     Args:
         precision: a Keras dtype policy such as ``float32`` or ``mixed_bfloat16``; by default what it was trained with.
         device: ``cpu``, ``gpu``, or ``auto`` for a GPU if there is one.
-        batch_size: images of 512 x 512 computed together; 8 on a GPU by default. Otherwise 1, which is no slower.
-        window: longest side in pixels that is computed at once. By default twice that of the training crops, as far as
-            that is not more than 1024: what a network was never shown it does not reach across.
+        batch_size: images of 512 x 512 per batch; by default 8 on a GPU and 1 on a CPU, where more is no faster.
+        window: longest side in pixels that is computed at once; by default twice the training crops', at most 1024:
+            a network does not fill across distances that it was never shown.
 
     Raises:
         UserError: the weights do not fit the config.
@@ -126,7 +126,7 @@ def load_model(
         else:
             weights = checkpoints.inference_weights(checkpoints.load_for_inference(pin.checkpoint))
             checkpoints.assign_variables(unet.variables, weights.arrays)
-    # Sizes are left open: one trace serves every size of image.
+    # Sizes are open: one trace serves images of every size.
     signature = [tf.TensorSpec([None, None, None, channels], tf.float32) for channels in (3, 1)]
     traced = tf.function(lambda image, mask: unet([image, mask], training=False), input_signature=signature)
 
@@ -151,7 +151,7 @@ def _load_weights(unet, pin: checkpoints.Pin) -> None:
         path = Path(scratch, export_formats.MODEL)
         path.write_bytes(data)
         try:
-            unet.load_weights(path)  # of a .keras file Keras reads the weights alone, not what builds the model
+            unet.load_weights(path)  # reads only the weights of a .keras file, not the code that builds the model
         except Exception as error:
             reason = str(error).strip().partition("\n")[0]
             raise UserError(f"{pin.address} does not fit the network of its card: {reason}") from None
@@ -169,7 +169,7 @@ def check_pair(image: np.ndarray, mask: np.ndarray) -> None:
         )
     if image.size == 0:
         raise ValueError(f"image: expected one pixel or more. Received {image.dtype} {list(image.shape)}.")
-    if mask.dtype != np.uint8 or mask.max(initial=0) > 1:  # 255 for valid would have every pixel replaced
+    if mask.dtype != np.uint8 or mask.max(initial=0) > 1:  # with 255 for valid, every pixel would be replaced
         raise ValueError(f"mask: expected uint8 of 0 and 1. Received {mask.dtype} up to {mask.max(initial=0)}.")
     if image.shape[:2] != mask.shape:
         raise ValueError(f"mask: expected the image's size {image.shape[:2]}. Received {mask.shape}.")
@@ -181,28 +181,28 @@ _CHANNELS = ((), (1,), (2,), (3,), (4,))
 def fill_batch(
     images: Sequence[np.ndarray], masks: Sequence[np.ndarray], model: Model
 ) -> tuple[list[np.ndarray], list[int]]:
-    """`inpaint_batch`, and how many windows each image took."""
+    """`inpaint_batch`, and the number of windows computed for each image."""
     for image, mask in zip(images, masks, strict=True):
         check_pair(image, mask)
     results = [np.array(image, order="C") for image in images]
-    pictures = [result[..., None] if result.ndim == 2 else result for result in results]
-    return results, fill_pictures(pictures, list(masks), model)
+    pixels = [result[..., None] if result.ndim == 2 else result for result in results]
+    return results, fill_images(pixels, list(masks), model)
 
 
 def inpaint_batch(images: Sequence[np.ndarray], masks: Sequence[np.ndarray], model: Model) -> list[np.ndarray]:
-    """Images with their holes filled; those of one padded size are computed together.
+    """Fills the holes of images; those of one padded size share batches.
 
     Args:
-        images: uint8 or uint16 each, of any sizes: [height, width] grey, or [height, width, channels] with 1 grey, 2
-            grey and alpha, 3 RGB, 4 RGB and alpha. What lies under holes does not matter.
+        images: uint8 or uint16 each, of any sizes: [height, width] gray, or [height, width, channels] with 1 gray, 2
+            gray and alpha, 3 RGB, 4 RGB and alpha. Pixels under holes are ignored.
         masks: uint8 [height, width] of {0, 1} each, 1 = valid.
 
     Returns:
-        of the images' dtypes and shapes: the network's output in the holes, the image's own values elsewhere.
-        Alpha is the image's own everywhere. Where the network has no valid pixel to go by at all it gives black.
+        images of the same dtypes and shapes: the network's output in the holes, the original values elsewhere and in
+        alpha. An image without any valid pixel becomes black.
 
     Raises:
-        ValueError: an image and its mask differ in size, or have another dtype, shape or value.
+        ValueError: an image and its mask differ in size, or have an unsupported dtype, shape or value.
     """
     return fill_batch(images, masks, model)[0]
 
@@ -213,5 +213,5 @@ def inpaint(image: np.ndarray, mask: np.ndarray, model: Model) -> np.ndarray:
 
 
 def with_batch_size(model: Model, batch_size: int) -> Model:
-    """The same network with other batches."""
+    """The same network with another batch size."""
     return dataclasses.replace(model, batch_size=batch_size)

@@ -1,13 +1,13 @@
-"""Where the network has to look: windows around the holes of large pictures, and how those that overlap are blended.
+"""Windows around the holes of large images, and how overlapping ones are blended.
 
-    |<-------------------- size --------------------->|
+    |<---------------------- size ---------------------->|
     | margin |<------------- support ---------->| margin |      one axis of a window; its output is used in the support
                                       |<overlap>|
                                       |<------------- support ---------->|     the next one
 
-Holes that lie near one another form a group. A group whose bounding box fits into a support gets one window of its own,
-as small as the context around it allows. A larger one gets a grid of windows; where two overlap, weights go linearly
-from one to the other and sum to 1.
+Holes close to one another form a group. A group whose bounding box fits into a support gets a single window, as small
+as its context allows. A larger group gets a grid of windows; where two overlap, their weights change linearly from one
+to the other and sum to 1.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ import cv2
 import numpy as np
 
 _CELL = 16  # pixels; holes are grouped at this resolution
-_NEIGHBOURS = 64  # windows that a group is compared with before it gets its own
+_NEIGHBORS = 64  # windows that a group is compared with before it gets its own
 
 
 class Box(NamedTuple):
-    """Rows top to bottom and columns left to right of a picture, ends excluded."""
+    """Rows top to bottom and columns left to right of an image, ends excluded."""
 
     top: int
     left: int
@@ -40,12 +40,12 @@ class Box(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Tiling:
-    """How pictures are cut.
+    """How images are cut into windows.
 
     Attributes:
-        size: longest side in pixels that is computed at once; pictures up to it are not cut.
-        margin: context around what is used of a window; an eighth of the size by default.
-        overlap: of supports; an eighth of the size by default.
+        size: longest side in pixels of a window; smaller images are not cut.
+        margin: context in pixels around the part of a window that is used; an eighth of the size by default.
+        overlap: of neighboring supports, in pixels; an eighth of the size by default.
     """
 
     size: int = 1024
@@ -58,7 +58,7 @@ class Tiling:
         for name in ("margin", "overlap"):
             if getattr(self, name) < 0:
                 object.__setattr__(self, name, self.size // 8)
-        if self.overlap < 1 or self.support < 3 * self.overlap:  # where three overlapped weights would not sum to 1
+        if self.overlap < 1 or self.support < 3 * self.overlap:  # if three overlapped, weights would not sum to 1
             raise ValueError(
                 f"expected size - 2 margin to be 3 overlap or more, and overlap 1 or more. Received size={self.size}, "
                 f"margin={self.margin}, overlap={self.overlap}."
@@ -70,7 +70,7 @@ class Tiling:
 
 
 class Span(NamedTuple):
-    """One axis of a window: what it reads, what is used of it, and the weights of that, float32, in (0, 1]."""
+    """One axis of a window: it reads [start, stop) and is used in [first, last) with weights float32 in (0, 1]."""
 
     start: int
     stop: int
@@ -98,12 +98,12 @@ class Group:
 
 
 def fit_side(length: int, sides: tuple[int, ...], stride: int) -> int:
-    """The smallest of ``sides`` that holds ``length``; where none does, or none is given, the next multiple."""
+    """The smallest of ``sides`` not less than ``length``; if there is none, the next multiple of ``stride``."""
     return min((side for side in sides if side >= length), default=-(-length // stride) * stride)
 
 
 def make_sides(stride: int, *others: int, largest: int) -> tuple[int, ...]:
-    """The sides that pictures are padded to: 1, 2, 3, 4, 6, 8, 12, 16 ... strides up to ``largest``, and ``others``."""
+    """Sides that windows are padded to: 1, 2, 3, 4, 6, 8, 12, 16 ... strides up to ``largest``, and ``others``."""
     sides, step = {*others, -(-largest // stride) * stride}, 1
     while step * stride < largest:
         sides |= {step * stride, step * stride * 3 // 2} if step > 1 else {stride}
@@ -112,7 +112,7 @@ def make_sides(stride: int, *others: int, largest: int) -> tuple[int, ...]:
 
 
 def _read_around(first: int, last: int, length: int, wanted: int, margin: int) -> tuple[int, int]:
-    """Start and stop of ``wanted`` pixels around [first, last), inside the picture; the margin comes first."""
+    """Start and stop of ``wanted`` pixels around [first, last) inside the image; the margin has priority."""
     begin, end = max(first - margin, 0), min(last + margin, length)
     start = max(0, min(begin, begin + (end - begin - wanted) // 2))
     stop = min(length, max(start + wanted, end))
@@ -120,7 +120,7 @@ def _read_around(first: int, last: int, length: int, wanted: int, margin: int) -
 
 
 def span_axis(first: int, last: int, length: int, tiling: Tiling, sides: tuple[int, ...], stride: int) -> list[Span]:
-    """Spans that cover [first, last) of an axis of ``length`` pixels: one, if it fits, else a grid of equal ones."""
+    """Spans that cover [first, last) of an axis of ``length`` pixels: a single one if it fits, else equal ones."""
     needed = min(last + tiling.margin, length) - max(first - tiling.margin, 0)
     if needed <= tiling.size:
         side = min(fit_side(needed, sides, stride), tiling.size)
@@ -128,7 +128,7 @@ def span_axis(first: int, last: int, length: int, tiling: Tiling, sides: tuple[i
     support, overlap, extent = tiling.support, tiling.overlap, last - first
     count = max(2, -(-(extent - overlap) // (support - overlap)))
     starts = [first + round(k * (extent - support) / (count - 1)) for k in range(count)]
-    # Each hands over to the next in the middle of what both cover.
+    # Each hands over to the next in the middle of their overlap.
     turns = [(starts[k + 1] + starts[k] + support - overlap) // 2 for k in range(count - 1)]
     firsts, lasts = [first, *turns], [*(at + overlap for at in turns), last]
     rise = (np.arange(overlap, dtype=np.float32) + 0.5) / np.float32(overlap)
@@ -149,14 +149,14 @@ def _ones(count: int) -> np.ndarray:
 
 
 def make_group(box: Box, shape: tuple[int, int], tiling: Tiling, sides: tuple[int, ...] = (), stride: int = 1) -> Group:
-    """The windows that fill ``box`` of a picture of ``shape``."""
+    """The windows that fill ``box`` of an image of ``shape``."""
     rows = span_axis(box.top, box.bottom, shape[0], tiling, sides, stride)
     columns = span_axis(box.left, box.right, shape[1], tiling, sides, stride)
     return Group(box, tuple(rows), tuple(columns))
 
 
 def _hole_boxes(mask: np.ndarray, reach: int) -> list[Box]:
-    """Bounds of the holes, in cells, of each set of holes less than ``reach`` pixels apart; in reading order."""
+    """Bounding box, rounded to cells, of each set of holes less than ``reach`` pixels apart; in reading order."""
     height, width = mask.shape
     padded = np.pad(mask, ((0, -height % _CELL), (0, -width % _CELL)), constant_values=1)
     rows, columns = padded.shape[0] // _CELL, padded.shape[1] // _CELL
@@ -167,7 +167,7 @@ def _hole_boxes(mask: np.ndarray, reach: int) -> list[Box]:
     if count == 1:
         return []
     y, x = np.nonzero(cells)
-    label = labels[y, x]
+    label = labels[y, x].astype(np.intp)
     top, left = np.full(count, rows), np.full(count, columns)
     bottom, right = np.zeros(count, int), np.zeros(count, int)
     np.minimum.at(top, label, y)
@@ -179,13 +179,13 @@ def _hole_boxes(mask: np.ndarray, reach: int) -> list[Box]:
 
 
 def plan_groups(mask: np.ndarray, tiling: Tiling, sides: tuple[int, ...] = (), stride: int = 1) -> list[Group]:
-    """Groups that together hold every hole of a mask; none if there is no hole.
+    """Groups that together cover every hole of a mask; empty if there are no holes.
 
-    Groups are joined where one window for both costs no more pixels than one for each.
+    Groups are merged where one window for both has no more pixels than one for each.
 
     Args:
         mask: uint8 [height, width] of {0, 1}, 0 = hole.
-        sides: to which windows are padded, see `make_sides`.
+        sides: that windows are padded to, see `make_sides`.
         stride: of the network, in pixels.
     """
 
@@ -198,7 +198,7 @@ def plan_groups(mask: np.ndarray, tiling: Tiling, sides: tuple[int, ...] = (), s
     for box in _hole_boxes(mask, tiling.margin):
         new = make_group(box, mask.shape, tiling, sides, stride)
         price = cost(new)
-        for k in range(len(groups) - 1, max(-1, len(groups) - 1 - _NEIGHBOURS), -1):
+        for k in range(len(groups) - 1, max(-1, len(groups) - 1 - _NEIGHBORS), -1):
             paid, old = groups[k]
             if not (new.is_single and old.is_single):
                 continue
