@@ -36,6 +36,23 @@ def disable_flush_timer() -> None:
     worker_handlers.DATA_BUFFER_TIME_LIMIT_MS = 0
 
 
+def dismiss_late_workers() -> None:
+    """Makes Beam's in-process runner send home worker processes that start after the job has failed.
+
+    When a job ends, Beam 2.77 tells the workers that have connected by then that there is no more work, but waits for
+    all of them to exit: a job in several processes that failed before the last one was up waited forever.
+    """
+
+    def close(self: worker_handlers.ControlConnection) -> None:
+        self.push(worker_handlers.BeamFnControlServicer._DONE_MARKER)
+        with worker_handlers.ControlConnection._lock:
+            if self._state == worker_handlers.BeamFnControlServicer.STARTED_STATE:
+                self._read_thread.join()
+            self._state = worker_handlers.BeamFnControlServicer.DONE_STATE
+
+    worker_handlers.ControlConnection.close = close  # type: ignore[method-assign]  # replaced on purpose
+
+
 def parse_options(parser: ArgumentParser, argv: Sequence[str]) -> tuple[argparse.Namespace, PipelineOptions]:
     """Splits ``argv`` into the job's options and Beam's.
 
@@ -91,6 +108,7 @@ def run_pipeline(options: PipelineOptions, build: Callable[[beam.Pipeline], None
         UserError: the job failed because of something the user can fix.
     """
     disable_flush_timer()
+    dismiss_late_workers()
     for handler in logging.getLogger().handlers:
         handler.addFilter(_is_worth_logging)
     try:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import inspect
 import logging
+import types
 
 import apache_beam as beam
 import pytest
 from apache_beam.options.pipeline_options import DirectOptions, GoogleCloudOptions, PipelineOptions, StandardOptions
+from apache_beam.runners.portability.fn_api_runner import worker_handlers
 
 from pipelines import launch
 from trainer import storage
 from trainer.command import ArgumentParser
 from trainer.errors import UserError
+
+BEAMS_CLOSE = worker_handlers.ControlConnection.close  # before any job has run here
 
 
 def parse(*argv):
@@ -195,7 +199,6 @@ def test_the_runner_flushes_no_stream_from_a_second_thread(monkeypatch):
 
     A version of Beam that takes the interval from elsewhere fails here.
     """
-    from apache_beam.runners.portability.fn_api_runner import worker_handlers
     from apache_beam.runners.worker import data_plane
 
     monkeypatch.setattr(worker_handlers, "DATA_BUFFER_TIME_LIMIT_MS", 1000)  # Beam's own
@@ -204,3 +207,17 @@ def test_the_runner_flushes_no_stream_from_a_second_thread(monkeypatch):
     servicer = data_plane.BeamFnDataServicer(worker_handlers.DATA_BUFFER_TIME_LIMIT_MS)
     stream = servicer.get_conn_by_worker_id("worker").output_stream("instruction", "transform")
     assert type(stream) is data_plane.SizeBasedBufferingClosableOutputStream
+
+
+def test_a_worker_that_starts_after_the_job_has_failed_is_sent_home(monkeypatch):
+    """Beam's in-process runner would wait for it forever; a Beam that does not shows here."""
+    monkeypatch.setattr(worker_handlers.ControlConnection, "close", BEAMS_CLOSE)
+    control = worker_handlers.BeamFnControlServicer(None)
+    connections = [control.get_conn_by_worker_id(name) for name in ("early", "late")]
+    connections[0].close()
+    assert connections[0]._push_queue.empty()
+    launch.dismiss_late_workers()
+    connections[1].close()
+    assert connections[1]._push_queue.qsize() == 1
+    context = types.SimpleNamespace(invocation_metadata=lambda: [("worker_id", "late")])
+    assert list(control.Control(iter([]), context)) == []
