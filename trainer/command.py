@@ -1,4 +1,4 @@
-"""What every command of the project shares: one-line errors, exit codes and quiet imports.
+"""Shared by all commands: option parsing, one-line errors, exit codes, quiet imports.
 
 Exit codes: 0 done, 1 failure, 2 wrong use, 3 done but some inputs were rejected, 130 interrupted.
 """
@@ -13,15 +13,17 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NoReturn
 
 from trainer.errors import UserError
 
 WRONG_USE = 2
 SOME_REJECTED = 3
+INTERRUPTED = 130  # as shells report it: 128 + SIGINT
 
 
 def code_version() -> str:
-    """Version of this project, kept with everything it writes."""
+    """Version of this project, recorded in everything it writes."""
     return importlib.metadata.version("pconv")
 
 
@@ -33,18 +35,19 @@ def duration(seconds: float) -> str:
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse that knows only whole option names and complains in one line."""
+    """`argparse.ArgumentParser` without abbreviated options, raising `UserError` where that prints usage and exits."""
 
-    def __init__(self, **kwargs):
+    def __init__(self, **kwargs: Any):
         kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(allow_abbrev=False, **kwargs)
 
-    def error(self, message: str):
+    def error(self, message: str) -> NoReturn:
+        """Raises `UserError`: ``message``, and where the options are listed."""
         raise UserError(f"{message} ({self.prog} --help lists the options)")
 
 
 def integer(low: int, high: int | None = None) -> Callable[[str], int]:
-    """``type`` of an option of argparse that takes integers from ``low`` to ``high``, both included."""
+    """An argparse ``type`` for integers from ``low`` to ``high``, both included."""
     expected = f"{low} or more" if high is None else f"{low} to {high}"
 
     def parse(text: str) -> int:
@@ -60,8 +63,8 @@ def integer(low: int, high: int | None = None) -> Callable[[str], int]:
 
 
 def run_command(main: Callable[[Sequence[str]], int | None]) -> None:
-    """Runs ``main(argv)`` and ends the process with its exit code, or with one line for a `UserError`."""
-    # Google's clients announce the end of Python 3.10's life whenever they are imported.
+    """Runs ``main(argv)`` and exits with its exit code; a `UserError` is printed as one line on stderr."""
+    # Google's clients warn about Python 3.10's end of life on every import.
     warnings.filterwarnings("ignore", "You are using a (non-supported )?Python version", FutureWarning)
     try:
         code = main(sys.argv[1:])
@@ -71,17 +74,17 @@ def run_command(main: Callable[[Sequence[str]], int | None]) -> None:
         code = WRONG_USE
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        code = 130
+        code = INTERRUPTED
     sys.exit(code or 0)
 
 
 @contextlib.contextmanager
 def quiet_imports() -> Iterator[None]:
-    """Holds back what TensorFlow's libraries write to the terminal while they load, unless loading fails.
+    """Discards what native libraries print to stderr while they load; shows it if an import fails.
 
-    TensorFlow 2.21 does so below Python and before it reads ``TF_CPP_MIN_LOG_LEVEL``; that level
-    (set here for the time after loading, where the user has not) hides its log, in which a machine
-    without a GPU is an error; what goes wrong is raised as an exception besides.
+    TensorFlow 2.21 prints before it reads ``TF_CPP_MIN_LOG_LEVEL``, so file descriptor 2 itself is redirected. The
+    variable is set too, unless the user has set it: TensorFlow's later log calls a machine without a GPU an error, and
+    real failures are raised as exceptions anyway.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     sys.stderr.flush()
