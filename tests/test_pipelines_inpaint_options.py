@@ -22,6 +22,34 @@ def run(tmp_path_factory):
     return write_run(str(tmp_path_factory.mktemp("run")), small_config(32))
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("", "one of the arguments --images --pairs is required"),
+        ("--images in", "--images: also needs --masks or --holes"),
+        ("--images in --holes alpha --hole black", "--hole: cannot be combined with --holes"),
+        ("--images in --masks m --match csv", "--match: csv goes with --pairs"),
+        ("--pairs list.csv --match stem", "--match: csv goes with --pairs"),
+        ("--pairs list.csv --masks m", "--masks: cannot be combined with --pairs"),
+        ("--pairs empty.csv --hole black", "--pairs: .*/empty.csv lists no images"),
+        ("--images in --holes beta", "--images: no files at .*/in"),
+    ],
+)
+def test_options_that_do_not_go_together_are_named(options, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty.csv").write_text("image,mask\n")
+    with pytest.raises(UserError, match=message):
+        main([*options.split(), "--run", "run", "--output", "out"])
+
+
+def test_a_checkpoint_is_of_a_run(tmp_path):
+    arguments = ["--images", "in", "--holes", "alpha", "--output", "out", "--checkpoint", "best"]
+    with pytest.raises(UserError, match="one of the arguments --run --model is required"):
+        main(arguments)
+    with pytest.raises(UserError, match="--checkpoint: cannot be combined with --model"):
+        main([*arguments, "--model", "exported"])
+
+
 # Where holes come from
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer.command import ArgumentParser, code_version, duration
+from trainer.command import ArgumentParser, code_version, duration, integer
 from trainer.errors import UserError
 
 
@@ -59,6 +59,25 @@ def test_wrong_options_are_user_errors(argv, message):
     parser.add_argument("--count", type=int)
     with pytest.raises(UserError, match=f"{message}.*python -m x --help"):
         parser.parse_args(argv)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "text", "message"),
+    [
+        (1, 9, "0", "--count: expected 1 to 9. Received 0."),
+        (1, 9, "10", "--count: expected 1 to 9. Received 10."),
+        (1, 9, "many", "--count: expected 1 to 9. Received 'many'."),
+        (-1, None, "-2", "--count: expected -1 or more. Received -2."),
+        (1, None, "1.5", "--count: expected 1 or more. Received '1.5'."),
+    ],
+)
+def test_integers_out_of_range_are_user_errors(low, high, text, message):
+    parser = ArgumentParser(prog="python -m x")
+    parser.add_argument("--count", type=integer(low, high))
+    with pytest.raises(UserError, match=re.escape(message)):
+        parser.parse_args([f"--count={text}"])
+    for value in {low, high} - {None}:
+        assert parser.parse_args([f"--count={value}"]).count == value
 
 
 def test_help_keeps_the_lines_of_the_docstring():

@@ -67,13 +67,13 @@ def claim_output(output: str, job: dict, overwrite: bool) -> bool:
         storage.delete(storage.join(output, MANIFEST))
         return overwrite
     try:
-        there = json.loads(data)
-        replaces = there.pop("replaces")
+        earlier = json.loads(data)
+        replaces = earlier.pop("replaces")
     except (ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{address} is damaged: --overwrite, or choose another folder") from None
     ours = json.loads(_dump(job))
-    if changed := [key for key in sorted({*ours, *there}) if ours.get(key) != there.get(key)]:
-        values = [json.dumps(job.get(changed[0])) for job in (ours, there)]
+    if changed := [key for key in sorted({*ours, *earlier}) if ours.get(key) != earlier.get(key)]:
+        values = [json.dumps(job.get(changed[0])) for job in (ours, earlier)]
         raise UserError(
             f"{output} holds outputs of another job, {changed[0]} is {values[0]} and was {values[1]}: "
             "--overwrite, or choose another folder"
