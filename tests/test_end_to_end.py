@@ -50,7 +50,13 @@ def last_checkpoint(run_folder: str) -> checkpoints.Checkpoint:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_five_commands_on_a_bucket(bucket):
-    # A tree as of ImageNet: six photographs, one file that is none.
+    val = check_datasets(bucket)
+    resumed = check_training(bucket)
+    check_inference(bucket, val, resumed)
+
+
+def check_datasets(bucket: str) -> list[Path]:
+    """Builds the datasets from a tree like ImageNet's, six photographs and a broken one; returns two of them."""
     photos = sorted(PHOTOS.glob("*/*/*.jpg"))
     train, val = [p for p in photos if "train" in p.parts][:4], [p for p in photos if "val" in p.parts][:2]
     for path in (*train, *val):
@@ -72,6 +78,11 @@ def test_five_commands_on_a_bucket(bucket):
     (rejected,) = map(json.loads, storage.read(f"{bucket}/records/rejects/train.jsonl").splitlines())
     assert rejected["source"] == f"{bucket}/photos/train/object/broken.jpg" and rejected["stage"] == "decode"
 
+    return val
+
+
+def check_training(bucket: str) -> checkpoints.Checkpoint:
+    """Trains in two calls, and at once; returns the last checkpoint of the former."""
     # Two workers, six steps; the second call goes on from there. One worker that was never interrupted sees the same
     # examples and computes the same.
     data = ["--images", f"{bucket}/records", "--masks", f"{bucket}/masks"]
@@ -96,8 +107,11 @@ def test_five_commands_on_a_bucket(bucket):
         # Adam's early steps have the size of the learning rate whatever the gradient: where that is
         # rounding noise, two orders of summation may differ by a step of 2e-3.
         assert np.quantile(np.abs(array - uninterrupted[name]), 0.9) < 2e-4, name
+    return resumed
 
-    # Pictures of odd sizes, in folders.
+
+def check_inference(bucket: str, val: list[Path], resumed: checkpoints.Checkpoint) -> None:
+    """Inpaints photographs of odd sizes, in folders, and evaluates the run that ends with ``resumed``."""
     targets, holes = {}, {}
     for index, path in enumerate(val):
         name = f"{path.parent.name}/{path.stem}"

@@ -1,11 +1,15 @@
-"""The project's own shape: folders, file sizes, the direction of imports, pinned versions, photographs and licences."""
+"""The project's own shape: folders, limits of size, layers of imports, pinned versions, photographs and licenses."""
 
 from __future__ import annotations
 
 import ast
+import collections
+import graphlib
+import itertools
 import re
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import cv2
@@ -23,12 +27,44 @@ PACKAGES = ("masks", "trainer", "pipelines")  # each may import itself and those
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 PHOTOS = ROOT / "pipelines" / "photos"
 
+# What may import what: a part imports parts on its own line and on the lines above, never from below. A part is a
+# package or a module; of two that fit a module, the longer name counts. A name ending in "." is a package's face alone.
+LAYERS = """
+masks.coverage masks.sources masks.exactness masks.codec masks.contact_sheet
+masks.canvas
+masks.families
+masks.sampling
+trainer.errors trainer.metrics. trainer.metrics.table
+trainer.config trainer.presets
+trainer.command
+trainer.weight_files
+trainer.storage
+trainer.images
+trainer.data
+trainer.model
+trainer.metrics
+trainer.checkpoints
+trainer.runs
+trainer.tensorboard
+trainer.inference
+trainer.training
+trainer.train trainer.export trainer.import_weights
+pipelines.launch
+pipelines.transforms
+pipelines.mask_dataset pipelines.image_dataset pipelines.inpainting pipelines.evaluation
+pipelines.build_masks pipelines.build_imagenet pipelines.inpaint pipelines.evaluate
+pipelines.demo
+"""
+LINE_OF = {part: number for number, line in enumerate(LAYERS.splitlines()) for part in line.split()}
+MAX_LINES, MAX_FACE_LINES, MAX_FUNCTION_LINES, MAX_MODULES = 400, 40, 60, 12
+
 # Libraries that some modules keep clear of: training runs without Beam, the network on any Keras backend.
 BACKENDS = {"tensorflow", "jax", "torch"}
 FORBIDDEN = {
     "trainer/**/*.py": {"apache_beam"},
     "trainer/model/*.py": BACKENDS,
     "trainer/metrics/*.py": BACKENDS,
+    "trainer/[!t]*/*.py": {"ray"},  # all but trainer/training
 }
 
 
@@ -43,12 +79,70 @@ def imported_modules(source: str) -> list[str]:
     return names
 
 
-def wrong_imports(package: str, source: str) -> list[str]:
-    """Imports of ``source``, a module of ``package``, that point the wrong way or are relative."""
-    allowed = PACKAGES[: PACKAGES.index(package) + 1]
-    ours = (*PACKAGES, "tests", "")
-    tops = {name: name.split(".")[0] for name in imported_modules(source)}
-    return [name for name, top in tops.items() if top in ours and top not in allowed]
+def line_of(module: str) -> int | None:
+    """Number of the line of `LAYERS` that ``module`` is on; None for a face that no line names."""
+    if f"{module}." in LINE_OF:
+        return LINE_OF[f"{module}."]
+    names = module.split(".")
+    return next((LINE_OF[p] for n in range(len(names), 0, -1) if (p := ".".join(names[:n])) in LINE_OF), None)
+
+
+def graph_of(modules: dict[str, str]) -> dict[str, set[str]]:
+    """Which of ``modules`` (source by dotted name) each one imports, in functions and for type checkers too."""
+    graph: dict[str, set[str]] = {name: set() for name in modules}
+    for name, source in modules.items():
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.Import):
+                found = {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                full = {f"{node.module}.{alias.name}" for alias in node.names}
+                found = {inner if inner in modules else str(node.module) for inner in full}
+            else:
+                continue
+            graph[name] |= found & modules.keys() - {name}
+    return graph
+
+
+def wrong_layers(modules: dict[str, str]) -> list[str]:
+    """Imports from below, as ``module -> imported``, modules that are on no line, and imports of what is no part."""
+    wrong = []
+    for name, imported in graph_of(modules).items():
+        if line_of(name) is None and "." in name:
+            wrong.append(f"{name} is on no line")
+        for other in imported:
+            ours, theirs = line_of(name), line_of(other)
+            if theirs is None or ours is None or theirs > ours:
+                wrong.append(f"{name} -> {other}")
+    outside = {"tests", "infra", "docker", ""}
+    for name, source in modules.items():
+        wrong += [f"{name} -> {other}" for other in imported_modules(source) if other.split(".")[0] in outside]
+    return sorted(wrong)
+
+
+def circle(modules: dict[str, str]) -> list[str]:
+    """Modules that import each other in a circle; empty if there is none."""
+    try:
+        graphlib.TopologicalSorter(graph_of(modules)).prepare()
+    except graphlib.CycleError as error:
+        return error.args[1]
+    return []
+
+
+def long_functions(source: str) -> list[str]:
+    functions = [n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
+    return [f.name for f in functions if f.end_lineno - f.lineno >= MAX_FUNCTION_LINES]
+
+
+def long_files(lengths: dict[str, int]) -> list[str]:
+    """Files, by name, with too many lines; a package's face may have fewer than other files."""
+    faces = {name for name in lengths if name.endswith("/__init__.py")}
+    return [n for n, length in lengths.items() if length > (MAX_FACE_LINES - 1 if n in faces else MAX_LINES)]
+
+
+def crowded_folders(names: Iterable[str]) -> list[str]:
+    """Folders, of modules by path, with too many modules; faces are none."""
+    parents = (str(Path(name).parent) for name in names if not name.endswith("__init__.py"))
+    return [folder for folder, count in collections.Counter(parents).items() if count > MAX_MODULES]
 
 
 def sources(package: str) -> list[Path]:
@@ -74,37 +168,91 @@ def test_top_level_folders():
     assert tops == FOLDERS
 
 
+def our_modules() -> dict[str, str]:
+    """Source of every module of the three packages by its dotted name."""
+    found = {}
+    for path in itertools.chain.from_iterable(map(sources, PACKAGES)):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path.read_text(encoding="utf-8")
+    return found
+
+
+def python_files() -> list[Path]:
+    return [path for folder in (*PACKAGES, "infra", "docker", "tests") for path in sources(folder)]
+
+
 def test_no_file_is_long():
-    kinds = {".py", ".toml", ".md", ".sh", ".yaml", ".yml", ".tf"}
+    kinds = {".py", ".toml", ".md", ".sh", ".yaml", ".yml", ".tf", ".html", ".j2", ".css", ".js"}
     files = [path for path in ROOT.iterdir() if path.is_file()]
     files += [path for folder in FOLDERS for path in (ROOT / folder).rglob("*") if path.is_file()]
     checked = [p for p in files if p.suffix in kinds or p.name in ("Makefile", "run") or "Dockerfile" in p.name]
     assert {"Makefile", "run", "pyproject.toml", Path(__file__).name} <= {path.name for path in checked}
     lengths = {str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines()) for path in checked}
-    assert {name: length for name, length in lengths.items() if length > 400} == {}
+    assert long_files(lengths) == []
 
 
-@pytest.mark.parametrize("package", PACKAGES)
-def test_imports_point_one_way(package):
-    found = {str(p.relative_to(ROOT)): wrong_imports(package, p.read_text(encoding="utf-8")) for p in sources(package)}
-    assert {name: wrong for name, wrong in found.items() if wrong} == {}
+def test_no_folder_is_crowded():
+    assert crowded_folders(str(path.relative_to(ROOT)) for package in PACKAGES for path in sources(package)) == []
+
+
+def test_no_function_is_long():
+    found = {str(path.relative_to(ROOT)): long_functions(path.read_text("utf-8")) for path in python_files()}
+    assert {name: functions for name, functions in found.items() if functions} == {}
+
+
+def test_imports_point_one_way():
+    modules = our_modules()
+    assert len(graph_of(modules)) == len(modules) and sum(map(len, graph_of(modules).values())) > 200
+    assert wrong_layers(modules) == []
+
+
+def test_no_modules_import_each_other():
+    assert circle(our_modules()) == []
 
 
 @pytest.mark.parametrize(
-    ("package", "source", "wrong"),
+    ("name", "source", "wrong"),
     [
-        ("masks", "from trainer import config", ["trainer"]),
-        ("masks", "def f():\n    import pipelines.demo as d", ["pipelines.demo"]),
-        ("trainer", "from pipelines.inpaint import main", ["pipelines.inpaint"]),
-        ("trainer", "from . import config", ["."]),
-        ("trainer", "from .config import override", [".config"]),
-        ("pipelines", "if True:\n    import tests.helpers", ["tests.helpers"]),
-        ("pipelines", "from masks import codec\nfrom trainer import records\nimport pipelines.holes, numpy", []),
-        ("trainer", "import masks_and_more, masks.codec", []),
+        ("masks.codec", "from trainer import config", ["masks.codec -> trainer.config"]),
+        ("masks.canvas", "from masks import sampling", ["masks.canvas -> masks.sampling"]),
+        ("masks.families.boxes", "if TYPE_CHECKING:\n    from masks.sampling import MaskSpec", ["-> masks.sampling"]),
+        ("masks.sources", "def f():\n    import pipelines.demo as d", ["masks.sources -> pipelines.demo"]),
+        ("trainer.storage.api", "from trainer.data.records import x", ["trainer.storage.api -> trainer.data.records"]),
+        ("trainer.model.unet", "from trainer.training import loop", ["trainer.model.unet -> trainer.training.loop"]),
+        ("trainer.config", "from trainer.metrics import intervals", ["trainer.config -> trainer.metrics.intervals"]),
+        ("trainer.config", "from trainer.metrics import METRICS", []),
+        ("trainer.data.order", "from . import records", ["trainer.data.order -> ."]),
+        ("trainer.data.order", "from .records import x", ["trainer.data.order -> .records"]),
+        ("trainer.data.order", "if True:\n    import tests.samples", ["trainer.data.order -> tests.samples"]),
+        ("trainer.train", "import trainer.training.loop, trainer.storage, masks.codec", []),
+        ("trainer.helpers", "", ["trainer.helpers is on no line"]),
+        ("trainer.data.order", "import trainer", ["trainer.data.order -> trainer"]),
+        ("pipelines.inpainting.job", "from pipelines.evaluation import job", []),
+        ("pipelines.launch", "from pipelines.transforms import progress", ["-> pipelines.transforms.progress"]),
     ],
 )
-def test_wrong_imports_are_found(package, source, wrong):
-    assert wrong_imports(package, source) == wrong
+def test_wrong_layers_are_found(name, source, wrong):
+    found = wrong_layers(dict.fromkeys(our_modules(), "") | {name: source})
+    assert len(found) == len(wrong) and all(part in line for part, line in zip(wrong, found, strict=True))
+
+
+def test_other_broken_rules_are_found():
+    modules = our_modules()
+    assert circle({"a": "import b", "b": "from c import x", "c": "def f():\n    import a"}) in (
+        [first, *rest, first] for first, *rest in ("acb", "bac", "cba")
+    )
+    there_and_back = {
+        "trainer.data.order": modules["trainer.data.order"] + "\nfrom trainer.data import batches",
+        "trainer.storage.gcs": modules["trainer.storage.gcs"] + "\nfrom trainer import storage",
+    }
+    for name, source in there_and_back.items():
+        assert name in circle(modules | {name: source})
+    body = "\n".join(f"    x = {n}" for n in range(MAX_FUNCTION_LINES - 1))
+    assert long_functions(f"def fits():\n{body}\nasync def long():\n{body}\n    pass") == ["long"]
+    lengths = {"a/b.py": 401, "a/c.py": 400, "a/__init__.py": 40, "b/__init__.py": 39, "README.md": 401}
+    assert long_files(lengths) == ["a/b.py", "a/__init__.py", "README.md"]
+    names = [f"trainer/data/{letter}.py" for letter in "abcdefghijkl"] + ["trainer/data/__init__.py"]
+    assert crowded_folders(names) == [] and crowded_folders([*names, "trainer/data/m.py"]) == ["trainer/data"]
 
 
 def test_masks_needs_numpy_and_opencv_only():
