@@ -47,11 +47,13 @@ bench: $(DEV) ## run the benchmarks of tests/benchmarks, one after another
 images: ## build the container images; REPOSITORY=... TAG=... name them, PUSH=yes pushes them
 	@TAG="$(TAG)" REPOSITORY="$(REPOSITORY)" PUSH="$(PUSH)" sh docker/build.sh
 
-lint: $(DEV) ## check the style with ruff
+lint: $(DEV) ## check style, format and types
 	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
 
 clean: ## remove demo/, build folders and caches; the environment stays
-	rm -rf demo build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf demo build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find masks trainer pipelines tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamps make a second `make` start at once; a change of either file installs again.
