@@ -29,7 +29,7 @@ def take_turns(variants, warm_up=2):
     for run in variants.values():
         for _ in range(1 if SMALL else warm_up):
             run()
-    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    seconds = {name: [] for name in variants}
     for _ in range(rounds()):
         for name, run in variants.items():
             begin = time.perf_counter()
