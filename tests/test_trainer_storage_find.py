@@ -54,7 +54,7 @@ def test_find_a_folder_or_a_file(place):
     assert names(storage.find(place + "/train"), place) == [name for name in SHOWN if name.startswith("train/")]
     assert storage.find(place + "/train/a.png") == [place + "/train/a.png"]
     assert storage.find(place + "/train/a") == []
-    # A hidden name that is asked for is not left out.
+    # A hidden name that is asked for is found.
     assert storage.find(place + "/.hidden.png") == [place + "/.hidden.png"]
     assert storage.find(place + "/.cache") == storage.find(place + "/.cache/*") == [place + "/.cache/a.png"]
 
@@ -138,6 +138,6 @@ def test_normalize(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     "address", ["", "s3://bucket/a", "gs://", "gs:///a", "gs://Bucket/a", "gs://b*/a", "gs://-b/a"]
 )
-def test_addresses_that_are_none_are_refused(address):
+def test_malformed_addresses_are_refused(address):
     with pytest.raises(UserError, match="expected .*gs://bucket/name. Received "):
         storage.normalize(address)

@@ -66,7 +66,7 @@ def near(address: str) -> int:
 
 
 def fixed_folder(pattern: str) -> str | None:
-    """The folder before the first wildcard of a glob; None if there is no wildcard."""
+    """The folder before the first wildcard of a glob; None for a pattern without wildcards."""
     wildcard = _WILDCARD.search(pattern)
     return pattern[: wildcard.start()].rpartition("/")[0] if wildcard else None
 

@@ -125,7 +125,7 @@ def client() -> Client:
 
 
 def _split(address: str) -> tuple[str, str]:
-    """Bucket and name of ``gs://bucket/name``; raises `UserError` if it is no such address."""
+    """Bucket and name of ``gs://bucket/name``; raises `UserError` for anything else."""
     bucket, _, name = address.removeprefix("gs://").partition("/")
     if not _BUCKET.fullmatch(bucket):
         raise UserError(f"expected gs://bucket/name. Received {address!r}.")
