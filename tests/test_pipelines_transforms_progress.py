@@ -50,7 +50,7 @@ def test_copies_count_together_and_jobs_apart(clock, capsys):
     assert [line.split(",")[0] for line in capsys.readouterr().err.splitlines()] == ["  2 of 2 masks"]
 
 
-def test_elements_pass_and_are_counted():
+def test_elements_pass_and_are_counted(capsys):
     pipeline = beam.Pipeline("FnApiRunner")
     found = pipeline | beam.Create([3, 1, 2]) | beam.ParDo(ReportProgress("small masks", 3))
     assert_that(found, equal_to([1, 2, 3]))
@@ -58,3 +58,4 @@ def test_elements_pass_and_are_counted():
     done.wait_until_finish()
     (counter,) = done.metrics().query(MetricsFilter().with_namespace("pconv"))["counters"]
     assert (counter.key.metric.name, counter.committed) == ("small_masks", 3)
+    assert "  3 of 3 small masks, " in capsys.readouterr().err

@@ -118,6 +118,25 @@ def test_best_moves_to_what_is_better(run, scores, best):
     assert checkpoints.find_latest(run) is None
 
 
+@pytest.mark.parametrize("higher", [True, False])
+def test_nan_is_worse_than_any_number(higher):
+    values = [-float("inf"), -1.0, 0.0, 5.0]
+    assert all(score(value, higher=higher).beats(NAN) for value in values)
+    assert not any(score(NAN, higher=higher).beats(value) for value in [*values, NAN])
+    assert score(5.0, higher=higher).beats(0.0) == higher == (not score(0.0, higher=higher).beats(5.0))
+    assert not score(5.0, higher=higher).beats(5.0)
+
+
+def test_a_number_replaces_a_best_that_is_nan(run):
+    """Earlier versions, or other programs, may have left one."""
+    pin = write(run, 1)
+    data = {"checkpoint": name_of(pin), "step": 1, "crc32c": pin.crc32c, "metric": "psnr", "value": NAN}
+    storage.create(run + "/checkpoints/best.json", json.dumps(data).encode())
+    better = write(run, 2)
+    assert pointers.move_best(run, better, 2, score(5.0), None)
+    assert checkpoints.find(run, "best") == better
+
+
 def test_what_readers_of_the_files_see(run):
     pin = save(run, 7, value=21.5)
     expected = {"checkpoint": name_of(pin), "step": 7, "crc32c": pin.crc32c, "writer": None}

@@ -101,21 +101,28 @@ def test_the_order_stays_what_it_was():
     assert [(s, r) for _, s, r in found] == expected
 
 
+def segments_of(order, streams, start, step, epochs):
+    """(first, last, epoch, shard) of the worker's examples in each shard of each stream, from the definition."""
+    spans = {}
+    for epoch in epochs:
+        places = sequence(order, streams, epoch)
+        body = len(places) // streams * streams
+        for place, (shard, _) in enumerate(places):
+            number = epoch * len(places) + place
+            if number >= start and (number - start) % step == 0:
+                stream = place % streams if place < body else streams  # the last holds what is left over
+                spans.setdefault((epoch, stream, shard), []).append(number)
+    return sorted((mine[0], mine[-1], epoch, shard) for (epoch, _, shard), mine in spans.items())
+
+
 @pytest.mark.parametrize(("counts", "streams", "window"), ORDERS)
-@pytest.mark.parametrize(("start", "step"), [(0, 1), (3, 2), (5, 3), (11, 4), (1, 5), (2, 8)])
+@pytest.mark.parametrize(("start", "step"), [(0, 1), (3, 2), (5, 3), (11, 4), (1, 5), (2, 8), (9, 12), (4, 100)])
 def test_segments_are_what_the_examples_read(counts, streams, window, start, step):
     order = make(counts, streams, window)
-    numbers = start + step * np.arange(100)
-    segments = list(itertools.takewhile(lambda s: s.first <= numbers[-1], order.segments(start, step)))
-    assert [s.first for s in segments] == sorted(s.first for s in segments)
-    mine = dict(zip(numbers.tolist(), [place[:2] for place in order.locate(numbers)], strict=True))
-    for segment in segments:
-        assert segment.first <= segment.last
-        for end in (segment.first, segment.last):
-            assert mine.get(end, (segment.epoch, segment.shard)) == (segment.epoch, segment.shard)
-            assert (end - start) % step == 0
-    for number, place in mine.items():
-        assert any(s.first <= number <= s.last and (s.epoch, s.shard) == place for s in segments)
+    epochs = range(start // sum(counts), start // sum(counts) + 6)
+    found = itertools.takewhile(lambda s: s.epoch in epochs, order.segments(start, step))
+    expected = segments_of(order, streams, start, step, epochs)
+    assert [(s.first, s.last, s.epoch, s.shard) for s in found] == expected
 
 
 @pytest.mark.parametrize(("workers", "each"), [(1, 8), (2, 4), (4, 2), (8, 2), (3, 8), (6, 4)])
@@ -154,6 +161,7 @@ class Cache:
         self.prepared.append(shard.name)
 
     def open(self, dataset, shard):
+        assert not self.now[shard.name]
         self.opened.append(shard.name)
         self.now[shard.name] += 1
         self.most = max(self.most, self.now.total())
@@ -190,6 +198,26 @@ def test_a_reader_gives_the_orders_records_and_holds_few_shards(start, step):
     assert cache.most <= own + 1 == order.open_at_once(step)
     reader.close()
     assert not cache.now.total()
+
+
+@pytest.mark.parametrize(("counts", "streams"), [*[order[:2] for order in ORDERS], ([2], 2), ([9], 3)])
+@pytest.mark.parametrize(("start", "step"), [(0, 1), (3, 2), (5, 3), (1, 5)])
+def test_a_shard_stays_open_from_its_first_example_to_its_last(counts, streams, start, step):
+    """When a segment begins, what ended before is closed; a shard whose last example is this one is not."""
+    (reader, cache), order = reader_of(counts, streams, start, step), make(counts, streams, 5)
+    epochs = range(start // sum(counts), start // sum(counts) + 6)
+    numbers = np.arange(start, epochs.stop * sum(counts), step)
+    segments = segments_of(order, streams, start, step, epochs)
+    held, opened = set(), []
+    for number, (_, shard, _) in zip(numbers.tolist(), order.locate(numbers), strict=True):
+        if any(first == number for first, *_ in segments):
+            held &= {shard for first, last, _, shard in segments if first <= number <= last}
+        if shard not in held:
+            opened.append(str(shard))
+        held.add(shard)
+        reader.read(np.array([number]))
+        assert {name for name, count in cache.now.items() if count} == set(map(str, held))
+    assert cache.opened == opened
 
 
 def test_a_shard_is_opened_once_an_epoch_and_prepared_before():

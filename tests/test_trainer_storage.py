@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import os
 import stat
 import subprocess
@@ -192,11 +193,30 @@ def test_local_folders_that_cannot_be_used_are_named(tmp_path):
     ):
         with pytest.raises(UserError, match=f"cannot write to {file}"):
             use()
-    (tmp_path / "loop").symlink_to(tmp_path / "loop")
-    with pytest.raises(UserError, match="loop cannot be read"):
-        storage.read(str(tmp_path / "loop"))
     storage.require_writable(str(tmp_path / "new" / "folder"))
     assert (tmp_path / "new" / "folder").is_dir()
+
+
+READERS = {
+    "read": storage.read,
+    "read_versioned": storage.read_versioned,
+    "read_range": lambda address: storage.read_range(address, 0, 9),
+    "checksum": storage.checksum,
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_a_local_file_that_cannot_be_read_is_named_with_the_reason(tmp_path, reader):
+    loop = str(tmp_path / "loop")
+    os.symlink(loop, loop)
+    with pytest.raises(UserError, match=f"^{loop} cannot be read: {os.strerror(errno.ELOOP)}$"):
+        READERS[reader](loop)
+
+
+@pytest.mark.parametrize("reader", ["read_range", "checksum"])  # the others: there is no such file
+def test_a_folder_cannot_be_read_as_a_file(tmp_path, reader):
+    with pytest.raises(UserError, match=f"^{tmp_path} cannot be read: {os.strerror(errno.EISDIR)}$"):
+        READERS[reader](str(tmp_path))
 
 
 def test_files_have_the_permissions_of_the_umask(tmp_path):
