@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
+import signal
 import subprocess
 import sys
 import threading
-import time
+from concurrent import futures
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,7 @@ from trainer.data.shard_cache import ShardCache
 from trainer.errors import UserError
 
 RECORDS = 4
+BOUND = 240  # seconds for what takes few: it ends a test that would hang
 
 
 def write(dataset, number, size=1000):
@@ -57,6 +60,11 @@ def use(cache, dataset, shard):
     opened.close()
     number = int(shard.name[6:11])
     assert found == [bytes([number, i]) * (len(found[0]) // 2) for i in (3, 0)]
+
+
+def settle(cache):
+    """Waits until all that was prepared has been fetched, or has found no room."""
+    assert not futures.wait(cache._ahead.values(), BOUND).not_done
 
 
 @pytest.fixture
@@ -114,7 +122,7 @@ def test_what_is_open_is_never_removed_and_still_counts(bucket, shards, folder):
     rest = [other.open(bucket, shards[number]) for number in (1, 2)]
     assert len(cached(folder)) == 3
     other.prepare(bucket, shards[4])
-    time.sleep(0.3)
+    settle(other)
     assert cached(folder) == [shards[n].name for n in (0, 1, 2)]
     for shard in (first, *rest):
         shard.close()
@@ -126,23 +134,23 @@ def test_what_was_fetched_ahead_waits_to_be_opened_unless_the_room_is_needed(buc
     cache = ShardCache(2 * SHARD, str(folder))
     cache.prepare(bucket, shards[0])
     cache.prepare(bucket, shards[0])
-    while not cached(folder):
-        time.sleep(0.01)
+    settle(cache)
+    assert cached(folder) == [shards[0].name]
     for number in (1, 2, 3):
         use(ShardCache(2 * SHARD, str(folder)), bucket, shards[number])
     use(cache, bucket, shards[0])
     assert reads.count(shards[0].name) == 1
     cache.prepare(bucket, shards[1])
     cache.prepare(bucket, shards[2])
-    while len(cached(folder)) < 2 or shards[0].name in cached(folder):
-        time.sleep(0.01)
+    settle(cache)
+    assert cached(folder) == [shards[1].name, shards[2].name]
     opened = cache.open(bucket, shards[4])
     assert len(cached(folder)) == 2 and shards[4].name in cached(folder)
     opened.close()
 
 
 def test_several_are_downloaded_at_a_time(bucket, shards, folder, monkeypatch):
-    read, meeting = storage.read, threading.Barrier(4, timeout=20)
+    read, meeting = storage.read, threading.Barrier(4, timeout=BOUND)
 
     def together(*arguments):
         meeting.wait()
@@ -214,17 +222,20 @@ def test_the_folder_is_one_users_own(monkeypatch, tmp_path):
 
 
 PROCESS = """
-import os, random, sys, time
+import os, random, signal, sys, time
 from trainer import storage
 from trainer.data import shard_cache
 from trainer.data.manifest import Shard
-bucket, folder, log, limit, seed = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]), int(sys.argv[5])
-shards = [Shard(**eval(text)) for text in sys.argv[6:]]
-read = storage.read
+bucket, folder, log, limit, seed, killed_at = *sys.argv[1:4], *map(int, sys.argv[4:7])
+shards = [Shard(**eval(text)) for text in sys.argv[7:]]
+read, downloads = storage.read, []
 def slow(address, checksum):
     with open(log, "a") as file:
         file.write(address + "\\n")
-    time.sleep(0.05)
+    downloads.append(address)
+    time.sleep(0.05)  # so that the others come meanwhile
+    if len(downloads) == killed_at:
+        os.kill(os.getpid(), signal.SIGKILL)
     return read(address, checksum)
 storage.read = slow
 cache = shard_cache.ShardCache(limit, folder)
@@ -242,36 +253,33 @@ cache.close()
 """
 
 
-def run_processes(bucket, folder, log, limit, shards, count=3):
+def run_processes(bucket, folder, log, limit, shards, killed_at):
+    """Exit codes of processes that read all shards in turns; number i is killed in its download ``killed_at[i]``."""
     arguments = [repr(vars(shard)) for shard in shards]
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROCESS, bucket, str(folder), str(log), str(limit), str(seed), *arguments],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        )
-        for seed in range(count)
-    ]
-    for process in started:
-        assert process.stdout.readline() == b"ready\n"
-    for process in started:
-        process.stdin.write(b"\n")
-        process.stdin.close()
-        process.stdout.close()
-    return started
+    with contextlib.ExitStack() as stack:
+        started = []
+        for seed, last in enumerate(killed_at):
+            command = [sys.executable, "-c", PROCESS, bucket, str(folder), str(log), str(limit), str(seed), str(last)]
+            process = subprocess.Popen([*command, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+            stack.enter_context(process)  # closes its pipes and waits for it
+            stack.callback(process.kill)
+            started.append(process)
+        for process in started:
+            assert process.stdout.readline() == b"ready\n"
+        for process in started:
+            process.stdin.write(b"\n")
+            process.stdin.close()
+        return [process.wait(BOUND) for process in started]
 
 
 def test_processes_share_one_download(bucket, shards, folder, tmp_path):
-    started = run_processes(bucket, folder, tmp_path / "log", 10**6, shards)
-    assert [process.wait(timeout=60) for process in started] == [0] * 3
+    assert run_processes(bucket, folder, tmp_path / "log", 10**6, shards, [0, 0, 0]) == [0, 0, 0]
     assert sorted(Path(line).name for line in (tmp_path / "log").read_text().split()) == cached(folder)
 
 
 def test_processes_that_take_each_others_room_and_are_killed_leave_a_whole_cache(bucket, shards, folder, tmp_path):
-    started = run_processes(bucket, folder, tmp_path / "log", 4 * SHARD, shards)
-    time.sleep(0.4)
-    started[0].kill()
-    assert [process.wait(timeout=60) for process in started][1:] == [0, 0]
+    done = run_processes(bucket, folder, tmp_path / "log", 4 * SHARD, shards, [2, 0, 0])
+    assert done == [-signal.SIGKILL, 0, 0]
     (folder / "one.draft").touch()
     cache = ShardCache(4 * SHARD, str(folder))
     for shard in shards:
