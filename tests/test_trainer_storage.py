@@ -213,12 +213,6 @@ def test_a_local_file_that_cannot_be_read_is_named_with_the_reason(tmp_path, rea
         READERS[reader](loop)
 
 
-@pytest.mark.parametrize("reader", ["read_range", "checksum"])  # the others: there is no such file
-def test_a_folder_cannot_be_read_as_a_file(tmp_path, reader):
-    with pytest.raises(UserError, match=f"^{tmp_path} cannot be read: {os.strerror(errno.EISDIR)}$"):
-        READERS[reader](str(tmp_path))
-
-
 def test_files_have_the_permissions_of_the_umask(tmp_path):
     before = os.umask(0o027)
     try:
