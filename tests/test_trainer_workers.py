@@ -61,19 +61,19 @@ def train(root, run, workers, *settings):
         for probe in probes:
             probe.bind(("127.0.0.1", 0))
         hosts = [f"127.0.0.1:{probe.getsockname()[1]}" for probe in probes]
-    started = []
-    for worker in range(workers):
-        task = {"cluster": {"worker": hosts}, "task": {"type": "worker", "index": worker}}
-        environment = os.environ | {"TF_CONFIG": json.dumps(task)}
-        command = [sys.executable, "-c", PROGRAM, str(root), run, str(worker), str(workers), *SMALL, *settings]
-        started.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
-    try:
+    with contextlib.ExitStack() as stack:
+        started = []
+        for worker in range(workers):
+            task = {"cluster": {"worker": hosts}, "task": {"type": "worker", "index": worker}}
+            environment = os.environ | {"TF_CONFIG": json.dumps(task)}
+            command = [sys.executable, "-c", PROGRAM, str(root), run, str(worker), str(workers), *SMALL, *settings]
+            process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+            stack.enter_context(process)  # closes its pipe and waits for it
+            stack.callback(process.kill)
+            started.append(process)
         for process in started:
-            _, error = process.communicate(timeout=200)
+            _, error = process.communicate(timeout=600)
             assert process.returncode == 0, error[-4000:]
-    finally:
-        for process in started:
-            process.kill()
     return [json.loads((root / f"{run}-{worker}.json").read_text()) for worker in range(workers)]
 
 
