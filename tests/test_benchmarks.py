@@ -89,7 +89,7 @@ def test_a_benchmark_prints_its_form(command):
         env=os.environ | {"SMALL": "1"},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=600,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Traceback" not in done.stderr

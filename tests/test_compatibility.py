@@ -95,7 +95,7 @@ def test_training_continues(tmp_path):
     """In a process of its own: TensorFlow's multi-worker strategy wants to be the first thing there."""
     run = shutil.copytree(RUN, tmp_path / "run")
     command = [sys.executable, "-c", CONTINUE, run, WRITTEN / "images", WRITTEN / "masks"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert "training resumes after step 4 of 6" in done.stdout
     newest = checkpoints.load_newest(str(run))

@@ -27,7 +27,7 @@ ENVIRONMENT = {
 def dry_run(script: str, *arguments: str, **variables: str) -> str:
     environment = {"PATH": os.environ["PATH"], "PYTHON": "python", **ENVIRONMENT, **variables}
     command = ["bash", script, "--dry-run", *arguments]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
@@ -79,7 +79,7 @@ def test_wrong_use_of_a_script_is_one_line_and_2(script, arguments, expected):
 def local(*arguments: object) -> None:
     environment = {**os.environ, "PYTHON": sys.executable}
     command = ["bash", ROOT / "infra/beam/local.sh", *map(str, arguments)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
 
 

@@ -211,7 +211,7 @@ def dry_run(script: str, *arguments: str) -> str:
     environment = {"PATH": os.environ["PATH"], "PYTHON": "python", **ENVIRONMENT}
     words = [re.sub(r"\$(\w+)", lambda match: ENVIRONMENT[match[1]], word) for word in arguments]
     command = ["bash", script, "--dry-run", *words]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 

@@ -32,7 +32,7 @@ def tool(name: str, package: str) -> str:
 
 
 def run(*command: object) -> subprocess.CompletedProcess:
-    return subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True, timeout=280)
+    return subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True, timeout=600)
 
 
 def load(path: str):

@@ -130,7 +130,7 @@ def test_overwrite_and_other_numbers_of_shards(written, tmp_path):
 def test_worker_processes_write_the_same_bytes(written, tmp_path):
     command = [sys.executable, "-m", "pipelines.build_masks", "--output", "set", *OPTIONS, "--num-shards", "3"]
     workers = ["--direct_running_mode", "multi_processing", "--direct_num_workers", "2"]
-    done = subprocess.run([*command, *workers], cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    done = subprocess.run([*command, *workers], cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert digests(tmp_path / "set") == digests(written)
 

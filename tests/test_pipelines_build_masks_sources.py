@@ -113,7 +113,7 @@ def test_worker_processes_write_the_same_bytes(files, from_masks, tmp_path):
     command = [sys.executable, "-m", "pipelines.build_masks", "--output", "set", "--size", "64", *MASK_OPTIONS]
     workers = ["--direct_running_mode", "multi_processing", "--direct_num_workers", "2"]
     command += ["--mask-files", str(files / "masks"), *workers]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert digests(tmp_path / "set") == digests(from_masks)
 

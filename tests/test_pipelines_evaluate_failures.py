@@ -201,7 +201,7 @@ def test_every_runner_writes_the_same_bytes_over_those_of_another_run(made, in_p
         [sys.executable, "-m", "pipelines.evaluate", *options],
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=600,
         cwd=tmp_path,
     )
     assert done.returncode == 3, done.stdout + done.stderr

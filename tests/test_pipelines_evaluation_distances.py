@@ -138,7 +138,7 @@ def test_two_processes_write_the_same_bytes(made, report, tmp_path, soak):
     if not soak:
         pytest.skip("takes half a minute: make soak")
     command = [sys.executable, "-m", "pipelines.evaluate", *arguments(made, tmp_path / "out", *TWO_PROCESSES)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280, cwd=tmp_path)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     for name in ("metrics.json", "table.md", "report.html"):
         assert (tmp_path / "out" / name).read_bytes() == (report / name).read_bytes(), name

@@ -87,7 +87,7 @@ RUNNERS = {
 @pytest.mark.parametrize("runner", RUNNERS)
 def test_every_runner_writes_the_same_bytes(runner, tar, written, tmp_path):
     command = [sys.executable, "-m", "pipelines.build_imagenet", "--input", tar, "--output", tmp_path / "set"]
-    subprocess.run([*command, "--num-shards", "6", *RUNNERS[runner]], check=True, timeout=120, capture_output=True)
+    subprocess.run([*command, "--num-shards", "6", *RUNNERS[runner]], check=True, timeout=600, capture_output=True)
     assert contents(tmp_path / "set") == contents(written)
 
 
@@ -109,7 +109,7 @@ main(sys.argv[2:])
 def test_killed_and_run_again_it_keeps_what_was_finished(files, tar, written, tmp_path):
     output = tmp_path / "set"
     options = ["--input", str(tar), "--output", str(output), "--num-shards", "6"]
-    killed = subprocess.run([sys.executable, "-c", KILLER, str(files), *options], timeout=120, capture_output=True)
+    killed = subprocess.run([sys.executable, "-c", KILLER, str(files), *options], timeout=600, capture_output=True)
     assert killed.returncode == -signal.SIGKILL
     before = {output / name: (output / name).stat().st_mtime_ns for name in contents(output)}
     assert len(before) == files and output / "manifest.json" not in before

@@ -43,7 +43,7 @@ def values(results) -> list:
 
 
 def test_elements_are_worked_on_together_and_come_out_in_order():
-    meeting, order = threading.Barrier(2, timeout=20), []
+    meeting, order = threading.Barrier(2, timeout=240), []
 
     def meet(number):
         meeting.wait()  # of one alone this would end in an error

@@ -14,7 +14,7 @@ from trainer.errors import UserError
 
 
 def run_script(code, *arguments):
-    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60)
+    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=600)
 
 
 def run_main(body, *arguments):

@@ -90,7 +90,7 @@ def test_every_format_computes_what_the_network_does(tmp_path, config, capsys):
         },
     )
     command = [sys.executable, "-c", PROGRAM, folder, tmp_path / "in.npz", tmp_path / "out.npz"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     outputs = dict(np.load(tmp_path / "out.npz"))
     loaded = keras.saving.load_model(f"{folder}/model.keras", safe_mode=True)

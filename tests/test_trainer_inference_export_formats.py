@@ -65,7 +65,7 @@ def test_an_export_computes_the_same_in_a_program_of_its_own(tmp_path):
     (tmp_path / "copy.keras").write_bytes(storage.read(folder + "/model.keras"))
     names = [tmp_path / name for name in ("copy.keras", "in.npz", "out.npy")]
     command = [sys.executable, "-c", PROGRAM, *names]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     expected = network([image, mask], training=False).numpy()
     assert expected.std() > 0.01

@@ -240,4 +240,4 @@ def test_local_folders_need_no_cloud_client(tmp_path):
         "assert len(storage.find(sys.argv[1])) == 2\n"
         "assert 'google.cloud.storage' not in sys.modules and 'tensorflow' not in sys.modules\n"
     )
-    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, timeout=600)

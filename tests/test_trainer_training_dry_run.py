@@ -80,7 +80,7 @@ def test_the_command_says_it_all_and_starts_no_ray(bucket, tmp_path):
     command += [part for setting in settings for part in ("--set", setting)]
     command += ["--images", f"{bucket}/images", "--masks", f"{bucket}/masks", "--run", f"{bucket}/run"]
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert "initial.steps = 5" in lines and "initial.epochs = 0.0" in lines and "unet.filters = (4,)" in lines

@@ -85,7 +85,7 @@ open(f"{root}/events.json", "w").write(json.dumps(saw))
 def runs(tmp_path_factory):
     root = tmp_path_factory.mktemp("loop")
     write_noise(root, 32, num_images=5, num_masks=7)
-    done = subprocess.run([sys.executable, "-c", PROGRAM, str(root)], capture_output=True, text=True, timeout=200)
+    done = subprocess.run([sys.executable, "-c", PROGRAM, str(root)], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-4000:]
     return root
 

@@ -92,7 +92,7 @@ def test_a_corrupt_shard_ends_the_command_with_one_line_and_no_second_try(tmp_pa
     command += ["--images", f"{tmp_path}/images", "--masks", f"{tmp_path}/masks"]
     for setting in ("unet.image_size=32", "unet.filters=4,8", "unet.kernels=3,3", "global_batch_size=4"):
         command += ["--set", setting]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 2, done.stderr
     assert done.stderr.count("\n") == 1 and "train-00000-of-00001.tfrecord is corrupt" in done.stderr, done.stderr
     assert done.stdout.count("training starts") == 1

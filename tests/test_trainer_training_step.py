@@ -257,7 +257,7 @@ def test_two_replicas_of_half_a_batch_are_one_of_the_whole(tmp_path):
     target, mask = draw(8)
     np.savez(tmp_path / "in.npz", target=target, mask=mask)
     command = [sys.executable, "-c", REPLICAS, tmp_path / "in.npz", tmp_path / "out.npz"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]
     found = np.load(tmp_path / "out.npz")
     expected = build_unet(UNET)

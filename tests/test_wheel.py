@@ -28,7 +28,7 @@ print(json.dumps(found))
 
 
 def run(*command, **options) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, **options)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, **options)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

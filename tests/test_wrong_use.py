@@ -130,7 +130,7 @@ def run_case(case: Case, place: dict[str, str], folder: Path, server: str) -> su
     environment = {key: value for key, value in os.environ.items() if key != "TF_CPP_MIN_LOG_LEVEL"}
     environment |= {"STORAGE_EMULATOR_HOST": server, "PYTHONPATH": place["no-ray"]}
     command = [sys.executable, "-m", case.module, *(part.format(**place) for part in case.arguments.split())]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
 
 
 @pytest.fixture(scope="module")
