@@ -174,6 +174,23 @@ def test_arrays_in_other_files_are_refused(tmp_path, kind):
         read_keras_h5((tmp_path / "w.h5").read_bytes(), "w.h5")
 
 
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_damaged_archives_are_told_and_raise_nothing_else(save):
+    packed = io.BytesIO()
+    save(packed, a=np.arange(50.0), b=np.ones((3, 4), "float32"))
+    whole, rng, refused = packed.getvalue(), np.random.default_rng(0), 0
+    for _ in range(2000):
+        data = bytearray(whole)
+        for place in rng.integers(len(data), size=rng.integers(1, 9)):
+            data[place] = rng.integers(256)
+        try:
+            read_npz(bytes(data), "x")
+        except UserError as error:
+            assert str(error).startswith("x: expected an .npz file of plain arrays. Received ")
+            refused += 1
+    assert refused > 1000  # some bytes of a zip mean nothing
+
+
 def test_other_files_are_refused(tmp_path):
     packed = io.BytesIO()
     np.savez(packed, a=np.array([Call(os.mkdir, str(tmp_path / "made"))], dtype=object))

@@ -1,7 +1,7 @@
-"""Weight files of other programs as NumPy arrays. Reading one runs no code that it brings.
+"""Weight files as NumPy arrays: `.npz`, Keras `.h5`, torch `.pth`. Reading one never runs code from it.
 
-`.pth` files are pickles, which can name any function and have it called. Here the unpickler knows
-the handful of names that a state dict consists of and refuses every other before it is looked up.
+A `.pth` file is a pickle, which can name any function and have it called. The unpickler here knows the few names
+that a state dict consists of and refuses any other before it is looked up.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import io
 import math
 import pickle
 import zipfile
+import zlib
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
@@ -23,8 +24,11 @@ from trainer.errors import UserError
 _STORAGES = {"FloatStorage": "<f4", "DoubleStorage": "<f8", "HalfStorage": "<f2", "LongStorage": "<i8"}
 _STORAGES |= {"IntStorage": "<i4", "ShortStorage": "<i2", "CharStorage": "<i1", "ByteStorage": "<u1"}
 _STORAGES |= {"BoolStorage": "?"}
-# What a file before torch 1.6, which is not a zip, begins with (torch/serialization.py).
+# First values of a file written before torch 1.6, which is not a zip (torch/serialization.py).
 _LEGACY_MAGIC, _LEGACY_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
+# What zipfile, NumPy and h5py raise for damaged files; MemoryError is not among them.
+_DAMAGE: tuple[type[Exception], ...] = (ValueError, TypeError, KeyError, AttributeError, OverflowError, RuntimeError)
+_DAMAGE += (OSError, EOFError, zipfile.BadZipFile, zlib.error)
 
 
 def read_npz(data: bytes, name: str) -> dict[str, np.ndarray]:
@@ -32,25 +36,25 @@ def read_npz(data: bytes, name: str) -> dict[str, np.ndarray]:
 
     Args:
         data: the whole file.
-        name: what error messages call it.
+        name: of the file in error messages.
 
     Raises:
-        UserError: it is no such file, or holds pickled objects.
+        UserError: it is not such a file, is damaged, or holds pickled objects.
     """
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as stored:
             return {key: stored[key] for key in stored.files}
-    except (ValueError, OSError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+    except _DAMAGE as error:
         raise UserError(f"{name}: expected an .npz file of plain arrays. Received {error}") from None
 
 
 def read_keras_h5(data: bytes, name: str) -> dict[str, dict[str, np.ndarray]]:
     """The weights of a Keras `.h5` file by layer and weight name, both in the file's order.
 
-    Keras 2's layout, with or without the model around the weights, names each weight (`kernel`); Keras 3's
-    `.weights.h5` numbers them (`0`) and names layers by their class.
+    Files of Keras 2, with or without the model around the weights, name each weight (`kernel`); `.weights.h5` files of
+    Keras 3 number them (`0`) and name layers by their class.
 
-    Args, Raises: as `read_npz`; also for a file whose arrays lie in other files.
+    Args, Raises: as `read_npz`; also refuses a file whose arrays lie in other files.
     """
     try:
         with h5py.File(io.BytesIO(data), "r") as file:
@@ -67,7 +71,7 @@ def read_keras_h5(data: bytes, name: str) -> dict[str, dict[str, np.ndarray]]:
                 layer: {path.rpartition("/")[2].partition(":")[0]: _array(group[path]) for path in weights}
                 for layer, weights in paths.items()
             }
-    except (OSError, KeyError, ValueError) as error:
+    except _DAMAGE as error:
         raise UserError(f"{name}: expected an HDF5 file of Keras weights. Received {error}") from None
 
 
@@ -76,21 +80,21 @@ def _text(value: bytes | str) -> str:
 
 
 def _array(dataset: h5py.Dataset) -> np.ndarray:
-    # These would let the file name other files of this machine; links to them cannot be followed from memory.
+    # These could name other files of this machine; links to such cannot be followed from memory.
     if dataset.external or dataset.is_virtual:
         raise ValueError(f"{dataset.name}, which lies outside the file")
     return np.asarray(dataset)
 
 
 def read_torch(data: bytes, name: str) -> Any:
-    """What `torch.save` wrote: dicts, lists and numbers as they are, tensors as read-only arrays.
+    """The value saved by `torch.save`: dicts, lists and numbers as they are, tensors as read-only arrays.
 
     Reads the zip files of torch 1.6 and later and the files of earlier versions.
 
     Args: as `read_npz`.
 
     Raises:
-        UserError: it is no such file, is damaged, or names anything but what a state dict consists of.
+        UserError: it is not such a file, is damaged, or names anything that is not part of a state dict.
     """
     try:
         if data[:4] == b"PK\x03\x04":
@@ -98,9 +102,11 @@ def read_torch(data: bytes, name: str) -> Any:
         return _read_torch_legacy(data)
     except UserError as error:
         raise UserError(f"{name}: {error}") from None
-    except Exception as error:  # the unpickler lets a damaged file raise anything
+    except Exception as error:  # with a damaged file the unpickler may raise anything
         kind = type(error).__name__
-        raise UserError(f"{name}: expected a file of torch.save. Received a damaged or other one ({kind})") from None
+        raise UserError(
+            f"{name}: expected a file of torch.save. Received a damaged or different file ({kind})"
+        ) from None
 
 
 def read_state_dict(data: bytes, name: str) -> dict[str, np.ndarray]:
@@ -178,7 +184,7 @@ class _Tensor:
 
 
 class _StateDictUnpickler(pickle.Unpickler):
-    """Knows storages, tensors and containers; `storages` collects what the pickle refers to."""
+    """Knows storages, tensors and containers; `storages` collects those that the pickle refers to."""
 
     def __init__(self, stream):
         super().__init__(stream)
