@@ -39,7 +39,7 @@ def draw(index: int, side=256, hole_ratio=(0.2, 0.3), border="any") -> np.ndarra
 
 
 def first_boxes(key: int, shape=(256, 256), ratio=0.25, border="any", count=8) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Centres and corners in pixels."""
+    """Centers and corners in pixels."""
     drawn = zip(boxes._boxes(random(key), shape, ratio, border), range(count), strict=False)
     return [(center / 16, corners / 16) for (center, corners), _ in drawn]
 

@@ -32,7 +32,7 @@ def encode(picture: Image.Image, kind: str, **options) -> bytes:
 
 
 def small_photo() -> Image.Image:
-    """Not square, not symmetric, in colour."""
+    """Not square, not symmetric, in color."""
     return Image.open(io.BytesIO(CAT)).convert("RGB").resize((60, 44))
 
 
@@ -54,7 +54,7 @@ USED = {
     "train/n02/cat.JPEG": CAT,
     "train/n02/progressive.JPEG": encode(small_photo(), "JPEG", progressive=True),
     "train/n02/png.JPEG": encode(small_photo(), "PNG"),
-    "train/n01/grey.JPEG": encode(small_photo().convert("L"), "JPEG", quality=95),
+    "train/n01/gray.JPEG": encode(small_photo().convert("L"), "JPEG", quality=95),
     "train/n01/cmyk.JPEG": encode(small_photo().convert("CMYK"), "JPEG", quality=95),
     "train/n10/deep/rotated.jpg": rotated_jpeg(),
     "train/n10/alpha.png": alpha_png(),
@@ -134,17 +134,17 @@ def test_every_record_decodes_to_what_it_says(written):
 def mistakes(pixels: np.ndarray) -> dict[str, np.ndarray]:
     """What the pixels would be, had the encoder made a mistake that leaves the shape as it is."""
     wrong = {"upside down": pixels[::-1], "mirrored": pixels[:, ::-1], "negative": 255 - pixels}
-    if np.ptp(pixels, axis=2).mean() > 1:  # in colour
+    if np.ptp(pixels, axis=2).mean() > 1:  # in color
         wrong["BGR"] = pixels[..., ::-1]
     return wrong
 
 
 @pytest.mark.parametrize(
-    "name", ["train/n02/png.JPEG", "train/n01/grey.JPEG", "train/n01/cmyk.JPEG", "train/n10/deep/rotated.jpg"]
+    "name", ["train/n02/png.JPEG", "train/n01/gray.JPEG", "train/n01/cmyk.JPEG", "train/n10/deep/rotated.jpg"]
 )
 def test_encoded_anew_it_is_still_the_same_photograph(name, written):
     pixels = tf.io.decode_jpeg(read_split(written, "train")[name]["image/encoded"]).numpy().astype(float)
-    expected = np.asarray(small_photo().convert("L").convert("RGB") if "grey" in name else small_photo(), float)
+    expected = np.asarray(small_photo().convert("L").convert("RGB") if "gray" in name else small_photo(), float)
     assert pixels.shape == (44, 60, 3)
     error = np.abs(pixels - expected).mean()
     assert error < 6

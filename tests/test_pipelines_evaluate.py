@@ -30,7 +30,7 @@ CONFIG = TrainConfig(unet=UNetConfig(image_size=24, filters=(4, 6), kernels=(5, 
 
 
 def draw_photo(number: int, height: int, width: int) -> bytes:
-    """JPEG of a gradient and a disc: something that neighbours say something about."""
+    """JPEG of a gradient and a disc: something that neighbors say something about."""
     y, x = np.mgrid[:height, :width] / max(height, width)
     disc = (np.hypot(y - 0.4, x - 0.3) < 0.2) * 0.4
     pixels = np.stack([x + disc, 0.7 * y + 0.1 * number, 0.3 + disc], -1) * 200
@@ -107,7 +107,7 @@ def read_examples(folder, split) -> list[dict]:
     ]
 
 
-def centre_square(image: np.ndarray) -> np.ndarray:
+def center_square(image: np.ndarray) -> np.ndarray:
     height, width = image.shape[:2]
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
@@ -152,10 +152,10 @@ def expected(made) -> list[dict]:
     for pair in range(MASKS):
         bucket, border = cells[pair % 12]
         record, index = images[turns[pair // 12 % 5]], members[bucket, border][pair // 12]
-        target = centre_square(np.asarray(Image.open(io.BytesIO(record["image/encoded"]))))
+        target = center_square(np.asarray(Image.open(io.BytesIO(record["image/encoded"]))))
         mask = np.asarray(Image.open(io.BytesIO(masks[index]["mask/encoded"]))).astype(np.uint8)
-        colour = np.uint8(np.rint(target[mask == 1].mean(0)))
-        mean = np.where(mask[..., None] == 1, target, colour)
+        color = np.uint8(np.rint(target[mask == 1].mean(0)))
+        mean = np.where(mask[..., None] == 1, target, color)
         filled = {name: predict.inpaint(target, mask, model) for name, model in models.items()}
         for name, method in (("telea", cv2.INPAINT_TELEA), ("ns", cv2.INPAINT_NS)):
             filled[name] = np.where(mask[..., None] == 1, target, cv2.inpaint(mean, 1 - mask, 3, method))

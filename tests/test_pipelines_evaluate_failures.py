@@ -46,7 +46,7 @@ def save_run(folder: str, bias: float) -> None:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """Folder with files of pictures, two of them unreadable and one of one colour, masks, and a good and a bad run."""
+    """Folder with files of pictures, two of them unreadable and one of one color, masks, and a good and a bad run."""
     folder = tmp_path_factory.mktemp("made")
     (folder / "files" / "deep").mkdir(parents=True)
     for number in range(4):

@@ -48,7 +48,7 @@ SCENE = Image.open(PHOTOS[0]).convert("RGB").resize((60, 44))
 
 
 def ycck() -> bytes:
-    """As Photoshop stores CMYK: inks inverted, the three colours of them as YCC, and 2 in Adobe's marker says so."""
+    """As Photoshop stores CMYK: inks inverted, the three colors of them as YCC, and 2 in Adobe's marker says so."""
     y, cb, cr = Image.eval(SCENE, lambda value: 255 - value).convert("YCbCr").split()
     stored = [Image.eval(band, lambda value: 255 - value) for band in (y, cb, cr)]  # Pillow inverts what it writes
     data = encode(Image.merge("CMYK", [*stored, Image.new("L", SCENE.size, 0)]), quality=95)
@@ -84,7 +84,7 @@ CHANGED = {  # show the scene, once they are RGB and upright
     "alpha.png": encode(SCENE.convert("RGBA"), "PNG"),
     "web.webp": encode(SCENE, "WEBP", quality=95),
     "animated.gif": encode(SCENE, "GIF", save_all=True, append_images=[Image.new("RGB", SCENE.size)]),
-    "grey.JPEG": encode(SCENE.convert("L"), quality=95),
+    "gray.JPEG": encode(SCENE.convert("L"), quality=95),
     "sixteen.png": sixteen_bits(),
 }
 KEPT = {
@@ -229,10 +229,10 @@ def test_every_image_is_a_record_with_its_label(written, ilsvrc):
 @pytest.mark.parametrize("name", CHANGED)
 def test_other_kinds_become_the_same_picture_upright_in_rgb(name, written):
     pixels = tf.io.decode_jpeg(read_all(written)[f"train/{PLANTED}/{name}"]["image/encoded"]).numpy().astype(float)
-    grey = name in ("grey.JPEG", "sixteen.png")
-    expected = np.asarray(SCENE.convert("L").convert("RGB") if grey else SCENE, float)
+    gray = name in ("gray.JPEG", "sixteen.png")
+    expected = np.asarray(SCENE.convert("L").convert("RGB") if gray else SCENE, float)
     error = np.abs(pixels - expected).mean()
-    wrong = [pixels[::-1], pixels[:, ::-1], 255 - pixels, *([] if grey else [pixels[..., ::-1]])]
+    wrong = [pixels[::-1], pixels[:, ::-1], 255 - pixels, *([] if gray else [pixels[..., ::-1]])]
     assert error < 6 and all(np.abs(other - expected).mean() > 2 * error for other in wrong)
 
 

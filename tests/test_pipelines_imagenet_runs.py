@@ -40,13 +40,13 @@ def classes():
     """name -> bytes of each class; in each an image that must be encoded anew and one that cannot be used."""
     rng, found = random.Random(0), {}
     for synset in CLASSES:
-        found[synset] = {f"{synset}_grey.JPEG": b"", f"{synset}_text.JPEG": b"A text.\n"}
+        found[synset] = {f"{synset}_gray.JPEG": b"", f"{synset}_text.JPEG": b"A text.\n"}
         for number in range(6):
             file = io.BytesIO()
             with Image.open(rng.choice(PHOTOS)) as photo:
                 photo = photo.convert("L" if number == 0 else "RGB").resize((rng.randint(64, 96), 72))
                 photo.save(file, "JPEG", quality=rng.randint(80, 95))
-            found[synset][f"{synset}_{'grey' if number == 0 else number}.JPEG"] = file.getvalue()
+            found[synset][f"{synset}_{'gray' if number == 0 else number}.JPEG"] = file.getvalue()
     return found
 
 
@@ -161,7 +161,7 @@ def header_of(data: bytes, number: int) -> int:
 @pytest.mark.parametrize(
     ("change", "whole", "reason"),
     [
-        (lambda data: data[:600], 0, f"{VICTIM}_grey.JPEG.*: the archive ends within it"),
+        (lambda data: data[:600], 0, f"{VICTIM}_gray.JPEG.*: the archive ends within it"),
         (lambda data: b"", 0, "the archive is damaged or no uncompressed tar, after 0 of 0 bytes"),
         (lambda data: b"<html>" * 500, 0, "the archive is damaged or no uncompressed tar, after 0 of 3000 bytes"),
         (lambda data: data[: header_of(data, 3)], 3, "the archive ends after .* without its end mark"),
@@ -177,7 +177,7 @@ def test_a_damaged_archive_of_a_class_is_one_reject(change, whole, reason, class
     manifest = load_manifest(str(output), "image")
     (line,) = (line for line in rejects(output) if line["stage"] == "index")
     assert line["member"].startswith(f"{VICTIM}.tar") and re.search(reason, f"{line['member']}: {line['error']}")
-    # Of 9 classes 6 images each, and of this one those before the damage: grey, 1 and 2.
+    # Of 9 classes 6 images each, and of this one those before the damage: gray, 1 and 2.
     assert manifest.synsets == tuple(CLASSES) and manifest.counts["records"] == 54 + whole
 
 

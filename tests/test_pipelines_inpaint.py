@@ -259,7 +259,7 @@ def test_a_corrupt_checkpoint_is_named_and_leaves_no_manifest(done, run, tmp_pat
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--hole", "grey"], "--hole: invalid choice: 'grey' (choose from "),
+        (["--hole", "gray"], "--hole: invalid choice: 'gray' (choose from "),
         (["--batch-size", "0"], "--batch-size: expected 1 or more. Received 0."),
         (["--images", "{0}/none"], "--images: no files at {0}/none"),
         (["--masks", "{0}/holes/*.tif"], "--masks: no files at {0}/holes/*.tif"),

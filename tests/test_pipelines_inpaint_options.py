@@ -92,8 +92,8 @@ def test_colors_of_other_depths():
     np.testing.assert_array_equal(exact, [[0, 1, 1, 1]])
     near = loading.holes_in(Picture(pixels), loading.parse_holes("color=#ff0080,1"))
     np.testing.assert_array_equal(near, [[0, 0, 0, 0]])
-    grey = loading.holes_in(Picture(np.uint8([[[255], [0], [128]]])), loading.parse_holes("color=#ffffff"))
-    np.testing.assert_array_equal(grey, [[0, 1, 1]])
+    gray = loading.holes_in(Picture(np.uint8([[[255], [0], [128]]])), loading.parse_holes("color=#ffffff"))
+    np.testing.assert_array_equal(gray, [[0, 1, 1]])
 
 
 @pytest.mark.parametrize("text", ["", "beta", "color=#ff00f", "color=ff00ff", "color=#ff00ff,", "color=#ff00ff,256"])
@@ -135,7 +135,7 @@ def test_masks_of_another_size(run, tmp_path):
     np.testing.assert_array_equal(load(f"{folder}/yes/a.png"), predict.inpaint(image, mask, model_of(run, "best")))
 
 
-def test_resizing_takes_the_pixel_under_each_centre():
+def test_resizing_takes_the_pixel_under_each_center():
     mask = np.uint8([[0, 1, 1, 0, 1]])
     np.testing.assert_array_equal(loading.fit_mask(mask, (2, 10), True), mask.repeat(2, 0).repeat(2, 1))
     np.testing.assert_array_equal(loading.fit_mask(mask, (1, 1), True), [[1]])

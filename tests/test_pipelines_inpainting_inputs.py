@@ -122,7 +122,7 @@ def test_shared_folder():
 
 def test_the_color_of_holes_may_stand_in_the_manifest(tmp_path):
     assert inputs.hole_of_folder(str(tmp_path)) is None
-    for data, expected in ((b'{"hole": "white"}', "white"), (b'{"hole": "grey"}', None), (b"[", None), (b"[]", None)):
+    for data, expected in ((b'{"hole": "white"}', "white"), (b'{"hole": "gray"}', None), (b"[", None), (b"[]", None)):
         storage.overwrite(f"{tmp_path}/manifest.json", data)
         assert inputs.hole_of_folder(str(tmp_path)) == expected
 

@@ -14,7 +14,7 @@ MARK = 77  # first value of the image that the network below fails on
 
 
 def refuse_marked(image, mask):
-    """Stands for a network: mid-grey, or an error if the batch holds a marked image."""
+    """Stands for a network: mid-gray, or an error if the batch holds a marked image."""
     if np.any(np.rint(image[:, 0, 0, 0] * 255) == MARK):
         raise ValueError("out of memory")
     return tf.fill(image.shape, 0.5)
@@ -41,11 +41,11 @@ def test_windows_and_seconds_are_told_and_batches_are_filled(batch_size):
     batch = [Pair(np.full((4, 4, 3), i, np.uint8), np.eye(4, dtype=np.uint8)) for i in range(3)]
     shapes = []
 
-    def predict_grey(image, mask):
+    def predict_gray(image, mask):
         shapes.append(image.shape[0])
         return tf.fill(image.shape, 0.5)
 
-    model = predict.Model(predict_grey, stride=2, batch_size=batch_size)
+    model = predict.Model(predict_gray, stride=2, batch_size=batch_size)
     results = FillModelHandler(None, batch_size).run_inference(batch, model)
     assert [result.windows for result in results] == [1, 1, 1]
     assert all(0 < result.seconds < 10 for result in results)

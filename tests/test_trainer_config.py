@@ -90,7 +90,7 @@ def test_overrides_are_checked_together():
     assert override(PRESETS["demo"], []) == PRESETS["demo"]
 
 
-@pytest.mark.parametrize("key", ["initial.step", "unet", "colour", ""])
+@pytest.mark.parametrize("key", ["initial.step", "unet", "color", ""])
 def test_unknown_keys_list_the_valid_ones(key):
     with pytest.raises(ValueError) as caught:
         override(PRESETS["demo"], [f"{key}=1"])

@@ -58,7 +58,7 @@ def position_of(crop):
         line = crop[3:-3, 3:-3, channel].mean(axis=axis) * 255
         step, first = np.polyfit(inner, line, 1)
         assert np.abs(line - first - step * inner).max() < 1.5
-        # Pixel i covers [i, i + 1): its centre is at i + 0.5 in both pictures.
+        # Pixel i covers [i, i + 1): its center is at i + 0.5 in both pictures.
         begin, end = first + 0.5 - step / 2, first + 0.5 - step / 2 + step * size
         found += [min(begin, end), abs(end - begin)]
     return (*found, step_is_negative(crop))
@@ -96,7 +96,7 @@ def test_smaller_pictures_are_averaged():
     x = np.arange(64)
     stripes = np.where((x % 4 == 1) | (x % 4 == 2), 255, 0).astype(np.uint8)
     pixels = np.broadcast_to(stripes[None, :, None], (64, 64, 3))
-    # Taking every fourth column with its neighbour would see white alone.
+    # Taking every fourth column with its neighbor would see white alone.
     crops = crops_of(pixels, 16, DataConfig(crop_scale=(1.0, 1.0)), count=2)
     np.testing.assert_allclose(crops[:, :, 2:-2], 0.5, atol=0.06)
 
@@ -112,7 +112,7 @@ def test_sizes_between_are_interpolated(side):
 
 
 def interpolate(pixels, size):
-    """Rows between rows, pixel centres at 0.5, 1.5, ... in both pictures."""
+    """Rows between rows, pixel centers at 0.5, 1.5, ... in both pictures."""
     place = ((np.arange(size) + 0.5) * len(pixels) / size - 0.5).clip(0, len(pixels) - 1)
     above = np.floor(place).astype(int)
     below, share = np.minimum(above + 1, len(pixels) - 1), (place - above)[:, None, None]

@@ -91,7 +91,7 @@ def cut_slowly(mask, top, left, side):
 
 
 @pytest.mark.parametrize("place", [(0, 0, 33), (5, -7, 33), (-33, 0, 33), (9, 4, 20), (-3, 20, 16), (32, 32, 1)])
-def test_a_cut_is_nearest_neighbour_and_valid_outside(place):
+def test_a_cut_is_nearest_neighbor_and_valid_outside(place):
     found = examples.cut(stored(0), *place)
     np.testing.assert_array_equal(found, cut_slowly(stored(0), *place), strict=True)
 

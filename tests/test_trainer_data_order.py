@@ -12,6 +12,8 @@ from trainer.data.manifest import Shard
 from trainer.data.order import Order, RecordReader, Source, draw_order
 
 ORDERS = [  # counts, streams, window
+    ([1], 1, 1),
+    ([0, 1], 3, 2),
     ([5], 1, 9),
     ([3, 0, 5, 2], 3, 2),
     ([1, 1, 1], 4, 1),

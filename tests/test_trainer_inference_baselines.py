@@ -40,7 +40,7 @@ def test_one_color_is_continued(fill):
 
 
 @pytest.mark.parametrize("fill", BASELINES.values(), ids=BASELINES)
-def test_nothing_valid_gives_mid_grey(fill):
+def test_nothing_valid_gives_mid_gray(fill):
     image, _ = draw()
     np.testing.assert_array_equal(fill(image, np.zeros(image.shape[:2], np.uint8)), np.full_like(image, 128))
 

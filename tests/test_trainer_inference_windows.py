@@ -177,7 +177,7 @@ def test_the_network_sees_what_is_valid_and_nothing_of_what_is_not():
     np.testing.assert_allclose(image[0], expected, atol=1e-6)
 
 
-def test_grey_is_the_luminance_of_what_the_network_gives():
+def test_gray_is_the_luminance_of_what_the_network_gives():
     pixels, mask = np.full((8, 8, 1), 7, np.uint8), np.ones((8, 8), np.uint8)
     mask[3, 4] = 0
 

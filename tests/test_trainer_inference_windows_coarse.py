@@ -79,7 +79,7 @@ def test_a_hole_larger_than_a_window_is_filled_from_what_is_around_it():
 
 
 def test_the_guide_is_one_pixel_in_four_of_the_deep_holes_and_in_place():
-    """With a network that is exact on a ramp, the samples must be the ramp's own values, not those of a neighbour."""
+    """With a network that is exact on a ramp, the samples must be the ramp's own values, not those of a neighbor."""
     ramp = (np.arange(400, dtype=np.float64)[:, None] * 100 + np.arange(400)[None] * 50 + 500)[..., None]
     pixels, mask = ramp.astype(np.uint16).repeat(3, 2), np.ones((400, 400), np.uint8)
     mask[101:299, 83:299] = 0

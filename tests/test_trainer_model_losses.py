@@ -100,7 +100,7 @@ def test_total_variation_by_hand():
     mask = np.ones((1, 8, 8, 1), "float32")
     mask[0, 3, 3] = 0  # R is the 3 x 3 block around it
     image = np.zeros((1, 8, 8, 1), "float32")
-    image[0, 2, 2] = 1  # corner of R: 2 of its 4 neighbours are in R, pairs leaving R do not count
+    image[0, 2, 2] = 1  # corner of R: 2 of its 4 neighbors are in R, pairs leaving R do not count
     np.testing.assert_allclose(losses.total_variation_loss(image, mask), 2 / 64, rtol=1e-6)
     assert losses.total_variation_loss(np.full((1, 8, 8, 1), 0.7, "float32"), mask) == 0
     assert losses.total_variation_loss(image, np.ones_like(mask)) == 0

@@ -173,10 +173,10 @@ def test_pconv_keras_is_the_same_but_for_holes_that_nothing_reaches():
     difference = np.abs(compute(imported, image, mask) - expected)
     assert np.std(expected * reached) > 0.1 and (difference * reached).max() < 1e-4
     holes = reached[..., 0] == 0
-    colours = expected[holes]
-    assert np.ptp(colours, axis=0).max() < 1e-12 and difference[holes].max() > 0.01
+    colors = expected[holes]
+    assert np.ptp(colors, axis=0).max() < 1e-12 and difference[holes].max() > 0.01
     assert f"up to {difference[holes].max():.3f} away" in imported.notes[0]
-    assert f"paints RGB ({', '.join(f'{v:.3f}' for v in colours[0])})" in imported.notes[0]
+    assert f"paints RGB ({', '.join(f'{v:.3f}' for v in colors[0])})" in imported.notes[0]
 
 
 def test_naoto0804_is_the_same_everywhere():

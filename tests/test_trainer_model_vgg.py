@@ -29,7 +29,7 @@ def vgg_oracle(rgb):
 
 
 def draw_image():
-    """Smooth colours that differ by channel: noise alone would hide a swap of channels from deep layers."""
+    """Smooth colors that differ by channel: noise alone would hide a swap of channels from deep layers."""
     y, x = np.mgrid[:18, :16] / 18
     image = np.stack([y, 0.5 + 0.5 * np.sin(7 * x), (x * y) ** 2], axis=-1)[None]
     return (0.9 * image + 0.1 * np.random.default_rng(0).random(image.shape)).astype("float32")

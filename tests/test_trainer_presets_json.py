@@ -106,7 +106,7 @@ def test_json_of_earlier_commits_is_read_and_written_byte_for_byte():
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda c: c.update(colour=1), "unknown key 'colour'. Was it written by a newer version"),
+        (lambda c: c.update(color=1), "unknown key 'color'. Was it written by a newer version"),
         (lambda c: c["unet"].update(filter=1), "unknown key 'unet.filter'. Did you mean unet.filters"),
         (lambda c: c.update(unet=[1]), r"unet: expected the fields of UNetConfig. Received \[1\]"),
         (lambda c: c.update(global_batch_size="6"), "global_batch_size: expected an integer. Received '6'"),

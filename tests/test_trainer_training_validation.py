@@ -63,7 +63,7 @@ def test_masks_take_turns_through_the_intervals_on_every_image(place):
     for pair in pairs:
         np.testing.assert_array_equal(pair.mask, mask(pair.number))
         assert pair.bucket == pair.number % 6 == bucket_of(hole_ratio(pair.mask))
-        # Six neighbours share an image, in the order of the split, again from the first after the last.
+        # Six neighbors share an image, in the order of the split, again from the first after the last.
         pixels = rgb.decode_rgb(rgb.encode_jpeg(picture([0, 1, 2, 0][pair.number // 6])))
         np.testing.assert_array_equal(pair.target, rgb.center_square(pixels, SIZE))
 

@@ -106,7 +106,7 @@ def dilate_holes(mask: np.ndarray, radius: int) -> np.ndarray:
 
 
 def cut(mask: np.ndarray, top: int, left: int, side: int) -> np.ndarray:
-    """The square of ``side`` pixels at (top, left), enlarged to the size of the mask by nearest neighbour.
+    """The square of ``side`` pixels at (top, left), enlarged to the size of the mask by nearest neighbor.
 
     Args:
         mask: uint8 [S, S] of {0, 1}.
@@ -114,7 +114,7 @@ def cut(mask: np.ndarray, top: int, left: int, side: int) -> np.ndarray:
         side: 1 .. S; with S the mask is moved, not enlarged.
     """
     size = len(mask)
-    offset = (2 * np.arange(size) + 1) * side // (2 * size)  # the source pixel under each centre
+    offset = (2 * np.arange(size) + 1) * side // (2 * size)  # the source pixel under each center
     rows, columns = top + offset, left + offset
     found = mask[np.ix_(rows.clip(0, size - 1), columns.clip(0, size - 1))]
     found[(rows < 0) | (rows >= size)] = 1

@@ -52,7 +52,7 @@ def style_loss(features, target_features):
 
 
 def total_variation_loss(composite, mask):
-    """L_tv: |difference| of neighbours, over pairs with both pixels in R, divided by N(composite).
+    """L_tv: |difference| of neighbors, over pairs with both pixels in R, divided by N(composite).
 
     R is the hole dilated by one pixel, diagonals included; horizontal and vertical pairs count.
     """
