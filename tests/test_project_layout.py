@@ -35,10 +35,11 @@ masks.canvas
 masks.families
 masks.sampling
 trainer.errors trainer.metrics. trainer.metrics.table
+trainer.storage
+trainer.documents
 trainer.config trainer.presets
 trainer.command
 trainer.weight_files
-trainer.storage
 trainer.images
 trainer.data
 trainer.model

@@ -186,6 +186,30 @@ def test_a_broken_pointer_is_named_and_the_next_checkpoint_heals_it(tmp_path, da
     assert save(run, 5) == checkpoints.find_latest(run)
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["../../other/checkpoints/{}", "/other/{}", "gs://other/{}", "{}/../{}", "{}\n", "{}\0", "", "..", "notes"]
+    + ["step-00000005-\x1b[31m00", "step-1-00000000"],
+)
+def test_a_pointer_names_a_checkpoint_of_its_run_and_nothing_else(tmp_path, name):
+    run, other = str(tmp_path / "run"), str(tmp_path / "other")
+    pin = save(other, 5)  # it is whole, and it is another run's
+    data = {"checkpoint": name.replace("{}", name_of(pin)), "step": 5, "crc32c": pin.crc32c}
+    storage.create(f"{run}/checkpoints/latest.json", json.dumps(data).encode())
+    with pytest.raises(storage.Corrupt, match="latest.json is not a pointer to a checkpoint") as caught:
+        checkpoints.find(run)
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("change", [{"step": 6}, {"step": -5}, {"step": 10**30}, {"step": None}, {"crc32c": None}])
+def test_a_pointer_agrees_with_the_name_of_its_checkpoint(tmp_path, change):
+    pin = save(str(tmp_path), 5)
+    data = {"checkpoint": name_of(pin), "step": 5, "crc32c": pin.crc32c} | change
+    storage.overwrite(f"{tmp_path}/checkpoints/latest.json", json.dumps(data).encode())
+    with pytest.raises(storage.Corrupt, match="latest.json is not a pointer to a checkpoint"):
+        checkpoints.find(str(tmp_path))
+
+
 @pytest.mark.parametrize("keep", [1, 2])
 def test_the_newest_and_the_best_are_kept(run, keep):
     values = {5: 20.0, 10: 23.0, 100: 21.0, 1000: 22.0, 2000: None}

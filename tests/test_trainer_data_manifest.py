@@ -150,6 +150,72 @@ def test_garbage_is_refused_in_one_line(data, tmp_path):
         load_manifest(folder, "image")
 
 
+NAME = "val-00000-of-00001.tfrecord"
+
+
+def with_shard(**changes):
+    """The manifest, with its last shard, of two records, changed."""
+    shards = json.loads(dump_manifest(make_manifest()))["shards"]
+    records = changes.get("records", 2)
+    total = 3 + records if type(records) is int else 5
+    counts = {"inputs": total, "records": total, "rejects": 0}
+    return edited(shards=[*shards[:2], shards[2] | changes], counts=counts)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["/etc/passwd", "../../../etc/passwd", f"../{NAME}", f"/data/{NAME}", f"gs://other/{NAME}", f"a/{NAME}", "", "val"]
+    + [f"{NAME}\0", f"{NAME}\n", f".{NAME}", 5, [], {}, None, "val-00001-of-00001.tfrecord", "val-0-of-1.tfrecord"]
+    + ["val-\u0660\u0660\u0660\u0660\u0660-of-00001.tfrecord", "other-00000-of-00001.tfrecord"],
+)
+def test_shards_are_files_of_the_folder_and_named_as_such(name, tmp_path):
+    write(str(tmp_path), with_shard(name=name))
+    with pytest.raises(UserError, match="manifest.json is not a dataset manifest: .*(shards named as|expected a text)"):
+        load_manifest(str(tmp_path), "image")
+
+
+@pytest.mark.parametrize("split", ["..", "../val", "/val", "gs://other/val", "va\0l", "va\x1b[31ml"])
+def test_no_split_leads_elsewhere(split, tmp_path):
+    write(str(tmp_path), with_shard(split=split, name=shard_name(split, 0, 1)))
+    with pytest.raises(UserError, match="expected shards named as"):
+        load_manifest(str(tmp_path), "image")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"bytes": -1}, r"shards\[2\].bytes: expected 0 or more"),
+        ({"bytes": 10**30}, r"shards\[2\].bytes: expected \d+ or less"),
+        ({"bytes": 31}, "16 bytes or more for each record. Received 2 records in 31 bytes"),
+        ({"records": 10**18}, r"shards\[2\].records: expected \d+ or less"),
+        ({"records": 10**15}, "16 bytes or more for each record. Received 1000000000000000 records in 200 bytes"),
+        ({"records": 2.0}, r"shards\[2\].records: expected an integer"),
+        ({"crc32c": "AAAA"}, r"shards\[2\].crc32c: expected"),
+        ({"name": "train-00000-of-00002.tfrecord", "split": "train"}, "expected each shard once"),
+    ],
+)
+def test_shards_are_as_large_as_their_records(changes, message, tmp_path):
+    write(str(tmp_path), with_shard(**changes))
+    with pytest.raises(UserError, match=f"manifest.json is not a dataset manifest: .*{message}"):
+        load_manifest(str(tmp_path), "image")
+
+
+@pytest.mark.parametrize("key", ["parameters", "statistics", "seed", "code_version", "synsets", "kind"])
+def test_no_value_is_null(key, tmp_path):
+    write(str(tmp_path), edited(**{key: None}))
+    with pytest.raises(UserError, match=f"manifest.json is not a dataset manifest: {key}: expected .* Received None"):
+        load_manifest(str(tmp_path), "image")
+
+
+def test_a_manifest_of_as_many_shards_as_there_are_names_is_read(tmp_path):
+    shards = [
+        {"name": shard_name("train", n, 99_999), "split": "train", "records": 0, "bytes": 0} for n in range(99_999)
+    ]
+    counts = {"inputs": 0, "records": 0, "rejects": 0}
+    write(str(tmp_path), edited(shards=[shard | {"crc32c": "AAAAAA=="} for shard in shards], counts=counts))
+    assert len(load_manifest(str(tmp_path), "image").split("train")) == 99_999
+
+
 def test_manifests_are_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         make_manifest().seed = 1

@@ -229,14 +229,14 @@ from trainer.data.manifest import Shard
 bucket, folder, log, limit, seed, killed_at = *sys.argv[1:4], *map(int, sys.argv[4:7])
 shards = [Shard(**eval(text)) for text in sys.argv[7:]]
 read, downloads = storage.read, []
-def slow(address, checksum):
+def slow(address, *arguments):
     with open(log, "a") as file:
         file.write(address + "\\n")
     downloads.append(address)
     time.sleep(0.05)  # so that the others come meanwhile
     if len(downloads) == killed_at:
         os.kill(os.getpid(), signal.SIGKILL)
-    return read(address, checksum)
+    return read(address, *arguments)
 storage.read = slow
 cache = shard_cache.ShardCache(limit, folder)
 rng = random.Random(seed)

@@ -71,6 +71,26 @@ def test_more_than_one_request_can_carry(bucket):
     assert storage.read(bucket + "/big", storage.crc32c(data)) == data
 
 
+def test_a_file_is_read_up_to_the_size_it_may_have(place):
+    storage.create(place + "/small", b"1234")
+    assert storage.read(place + "/small", storage.crc32c(b"1234"), max_bytes=4) == b"1234"
+    assert storage.read_versioned(place + "/small", 4)[1] == storage.read_versioned(place + "/small")[1]
+    assert storage.read_versioned(place + "/absent", 4) == (None, 0)
+    with pytest.raises(storage.TooLarge, match="small is too large: expected 3 bytes or fewer. Received 4 or more."):
+        storage.read(place + "/small", max_bytes=3)
+
+
+def test_what_is_no_regular_file_is_refused_before_it_is_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "zeros").symlink_to("/dev/zero")
+    for name in ("pipe", "zeros"):
+        for read in (storage.read, storage.checksum, lambda address: storage.read_range(address, 0, 9)):
+            with pytest.raises(UserError, match=f"{name} cannot be read: expected a regular file"):
+                read(str(tmp_path / name))
+    with pytest.raises(UserError, match="cannot be read: embedded null byte"):
+        storage.read(str(tmp_path / "a\0b"))
+
+
 def test_replace_asks_for_the_generation_that_was_read(place):
     address = place + "/pointer"
     assert storage.read_versioned(address) == (None, 0)

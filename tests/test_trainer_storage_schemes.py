@@ -21,7 +21,7 @@ from trainer.errors import UserError
 from trainer.storage import retry
 from trainer.storage.gcs import GcsStore
 from trainer.storage.local import LocalStore
-from trainer.storage.store import Store
+from trainer.storage.store import Store, require_size
 
 
 class Busy(Exception):
@@ -59,8 +59,10 @@ class MemoryStore:
     def checksum(self, address):
         return storage.crc32c(self.read_range(address, 0, 1 << 40))
 
-    def read_versioned(self, address):
-        return self.files.get(address, (None, 0))
+    def read_versioned(self, address, max_bytes=None):
+        data, generation = self.files.get(address, (None, 0))
+        require_size(address, len(data or b""), max_bytes)
+        return data, generation
 
     def read_range(self, address, start, length):
         if address not in self.files:

@@ -24,8 +24,8 @@ PRECISIONS: tuple[str, ...] = get_args(Precision)
 # No unknown fields; no conversion of types in Python and JSON, where only an int may stand for a float.
 _STRICT = ConfigDict(extra="forbid", strict=True)
 
-_Count = Annotated[int, Field(ge=0)]
-_PositiveInt = Annotated[int, Field(ge=1)]
+_Count = Annotated[int, Field(ge=0, le=2**53)]
+_PositiveInt = Annotated[int, Field(ge=1, le=2**53)]
 _Finite = Annotated[float, Field(allow_inf_nan=False)]
 _NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -57,7 +57,7 @@ class UNetConfig:
             1x1 convolution to 3 channels and a sigmoid, as some implementations have it.
     """
 
-    image_size: _PositiveInt = 512
+    image_size: Annotated[int, Field(ge=1, le=2**14)] = 512
     filters: tuple[_PositiveInt, ...] = (64, 128, 256, 512, 512, 512, 512, 512)
     kernels: tuple[_PositiveInt, ...] = (7, 5, 5, 3, 3, 3, 3, 3)
     bn_epsilon: _Positive = 1e-5
@@ -89,6 +89,13 @@ class UNetConfig:
     @property
     def depth(self) -> int:
         return len(self.filters)
+
+    @property
+    def kernel_values(self) -> int:
+        """Number of the values in all kernels of partial convolutions, nearly all weights of the network."""
+        inputs = (3, *self.filters[:-1])  # of the encoder's levels, which are also what the decoder's put out
+        encoder = sum(size**2 * a * b for size, a, b in zip(self.kernels, inputs, self.filters, strict=True))
+        return encoder + sum(9 * (below + skip) * skip for below, skip in zip(self.filters, inputs, strict=True))
 
     @property
     def stride(self) -> int:

@@ -18,6 +18,10 @@ class Corrupt(UserError):
     """The bytes at an address do not have the checksum they should have."""
 
 
+class TooLarge(Corrupt):
+    """A file is larger than what may be at its address."""
+
+
 class DeviceError(UserError):
     """The device to compute on does not exist on this machine."""
 

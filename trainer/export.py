@@ -9,13 +9,16 @@ Existing files are kept as they are. ONNX needs the package tf2onnx (pip install
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from trainer import storage
 from trainer.command import ArgumentParser, quiet_imports, run_command
 from trainer.errors import UserError
 from trainer.inference import EXPORT_FORMATS
+
+if TYPE_CHECKING:
+    from trainer.inference.export_formats import Card
 
 
 def _formats(text: str) -> list[str]:
@@ -38,7 +41,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def read_card(folder: str, crc32c: str, own: bool) -> dict | None:
+def read_card(folder: str, crc32c: str, own: bool) -> Card | None:
     """The model card in a folder, None if it has none.
 
     Args:
@@ -48,19 +51,14 @@ def read_card(folder: str, crc32c: str, own: bool) -> dict | None:
     Raises:
         UserError: the folder holds something else.
     """
-    from trainer.inference.export_formats import CARD
+    from trainer.inference.export_formats import CARD, CARD_FORM
 
-    data, _ = storage.read_versioned(storage.join(folder, CARD))
-    if data is None:
+    card = CARD_FORM.read_if_any(storage.join(folder, CARD))
+    if card is None:
         if not own and storage.find(folder):
             raise UserError(f"--output: expected a new folder. Received {folder}, which holds other files.")
         return None
-    try:
-        card = json.loads(data)
-        same = card["checkpoint_crc32c"] == crc32c
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{folder}/{CARD} is not the card of an export") from None
-    if not same:
+    if card.checkpoint_crc32c != crc32c:
         raise UserError(f"{folder} holds the export of another checkpoint; --output puts this one into another folder")
     return card
 
@@ -79,13 +77,13 @@ def main(argv: Sequence[str]) -> int:
     folder = storage.normalize(arguments.output) if arguments.output else own
     there = card if folder == own else read_card(folder, pin.checkpoint.crc32c, own=False)
     kind = checkpoints.inference_weights(checkpoint).kind
-    if there and there.get("weights", "raw") != kind:
+    if there and there.weights != kind:
         # Cards without the field are of versions that exported raw weights where there was a moving average.
         raise UserError(
             f"{folder} holds an export that may be of other weights; --output puts this one into another folder"
         )
     storage.require_writable(folder)
-    metrics = card["metrics"] if card else {}
+    metrics = card.metrics if card else {}
     export_formats.export_model(run, pin.config, checkpoint, metrics, arguments.format, folder)
     print(f"{', '.join(arguments.format)} of step {checkpoint.state['step']} in {folder}")
     return 0

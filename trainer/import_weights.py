@@ -46,7 +46,7 @@ def read_network(source: str, address: str) -> Imported:
     """
     from trainer.model import published
 
-    data = storage.read(address)
+    data = weight_files.fetch(address)
     try:
         if source == "pconv-keras":
             return published.from_pconv_keras(weight_files.read_keras_h5(data, address))

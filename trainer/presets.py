@@ -13,8 +13,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
-from pydantic_core import ErrorDetails
 
+from trainer import documents
 from trainer.config import (
     PHASES,
     CheckpointConfig,
@@ -63,49 +63,15 @@ PRESETS = {
 
 _ADAPTER = TypeAdapter(TrainConfig)
 
-# What was expected, by the type of pydantic's error; its own sentence serves for others.
-_EXPECTED = {
-    "greater_than_equal": "{ge:g} or more",
-    "greater_than": "more than {gt:g}",
-    "less_than_equal": "{le:g} or less",
-    "less_than": "less than {lt}",
-    "finite_number": "a finite number",
-    "literal_error": "{expected}",
-    "too_long": "{max_length} values",
-    "missing": "a value",
-    "dataclass_type": "the fields of {class_name}",
-    **dict.fromkeys(("int_type", "int_parsing", "int_parsing_size", "int_from_float"), "an integer"),
-    **dict.fromkeys(("float_type", "float_parsing"), "a number"),
-    **dict.fromkeys(("bool_type", "bool_parsing"), "true or false"),
-    "tuple_type": "a list",
-    "string_type": "a text",
-}
-
 
 def _unknown(key: str) -> str:
     near = difflib.get_close_matches(key, flatten(PRESETS["paper"]), n=1)
     return f"unknown key {key!r}." + (f" Did you mean {near[0]}?" if near else "")
 
 
-def _explain(error: ErrorDetails) -> str:
-    key = ""
-    for part in error["loc"]:
-        key += f"[{part}]" if isinstance(part, int) else f".{part}" if key else part
-    context = error.get("ctx", {})
-    if error["type"] == "unexpected_keyword_argument":
-        return f"{_unknown(key)} Was it written by a newer version?"
-    if error["type"] == "value_error":  # of __post_init__, which names fields without their group, or none
-        rule = str(context["error"])
-        return f"{key}{': ' if rule.startswith('expected') else '.'}{rule}" if key else rule
-    if error["type"] not in _EXPECTED:
-        return f"{key}: {error['msg']}" if key else error["msg"]
-    expected = f"expected {_EXPECTED[error['type']].format(**context)}. Received {error['input']!r}."
-    return f"{key}: {expected}" if key else expected
-
-
 def explain(error: ValidationError) -> str:
     """What pydantic found wrong with a config, as ``key: expected .... Received ....`` for each value."""
-    return " ".join(_explain(details) for details in error.errors(include_url=False))
+    return documents.explain(error, _unknown)
 
 
 def flatten(config: TrainConfig) -> dict[str, Any]:
@@ -185,7 +151,4 @@ def from_json(data: bytes) -> TrainConfig:
     Raises:
         ValueError: the text is not JSON, has an unknown key, or an invalid value.
     """
-    try:
-        return _ADAPTER.validate_json(data)
-    except ValidationError as error:
-        raise ValueError(explain(error)) from None
+    return documents.parse(data, _ADAPTER, _unknown)

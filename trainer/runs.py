@@ -17,7 +17,7 @@ import math
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
-from trainer import presets, storage
+from trainer import documents, presets, storage
 from trainer.command import code_version
 from trainer.config import TrainConfig
 from trainer.errors import ConfigChanged, NotFound, UserError
@@ -34,7 +34,7 @@ _FREE = ("scaling.", "checkpoint.", "validation.", "log_every", "skip_nonfinite"
 def _read_config(run: str) -> tuple[TrainConfig | None, object]:
     """The run's config, None if it has none yet, and the generation of the file."""
     address = storage.join(run, CONFIG)
-    data, generation = storage.read_versioned(address)
+    data, generation = storage.read_versioned(address, documents.MAX_BYTES)
     try:
         return (None if data is None else presets.from_json(data)), generation
     except ValueError as error:

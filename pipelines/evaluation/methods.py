@@ -26,10 +26,6 @@ from trainer.inference import predict
 Output = np.ndarray | Exception  # an image with its holes filled, uint8 [height, width, 3], or why there is none
 
 
-class NotFinite(ValueError):
-    """A network's output has values that are not finite."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Network:
     """A trained network, fixed at launch.
@@ -45,8 +41,8 @@ class Network:
     run: str | None = None
 
     def load(self, batch_size: int | None = None) -> predict.Model:
-        """The network, raising `NotFinite` instead of returning NaN or infinity."""
-        return _checked(predict.load_model(self.pin, batch_size=batch_size))
+        """The network."""
+        return predict.load_model(self.pin, batch_size=batch_size)
 
 
 def find_networks(texts: Sequence[str]) -> list[Network]:
@@ -79,17 +75,6 @@ def _find_export(address: str) -> Network:
     address = storage.normalize(address)
     name = posixpath.splitext(posixpath.basename(address))[0]
     return Network(name=name, pin=predict.find_export(address))
-
-
-def _checked(model: predict.Model) -> predict.Model:
-    def run(image, mask):
-        output = model.predict(image, mask)
-        wrong = int(np.sum(~np.isfinite(np.asarray(output))))
-        if wrong:
-            raise NotFinite(f"the network's output: expected finite numbers. Received {wrong} that are not.")
-        return output
-
-    return dataclasses.replace(model, predict=run)
 
 
 def fill_round(pairs: Sequence[Pair], model: predict.Model) -> list[Output]:

@@ -14,10 +14,20 @@ from trainer.checkpoints.restore import (
     load_for_inference,
     load_newest,
     read_variables,
+    require_finite,
+    require_fit,
     restore_variables,
 )
 from trainer.checkpoints.saver import save_checkpoint
 
 __all__ = ["BEST", "EMA", "LATEST", "MODEL", "OPTIMIZER", "PARTS", "Checkpoint", "Pin", "Score"]
 __all__ += ["assign_variables", "find", "find_latest", "inference_part", "inference_weights", "load_checkpoint"]
-__all__ += ["load_for_inference", "load_newest", "read_variables", "restore_variables", "save_checkpoint"]
+__all__ += [
+    "load_for_inference",
+    "load_newest",
+    "read_variables",
+    "require_finite",
+    "require_fit",
+    "restore_variables",
+    "save_checkpoint",
+]

@@ -21,14 +21,17 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import Annotated
 
 import numpy as np
+from pydantic import ConfigDict, Field
+from typing_extensions import Required, TypedDict
 
-from trainer import presets, storage, weight_files
+from trainer import documents, presets, storage, weight_files
 from trainer.checkpoints import pointers
 from trainer.checkpoints.pointers import Pin
-from trainer.config import TrainConfig
+from trainer.config import PHASES, TrainConfig
+from trainer.documents import CHECKED, Count, Crc32c, Form
 from trainer.errors import UserError
 from trainer.storage import retry
 
@@ -41,17 +44,42 @@ _REQUIRED = tuple(part for part, required in PARTS.items() if required)
 _OPTIONAL = tuple(part for part, required in PARTS.items() if not required)
 MANIFEST = "manifest.json"
 _STATE, _CONFIG = "state.json", "config.json"
-_NAME = re.compile(r"step-(\d{8,})-[0-9a-f]{8}")
+_NAME = re.compile(pointers.FOLDER_NAME)
+_MAX_PART = 1 << 34  # bytes of a part; the paper's network is 0.13 GB, its optimizer twice that
 
 
 class State(TypedDict, total=False):
     """The values of state.json; only ``step`` is always there."""
 
-    step: int  # optimizer steps done
-    phase: str  # of config.PHASES
-    examples: int  # seen by all workers
-    loss_scale: list[float]  # of mixed_float16, see `step.LossScale.state`
-    skipped: int  # steps with a loss that was not finite
+    __pydantic_config__ = ConfigDict(CHECKED, extra="allow")  # type: ignore[misc]  # programs keep more in it
+
+    step: Required[Count]  # optimizer steps done
+    phase: Annotated[str, Field(pattern=f"^({'|'.join(PHASES)})$")]
+    examples: Count  # seen by all workers
+    loss_scale: Annotated[list[int | float], Field(min_length=2, max_length=2)]  # see `step.LossScale.state`
+    skipped: Count  # steps with a loss that was not finite
+
+
+class _Listed(TypedDict):
+    """A file of a checkpoint, in its manifest."""
+
+    __pydantic_config__ = CHECKED  # type: ignore[misc]
+
+    name: Annotated[str, Field(pattern=r"^[a-z]+\.(npz|json)$")]
+    bytes: Count
+    crc32c: Crc32c
+
+
+class _Manifest(TypedDict):
+    """The values of a checkpoint's manifest.json."""
+
+    __pydantic_config__ = CHECKED  # type: ignore[misc]
+
+    files: Annotated[list[_Listed], Field(max_length=100)]
+
+
+_STATE_FORM: Form[State] = Form("the state of a training", State, error=storage.Corrupt)
+_MANIFEST_FORM: Form[_Manifest] = Form("the manifest of a checkpoint", _Manifest, error=storage.Corrupt)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,11 +175,7 @@ def pin_of(run: str, name: str) -> Pin:
 def _read_manifest(pin: Pin) -> dict[str, str]:
     """Checksum of each file."""
     address = storage.join(pin.address, MANIFEST)
-    data = storage.read(address, pin.crc32c)
-    try:
-        return {str(file["name"]): str(file["crc32c"]) for file in json.loads(data)["files"]}
-    except (ValueError, KeyError, TypeError):
-        raise storage.Corrupt(f"{address} is corrupt: it is not a manifest") from None
+    return {file["name"]: file["crc32c"] for file in _MANIFEST_FORM.read(address, pin.crc32c)["files"]}
 
 
 def is_whole(pin: Pin) -> bool:
@@ -194,20 +218,23 @@ def load_first(pin: Pin, parts: Sequence[str]) -> Checkpoint:
 
 
 def _load(pin: Pin, checksums: dict[str, str], parts: Sequence[str] | None) -> Checkpoint:
-    def load(name: str) -> tuple[bytes, str]:
+    def load(name: str, max_bytes: int = documents.MAX_BYTES) -> tuple[bytes, str]:
         address = storage.join(pin.address, name)
         if name not in checksums:
             raise UserError(f"{pin.address} has no {name}")
-        return storage.read(address, checksums[name]), address
+        return storage.read(address, checksums[name], max_bytes), address
 
     present = tuple(part for part in PARTS if f"{part}.npz" in checksums)
     if parts is None:
         parts = tuple(part for part in PARTS if part in _REQUIRED or part in present)
+    state = _STATE_FORM.parse(*load(_STATE))
+    if (name := _NAME.fullmatch(pin.address.rpartition("/")[2])) and int(name[1]) != state["step"]:
+        raise storage.Corrupt(f"{pin.address}: expected the step of its name. Received {state['step']}.")
     return Checkpoint(
         pin=pin,
-        state=json.loads(load(_STATE)[0]),
+        state=state,
         parts=present,
-        variables={part: _unpack(*load(f"{part}.npz")) for part in parts},
+        variables={part: _unpack(*load(f"{part}.npz", _MAX_PART)) for part in parts},
         config=_parse_config(*load(_CONFIG)) if _CONFIG in checksums else None,
     )
 

@@ -16,11 +16,16 @@ import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import ConfigDict, Field
 
 from trainer import storage
+from trainer.documents import Count, Crc32c, Form, Text
 from trainer.errors import UserError
 
 LATEST, BEST = "latest", "best"
+FOLDER_NAME = r"^step-([0-9]{8,16})-[0-9a-f]{8}$"  # of a checkpoint; a pointer names nothing else
 _ATTEMPTS = 100  # each failed one means that another writer's succeeded
 
 
@@ -51,11 +56,14 @@ class Score:
 class Pointer:
     """Contents of a pointer. All but ``writer`` are None before the first checkpoint, ``writer`` before a claim."""
 
-    checkpoint: str | None = None
-    step: int | None = None
-    crc32c: str | None = None
-    writer: str | None = None
-    metric: str | None = None
+    # A later version may add fields. The values of some metrics are infinite.
+    __pydantic_config__ = ConfigDict(strict=True, extra="ignore")
+
+    checkpoint: Annotated[str, Field(pattern=FOLDER_NAME)] | None
+    step: Count | None = None
+    crc32c: Crc32c | None = None
+    writer: Text | None = None
+    metric: Text | None = None
     value: float | None = None
 
     def pin(self, run: str) -> Pin | None:
@@ -73,31 +81,33 @@ def address_of(run: str, which: str) -> str:
     return storage.join(folder(run), f"{which}.json")
 
 
+_EMPTY = Pointer(checkpoint=None)
+_FORM: Form[Pointer] = Form("a pointer to a checkpoint", Pointer, error=storage.Corrupt)
+
+
 def _parse(data: bytes, address: str) -> Pointer:
-    try:
-        values = json.loads(data)
-        fields = {field.name: values.get(field.name) for field in dataclasses.fields(Pointer)}
-        kinds = (str, int, str) if values["checkpoint"] is not None else (type(None),) * 3
-        if all(type(fields[name]) is kind for name, kind in zip(("checkpoint", "step", "crc32c"), kinds, strict=True)):
-            return Pointer(**fields)
-    except (ValueError, KeyError, TypeError, AttributeError):
-        pass
-    raise storage.Corrupt(f"{address} is not a pointer to a checkpoint")
+    pointer = _FORM.parse(data, address)
+    name, step = pointer.checkpoint, pointer.step
+    if (step is None) != (name is None) or (pointer.crc32c is None) != (name is None):
+        raise storage.Corrupt(f"{address} is not {_FORM.name}: expected a checkpoint with its step and crc32c.")
+    if name is not None and int(name.split("-")[1]) != step:
+        raise storage.Corrupt(f"{address} is not {_FORM.name}: expected the step of {name}. Received {step}.")
+    return pointer
 
 
 def read(run: str, which: str) -> Pointer | None:
     """The pointer; None if it was not written yet. Raises `Corrupt` if it is damaged."""
-    data, _ = storage.read_versioned(address_of(run, which))
+    data, _ = _FORM.read_versioned(address_of(run, which))
     return None if data is None else _parse(data, address_of(run, which))
 
 
 def _read_for_writing(run: str, which: str) -> tuple[Pointer, bytes | None, object]:
     """A pointer, its bytes and their generation; a damaged one counts as empty, so that writing repairs it."""
-    data, generation = storage.read_versioned(address_of(run, which))
+    data, generation = _FORM.read_versioned(address_of(run, which))
     try:
-        return Pointer() if data is None else _parse(data, ""), data, generation
+        return _EMPTY if data is None else _parse(data, ""), data, generation
     except storage.Corrupt:
-        return Pointer(), data, generation
+        return _EMPTY, data, generation
 
 
 def _swap(run: str, which: str, change: Callable[[Pointer], Pointer | None]) -> bool:

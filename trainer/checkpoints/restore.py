@@ -12,8 +12,10 @@ from trainer import presets, storage
 from trainer.checkpoints import pointers
 from trainer.checkpoints.files import EMA, MODEL, Arrays, Checkpoint, load_checkpoint, load_first, newest_first, pin_of
 from trainer.checkpoints.pointers import BEST, LATEST, Pin
-from trainer.config import TrainConfig
+from trainer.config import TrainConfig, UNetConfig
 from trainer.errors import UserError
+
+_MAX_RATIO, _ROOM = 4, 1 << 24  # a network may need so many times the bytes of its weights, and so many besides
 
 # Keys that decide which variables there are and their shapes.
 _SHAPING = ("unet.", "ema_decay", "precision")
@@ -114,15 +116,40 @@ def load_for_inference(pin: Pin) -> Checkpoint:
     return load_first(pin, (EMA, MODEL))
 
 
+def require_finite(arrays: Arrays, address: str) -> None:
+    """Raises `UserError` if there are NaN or infinities among weights: whatever is computed with them is worthless."""
+    wrong = {name: int(array.size - np.isfinite(array).sum()) for name, array in arrays.items()}
+    if found := [name for name, count in wrong.items() if count]:
+        raise UserError(
+            f"{address}: expected finite weights. Received {sum(wrong.values()):,} that are not, in {found[0]} and "
+            f"{len(found) - 1} other arrays."
+        )
+
+
+def require_fit(unet: UNetConfig, size: int, address: str) -> None:
+    """Raises `UserError` if a network is far larger than the weights it is to get: building it takes the memory.
+
+    Args:
+        size: bytes of the weights, or of the file that they are in.
+    """
+    if 4 * unet.kernel_values > _MAX_RATIO * size + _ROOM:
+        raise UserError(
+            f"{address} does not fit its config: expected weights of a network with {unet.kernel_values:,} or more. "
+            f"Received {size:,} bytes."
+        )
+
+
 def inference_weights(checkpoint: Checkpoint) -> Weights:
     """The weights that validation judged; everything that computes with a run's weights uses them.
 
     Raises:
         ValueError: the part they are in was not loaded.
+        UserError: they are not finite.
     """
     part = inference_part(checkpoint.parts)
     if part not in checkpoint.variables:
         raise ValueError(f"checkpoint: expected its {part} to be loaded. Received {list(checkpoint.variables)}.")
+    require_finite(checkpoint.variables[part], f"{checkpoint.pin.address}/{part}.npz")
     return Weights("ema" if part == EMA else "raw", checkpoint.variables[part])
 
 

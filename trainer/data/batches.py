@@ -26,6 +26,7 @@ from trainer.data.manifest import load_manifest
 from trainer.data.order import Order, RecordReader, Source
 from trainer.data.records import decode_record
 from trainer.data.shard_cache import ShardCache
+from trainer.documents import show
 from trainer.errors import UserError
 
 # Purposes of random numbers: each gets a seed sequence of its own.
@@ -51,7 +52,8 @@ def check_datasets(
     size = (manifest.parameters.get("height"), manifest.parameters.get("width"))
     if size != (image_size, image_size):
         raise UserError(
-            f"{masks}: expected masks of {image_size} x {image_size} (unet.image_size). Received {size[0]} x {size[1]}."
+            f"{masks}: expected masks of {image_size} x {image_size} (unet.image_size). "
+            f"Received {show(size[0])} x {show(size[1])}."
         )
     needed = 0
     for folder, shards in ((images, image_shards), (masks, mask_shards)):

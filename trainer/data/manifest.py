@@ -5,26 +5,42 @@ No manifest, no dataset: an unfinished job leaves none, and readers refuse the f
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import json
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Annotated
 
-from trainer import storage
+from pydantic import AfterValidator, FailFast, Field
+
+from trainer import documents, storage
+from trainer.documents import CHECKED, Count, Crc32c, Form, Json, Text
 from trainer.errors import UserError
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
+_FRAME = 16  # bytes that a shard has besides each record's own
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """One file of records: name below the dataset's folder, records in it, size, checksum."""
+    """One file of records: name in the dataset's folder, records in it, size, checksum."""
 
-    name: str
-    split: str
-    records: int
-    bytes: int
-    crc32c: str
+    __pydantic_config__ = CHECKED
+
+    name: Text
+    split: Text
+    records: Count
+    bytes: Count
+    crc32c: Crc32c
+
+
+def _require_counts(counts: dict[str, int]) -> dict[str, int]:
+    if counts.keys() != {"inputs", "records", "rejects"}:
+        raise ValueError(f"expected inputs, records and rejects. Received {documents.show(sorted(counts))}.")
+    return counts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,14 +57,16 @@ class Manifest:
             border class.
     """
 
-    kind: str
-    parameters: dict
-    seed: int
-    code_version: str
-    counts: dict
-    shards: tuple[Shard, ...]
-    synsets: tuple[str, ...] = ()
-    statistics: dict = field(default_factory=dict)
+    __pydantic_config__ = CHECKED
+
+    kind: Text
+    parameters: dict[str, Json]
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**64)]
+    code_version: Text
+    counts: Annotated[dict[str, Count], AfterValidator(_require_counts)]
+    shards: Annotated[tuple[Shard, ...], FailFast()]
+    synsets: Annotated[tuple[Text, ...], FailFast()] = ()
+    statistics: dict[str, Json] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self):
@@ -71,8 +89,46 @@ def shard_name(split: str, shard: int, num_shards: int) -> str:
     return f"{split}-{shard:05d}-of-{num_shards:05d}.tfrecord"
 
 
+_SHARD_NAME = re.compile(r"([^./\x00-\x1f\x7f][^/\x00-\x1f\x7f]*)-([0-9]{5})-of-([0-9]{5})\.tfrecord")
+
+
+def _check_shards(shards: Iterable[Shard]) -> None:
+    """Raises `ValueError` unless each shard is a file in the dataset's folder that can hold its records, listed once.
+
+    A manifest may have been written by anybody who may write the folder: a name with a path in it would be read as a
+    file of the machine's.
+    """
+    names = collections.Counter(shard.name for shard in shards)
+    for shard in shards:
+        found = _SHARD_NAME.fullmatch(shard.name)
+        if not found or found[1] != shard.split or int(found[2]) >= int(found[3]):
+            expected = shard_name(shard.split, 0, 1) if found else "SPLIT-00000-of-00001.tfrecord"
+            raise ValueError(
+                f"expected shards named as {documents.show(expected)}. Received {documents.show(shard.name)}."
+            )
+        if names[shard.name] > 1:
+            raise ValueError(f"expected each shard once. Received {documents.show(shard.name)} twice.")
+        if shard.bytes < _FRAME * shard.records:
+            raise ValueError(
+                f"{documents.show(shard.name)}: expected {_FRAME} bytes or more for each record. "
+                f"Received {shard.records} records in {shard.bytes} bytes."
+            )
+
+
 def dump_manifest(manifest: Manifest) -> bytes:
     return json.dumps(dataclasses.asdict(manifest), indent=1, sort_keys=True).encode()
+
+
+@dataclass(frozen=True)
+class _AnyVersion:
+    """What a manifest of any version has."""
+
+    schema_version: Json
+
+
+_NAME, _MAX_BYTES = "a dataset manifest", 1 << 25  # for more than 100,000 shards
+_VERSION: Form[_AnyVersion] = Form(_NAME, _AnyVersion, _MAX_BYTES)
+_FORM: Form[Manifest] = Form(_NAME, Manifest, _MAX_BYTES)
 
 
 def has_manifest(folder: str) -> bool:
@@ -85,21 +141,37 @@ def load_manifest(folder: str, kind: str) -> Manifest:
     Raises:
         UserError: there is no folder or no manifest, or it is of another kind or schema version.
     """
-    data, _ = storage.read_versioned(storage.join(folder, MANIFEST))
+    address = storage.join(folder, MANIFEST)
+    data, _ = _FORM.read_versioned(address)
     if data is None:
         if not storage.find(folder):
             raise storage.NotFound(f"{kind} dataset {folder} does not exist (or holds no files)")
         raise UserError(f"{folder} has no {MANIFEST}: the job that writes this dataset did not finish; run it again")
+    version = _VERSION.parse(data, address).schema_version
+    if version != SCHEMA_VERSION:
+        raise UserError(f"{folder}: expected schema version {SCHEMA_VERSION}. Received {documents.show(version)}.")
+    manifest = _FORM.parse(data, address)
     try:
-        fields = json.loads(data)
-        version = fields["schema_version"]
-        if version != SCHEMA_VERSION:
-            raise UserError(f"{folder}: expected schema version {SCHEMA_VERSION}. Received {version}.")
-        fields["shards"] = tuple(Shard(**shard) for shard in fields["shards"])
-        fields["synsets"] = tuple(fields["synsets"])
-        manifest = Manifest(**fields)
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder}/{MANIFEST} is not a dataset manifest: {error}") from None
+        _check_shards(manifest.shards)
+    except ValueError as error:
+        raise UserError(f"{address} is not {_FORM.name}: {error}") from None
     if manifest.kind != kind:
-        raise UserError(f"{folder}: expected a dataset of {kind} records. Received {manifest.kind} records.")
+        raise UserError(
+            f"{folder}: expected a dataset of {kind} records. Received {documents.show(manifest.kind)[1:-1]} records."
+        )
     return manifest
+
+
+def check_sizes(folder: str, shards: Iterable[Shard]) -> None:
+    """Checks that every shard exists and has the size that the manifest says.
+
+    Raises:
+        UserError: a shard is missing or has another size; the message names the first.
+    """
+    sizes = dict(storage.scan(folder))
+    for shard in shards:
+        address = storage.join(folder, shard.name)
+        if address not in sizes and not storage.exists(address):  # a list may lag behind
+            raise UserError(f"{address} is missing: the dataset's manifest lists it")
+        if sizes.get(address, shard.bytes) != shard.bytes:
+            raise UserError(f"{address}: expected a shard of {shard.bytes} bytes. Received {sizes[address]} bytes.")

@@ -16,6 +16,7 @@ import errno
 import fcntl
 import os
 import posixpath
+import stat
 import tempfile
 import threading
 import time
@@ -150,7 +151,10 @@ class ShardCache:
         if storage.is_remote(address):
             return self._cached(address, shard, needed)
         try:
-            file = os.open(address, os.O_RDONLY)
+            file = os.open(address, os.O_RDONLY | os.O_NONBLOCK)
+            if not stat.S_ISREG(os.fstat(file).st_mode):
+                os.close(file)
+                raise UserError(f"{address} cannot be read: expected a regular file.")
         except FileNotFoundError:
             raise storage.NotFound(f"{address} does not exist") from None
         except OSError as error:
@@ -191,7 +195,7 @@ class ShardCache:
                 os.unlink(path + _DRAFT)
                 os.close(draft)
                 return None
-            data, done = storage.read(address, shard.crc32c), 0
+            data, done = storage.read(address, shard.crc32c, shard.bytes), 0
             while done < len(data):
                 done += os.pwrite(draft, data[done : done + _BLOCK], done)
             os.ftruncate(draft, len(data))

@@ -18,17 +18,39 @@ import json
 import os
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import keras
 import tensorflow as tf
+from pydantic import ConfigDict, JsonValue
 
 from trainer import checkpoints, storage
 from trainer.config import TrainConfig
+from trainer.documents import Crc32c, Form, Text
 from trainer.errors import UserError
 from trainer.model.unet import build_unet
 
 MODEL, SAVED_MODEL, ONNX, CARD = "model.keras", "saved_model", "model.onnx", "card.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """What is read of an export's card.json.
+
+    Attributes:
+        weights: ``ema`` or ``raw``; cards of before there was the choice have none.
+    """
+
+    __pydantic_config__ = ConfigDict(strict=True, extra="ignore")
+
+    config: TrainConfig
+    checkpoint_crc32c: Crc32c | None = None
+    weights: Text = "raw"
+    metrics: dict[str, JsonValue] = field(default_factory=dict)  # copied only; a term of the loss may be NaN
+
+
+CARD_FORM: Form[Card] = Form("the card of an exported network", Card)
 OPSET = 18  # the newest that tf2onnx 1.17 is tested with
 
 
@@ -56,11 +78,14 @@ def export_model(
         folder: `export_folder` by default.
 
     Raises:
-        UserError: the checkpoint does not fit the config, or a format needs a package that is not installed.
+        UserError: the checkpoint does not fit the config, its weights are not finite, or a format needs a package
+            that is not installed.
     """
     folder = folder or export_folder(run, checkpoint)
-    model = build_unet(config.unet, dtype="float32")
     weights = checkpoints.inference_weights(checkpoint)
+    size = sum(array.nbytes for array in weights.arrays.values())
+    checkpoints.require_fit(config.unet, size, checkpoint.pin.address)
+    model = build_unet(config.unet, dtype="float32")
     checkpoints.assign_variables(model.variables, weights.arrays)
     writers = {"keras": _write_keras, "saved_model": _write_saved_model, "onnx": _write_onnx}
     with tempfile.TemporaryDirectory() as scratch:

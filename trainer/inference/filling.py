@@ -44,6 +44,10 @@ class Model:
         return fit_side(length, self.sides, self.stride)
 
 
+class NotFinite(ValueError):
+    """A network's output has values that are not finite."""
+
+
 def run_windows(model: Model, windows: Iterable[tuple[Hashable, np.ndarray, np.ndarray]]) -> Iterator:
     """Runs the network on windows, batch by batch; yields (key, output float32 [height, width, 3] in [0, 1]).
 
@@ -79,7 +83,10 @@ def _run_batch(model: Model, shape: tuple[int, int], members: list) -> Iterator:
     output = np.asarray(model.predict(image, mask))
     for (key, _, valid), found in zip(members, output, strict=False):
         height, width = valid.shape[:2]
-        yield key, np.clip(found[:height, :width], 0, 1)
+        used = found[:height, :width]
+        if wrong := used.size - np.count_nonzero(np.isfinite(used)):
+            raise NotFinite(f"the network's output: expected finite numbers. Received {wrong} that are not.")
+        yield key, np.clip(used, 0, 1)
 
 
 # Between pixels and what the network sees

@@ -11,7 +11,6 @@ seconds, so a service does it once; `inpaint` is thread-safe.
 from __future__ import annotations
 
 import dataclasses
-import json
 import tempfile
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -21,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from trainer import checkpoints, presets, runs, storage
+from trainer import checkpoints, runs, storage, weight_files
 from trainer.checkpoints import pointers
 from trainer.config import TrainConfig
 from trainer.errors import DeviceError, UserError
@@ -77,14 +76,10 @@ def find_export(address: str) -> ModelPin:
     if not storage.exists(model):
         raise storage.NotFound(f"{model} does not exist (expected an exported .keras file, or its folder)")
     card = storage.join(model.rpartition("/")[0], export_formats.CARD)
-    data, _ = storage.read_versioned(card)
-    if data is None:
+    found = export_formats.CARD_FORM.read_if_any(card)
+    if found is None:
         raise UserError(f"{model} has no card: {card} does not exist")
-    try:
-        config = presets.from_json(json.dumps(json.loads(data)["config"]).encode())
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{card} is not the card of an exported network: {error}") from None
-    return ModelPin(checkpoint=checkpoints.Pin(address=model, crc32c=storage.checksum(model)), config=config)
+    return ModelPin(checkpoint=checkpoints.Pin(address=model, crc32c=storage.checksum(model)), config=found.config)
 
 
 # Loading
@@ -108,7 +103,7 @@ def load_model(
             a network does not fill across distances that it was never shown.
 
     Raises:
-        UserError: the weights do not fit the config.
+        UserError: the weights do not fit the config, or are not finite.
         DeviceError: there is no GPU.
     """
     if device not in DEVICES:
@@ -119,12 +114,18 @@ def load_model(
     uses_gpu = bool(gpus) and device != "cpu"
     place = (lambda: tf.device("CPU:0")) if device == "cpu" else nullcontext
     unet_config = pin.config.unet
+    address, dtype = pin.checkpoint.address, precision or pin.config.precision
     with place():
-        unet = build_unet(unet_config, dtype=precision or pin.config.precision)
-        if pin.checkpoint.address.endswith(".keras"):
-            _load_weights(unet, pin.checkpoint)
+        if address.endswith(".keras"):
+            data = storage.read(address, pin.checkpoint.crc32c, weight_files.MAX_BYTES)
+            weight_files.check_keras(data, address)
+            checkpoints.require_fit(unet_config, len(data), address)
+            unet = build_unet(unet_config, dtype=dtype)
+            _load_weights(unet, data, address)
         else:
             weights = checkpoints.inference_weights(checkpoints.load_for_inference(pin.checkpoint))
+            checkpoints.require_fit(unet_config, sum(array.nbytes for array in weights.arrays.values()), address)
+            unet = build_unet(unet_config, dtype=dtype)
             checkpoints.assign_variables(unet.variables, weights.arrays)
     # Sizes are open: one trace serves images of every size.
     signature = [tf.TensorSpec([None, None, None, channels], tf.float32) for channels in (3, 1)]
@@ -145,8 +146,8 @@ def load_model(
     )
 
 
-def _load_weights(unet, pin: checkpoints.Pin) -> None:
-    data = storage.read(pin.address, pin.crc32c)
+def _load_weights(unet, data: bytes, address: str) -> None:
+    """Sets a network's weights from an exported ``.keras`` file, which was read from ``address``."""
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch, export_formats.MODEL)
         path.write_bytes(data)
@@ -154,7 +155,8 @@ def _load_weights(unet, pin: checkpoints.Pin) -> None:
             unet.load_weights(path)  # reads only the weights of a .keras file, not the code that builds the model
         except Exception as error:
             reason = str(error).strip().partition("\n")[0]
-            raise UserError(f"{pin.address} does not fit the network of its card: {reason}") from None
+            raise UserError(f"{address} does not fit the network of its card: {reason}") from None
+    checkpoints.require_finite({variable.path: np.asarray(variable) for variable in unet.variables}, address)
 
 
 # Inpainting

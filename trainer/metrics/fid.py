@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from keras import ops
 
-from trainer import storage, weight_files
+from trainer import weight_files
 from trainer.errors import UserError
 
 CLASSES = 1008  # of the classifier of 2015; torchvision's network has arrays of the same shapes, but 1,000 classes
@@ -201,7 +201,7 @@ def _fold(name: str, arrays: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.n
 
 def load_inception(address: str, crc32c: str | None = None) -> Inception:
     """Reads the weights file; raises `UserError` if it holds something else."""
-    arrays = weight_files.read_state_dict(storage.read(address, crc32c), address)
+    arrays = weight_files.read_state_dict(weight_files.fetch(address, crc32c), address)
     try:
         if (found := getattr(arrays.get("fc.bias"), "shape", None)) != (CLASSES,):
             raise ValueError(f"FID: expected the 2015 network, with fc.bias ({CLASSES},). Received {found}.")

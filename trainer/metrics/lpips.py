@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 from keras import ops
 
-from trainer import storage, weight_files
+from trainer import weight_files
 from trainer.errors import UserError
 
 # Normalization of images in [-1, 1], as in the package lpips.
@@ -131,7 +131,7 @@ def _unit(x):
 
 def load_lpips(address: str, crc32c: str | None = None) -> Lpips:
     """Reads the weights file; raises `UserError` if it holds something else."""
-    arrays = weight_files.read_state_dict(storage.read(address, crc32c), address)
+    arrays = weight_files.read_state_dict(weight_files.fetch(address, crc32c), address)
     try:
         return Lpips(arrays)
     except ValueError as error:

@@ -138,7 +138,7 @@ def _download_keras() -> dict[str, np.ndarray]:
 
 
 def _read_keras(address: str) -> dict[str, np.ndarray]:
-    data = storage.read(storage.normalize(address))
+    data = weight_files.fetch(storage.normalize(address))
     if not address.endswith(".h5"):
         return weight_files.read_npz(data, address)
     stored = weight_files.read_keras_h5(data, address)
@@ -156,7 +156,7 @@ def _in_order(weights_of: dict[str, list[np.ndarray]]) -> dict[str, np.ndarray]:
 
 
 def _read_torchvision(address: str) -> dict[str, np.ndarray]:
-    stored = weight_files.read_state_dict(storage.read(storage.normalize(address)), address)
+    stored = weight_files.read_state_dict(weight_files.fetch(storage.normalize(address)), address)
     names: dict[str, str] = {}
     expected: dict[str, tuple[int, ...]] = {}
     for layer, index in zip(LAYERS, _TORCH_INDICES, strict=True):

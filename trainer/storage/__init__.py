@@ -4,7 +4,7 @@
 """
 
 # ruff: noqa: F401
-from trainer.errors import AlreadyExists, Conflict, Corrupt, NotFound
+from trainer.errors import AlreadyExists, Conflict, Corrupt, NotFound, TooLarge
 from trainer.storage.api import (
     SCHEMES,
     base_of,

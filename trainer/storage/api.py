@@ -146,9 +146,9 @@ def checksum(address: str) -> str:
 # Reading
 
 
-def read(address: str, checksum: str | None = None) -> bytes:
-    """The whole file. Raises `NotFound`, and `Corrupt` if ``checksum`` (see `crc32c`) differs."""
-    data, _ = read_versioned(address)
+def read(address: str, checksum: str | None = None, max_bytes: int | None = None) -> bytes:
+    """The whole file. Raises `NotFound`, `TooLarge`, and `Corrupt` if ``checksum`` (see `crc32c`) differs."""
+    data, _ = read_versioned(address, max_bytes)
     if data is None:
         raise NotFound(f"{address} does not exist")
     if checksum is not None and crc32c(data) != checksum:
@@ -156,9 +156,12 @@ def read(address: str, checksum: str | None = None) -> bytes:
     return data
 
 
-def read_versioned(address: str) -> tuple[bytes | None, object]:
-    """The whole file and the generation to give to `replace`; ``(None, 0)`` if it does not exist."""
-    return store_of(address).read_versioned(address)
+def read_versioned(address: str, max_bytes: int | None = None) -> tuple[bytes | None, object]:
+    """The whole file and the generation to give to `replace`; ``(None, 0)`` if it does not exist.
+
+    Raises `TooLarge` for a file of more than ``max_bytes``.
+    """
+    return store_of(address).read_versioned(address, max_bytes)
 
 
 def read_range(address: str, start: int, length: int) -> bytes:

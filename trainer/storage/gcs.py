@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import io
 import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from trainer.errors import AlreadyExists, Conflict, NotFound, UserError
+from trainer.storage.store import require_size
 
 if TYPE_CHECKING:
     from google.cloud.storage import Blob, Client
@@ -61,11 +63,15 @@ class GcsStore:
             blob.reload()
             return blob.crc32c
 
-    def read_versioned(self, address: str) -> tuple[bytes | None, object]:
+    def read_versioned(self, address: str, max_bytes: int | None = None) -> tuple[bytes | None, object]:
         """The whole object and its generation."""
         with contextlib.suppress(NotFound), _errors(address):
             blob = _blob(address)
-            return blob.download_as_bytes(), blob.generation
+            if max_bytes is None:
+                return blob.download_as_bytes(), blob.generation
+            file = _BoundedFile(address, max_bytes)
+            blob.download_to_file(file)
+            return file.getvalue(), blob.generation
         return None, 0
 
     def read_range(self, address: str, start: int, length: int) -> bytes:
@@ -113,6 +119,18 @@ class GcsStore:
     def is_transient(self, error: BaseException) -> bool:
         """Any exception of the client that `_errors` lets through: outages, timeouts, server errors."""
         return any(kind.__module__.split(".")[0] in _CLIENT_PACKAGES for kind in type(error).__mro__)
+
+
+class _BoundedFile(io.BytesIO):
+    """Memory for a download, which ends at once where it would be larger than ``max_bytes``."""
+
+    def __init__(self, address: str, max_bytes: int):
+        super().__init__()
+        self._address, self._max_bytes = address, max_bytes
+
+    def write(self, data) -> int:
+        require_size(self._address, self.tell() + len(data), self._max_bytes)
+        return super().write(data)
 
 
 @functools.lru_cache(maxsize=1)

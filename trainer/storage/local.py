@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import google_crc32c
 
 from trainer.errors import AlreadyExists, Conflict, NotFound, UserError
-from trainer.storage.store import crc32c, encode_crc32c
+from trainer.storage.store import crc32c, encode_crc32c, require_size
 
 _BLOCK = 1 << 20
 
@@ -43,31 +45,33 @@ class LocalStore:
 
     def size(self, address: str) -> int:
         """Bytes in the file; 0 for a link to nowhere, or if it is gone since it was listed: reading will say so."""
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, ValueError):
             return os.path.getsize(address)
         return 0
 
     def checksum(self, address: str) -> str:
         """`crc32c` of the file, read block by block."""
         total = google_crc32c.Checksum()
-        with _reading(address), open(address, "rb", buffering=0) as file:
+        with _reading(address), _open(address) as file:
             while block := file.read(_BLOCK):
                 total.update(block)
         return encode_crc32c(total.digest())
 
-    def read_versioned(self, address: str) -> tuple[bytes | None, object]:
+    def read_versioned(self, address: str, max_bytes: int | None = None) -> tuple[bytes | None, object]:
         """The whole file and its `crc32c`."""
         try:
-            data = Path(address).read_bytes()
+            with _open(address) as file:
+                require_size(address, os.fstat(file.fileno()).st_size, max_bytes)
+                data = file.read()
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             return None, 0
-        except OSError as error:
-            raise UserError(f"{address} cannot be read: {error.strerror}") from None
+        except (OSError, ValueError) as error:  # ValueError: a name with a NUL
+            raise _unreadable(address, error) from None
         return data, crc32c(data)
 
     def read_range(self, address: str, start: int, length: int) -> bytes:
         """``length`` bytes from ``start``, fewer where the file ends."""
-        with _reading(address), open(address, "rb", buffering=0) as file:
+        with _reading(address), _open(address) as file:
             file.seek(start)
             return file.read(length)
 
@@ -107,6 +111,15 @@ class LocalStore:
         return isinstance(error, OSError)
 
 
+def _open(path: str) -> BinaryIO:
+    """Opens a regular file; of anything else, such as a pipe or a device, nobody knows where it ends."""
+    file = open(path, "rb", buffering=0, opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
+    if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        return file
+    file.close()
+    raise UserError(f"{path} cannot be read: expected a regular file. Received a pipe, a socket or a device.")
+
+
 @contextlib.contextmanager
 def _reading(path: str) -> Iterator[None]:
     """Turns what the operating system raises into this project's errors."""
@@ -114,8 +127,12 @@ def _reading(path: str) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise NotFound(f"{path} does not exist") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: str, error: OSError | ValueError) -> UserError:
+    return UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}")
 
 
 def _make_folder(folder: str) -> None:

@@ -8,6 +8,8 @@ from typing import Protocol
 
 import google_crc32c
 
+from trainer.errors import TooLarge
+
 
 def encode_crc32c(digest: bytes) -> str:
     """Base64 of a CRC-32C's four big-endian bytes: the way Cloud Storage writes it."""
@@ -17,6 +19,12 @@ def encode_crc32c(digest: bytes) -> str:
 def crc32c(data: bytes) -> str:
     """CRC-32C of ``data``, as `encode_crc32c` writes it."""
     return encode_crc32c(google_crc32c.value(data).to_bytes(4, "big"))
+
+
+def require_size(address: str, size: int, max_bytes: int | None) -> None:
+    """Raises `TooLarge` for a file of more than ``max_bytes``."""
+    if max_bytes is not None and size > max_bytes:
+        raise TooLarge(f"{address} is too large: expected {max_bytes:,} bytes or fewer. Received {size:,} or more.")
 
 
 class Store(Protocol):
@@ -57,8 +65,11 @@ class Store(Protocol):
     def checksum(self, address: str) -> str:
         """`crc32c` of the file, without reading it if the store knows it. Raises `NotFound`."""
 
-    def read_versioned(self, address: str) -> tuple[bytes | None, object]:
-        """The whole file and its generation, a value that `replace` takes; ``(None, 0)`` if it does not exist."""
+    def read_versioned(self, address: str, max_bytes: int | None = None) -> tuple[bytes | None, object]:
+        """The whole file and its generation, a value that `replace` takes; ``(None, 0)`` if it does not exist.
+
+        Raises `TooLarge` for a file of more than ``max_bytes``, of which no more than these are held in memory.
+        """
 
     def read_range(self, address: str, start: int, length: int) -> bytes:
         """``length`` bytes from ``start``, fewer where the file ends. Raises `NotFound`."""

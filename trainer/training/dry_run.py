@@ -9,8 +9,7 @@ import keras
 
 from trainer import presets, storage
 from trainer.config import TrainConfig
-from trainer.data.manifest import load_manifest
-from trainer.errors import UserError
+from trainer.data.manifest import check_sizes, load_manifest
 from trainer.model.losses import needs_features
 from trainer.model.unet import build_unet
 
@@ -65,13 +64,7 @@ def check_shards(folder: str, kind: str, split: str) -> str:
         UserError: a shard is missing or has another size; the message names the first.
     """
     shards = load_manifest(folder, kind).split(split)
-    sizes = dict(storage.scan(folder))
-    for shard in shards:
-        address = storage.join(folder, shard.name)
-        if address not in sizes:
-            raise UserError(f"{address} is missing: the dataset's manifest lists it")
-        if sizes[address] != shard.bytes:
-            raise UserError(f"{address}: expected a shard of {shard.bytes} bytes. Received {sizes[address]} bytes.")
+    check_sizes(folder, shards)
     return f"readable   {folder}: all {len(shards)} shards of split {split!r} are present"
 
 
