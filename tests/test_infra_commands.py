@@ -171,7 +171,7 @@ def check(line: str, monkeypatch) -> None:
     elif program.startswith("infra/beam/"):
         check(dry_run(program, *[word for word in rest if word != "--dry-run"]), monkeypatch)
     elif program == "SERVER":
-        server = load("tests/conftest.py")._server_binary()
+        server = load("tests/storage_server.py")._binary()
         usage = subprocess.run([server, "-help"], capture_output=True, text=True)
         flags = re.findall(r"^  (-[\w.-]+)", usage.stdout + usage.stderr, re.MULTILINE)
         assert len(flags) > 10 and {word for word in rest if word.startswith("-")} <= set(flags), line
