@@ -8,7 +8,9 @@
     any other folder of images, or a quoted glob; their label is -1
 
 Nothing is unpacked. Labels are positions in the sorted list of synsets. Upright RGB JPEGs are stored byte for
-byte; other images are re-encoded; a file that cannot be used becomes a line of rejects/SPLIT.jsonl.
+byte; other images are re-encoded; a file that cannot be used becomes a line of rejects/SPLIT.jsonl, and
+the exit code is then 3. A storage or a disk that fails is no reject: the job ends, exit code 1, and the
+same command can be given again.
 """
 
 from __future__ import annotations
@@ -57,7 +59,7 @@ def main(argv: Sequence[str]) -> int:
 
         from pipelines.image_dataset import sources
         from pipelines.image_dataset.convert import ListImages, WriteImages, choose_num_shards, measure_split
-        from pipelines.launch import claim_dataset, parse_options, run_pipeline
+        from pipelines.launch import claim_dataset, parse_options, report_rejects, run_pipeline
         from pipelines.transforms.dataset_writer import FinishDataset
         from trainer.data.manifest import load_manifest
 
@@ -69,7 +71,7 @@ def main(argv: Sequence[str]) -> int:
     output = storage.normalize(ours.output)
     source = sources.find_source(ours.input, splits, ours.devkit or "")
     if not claim_dataset(output, ours.overwrite):
-        return 0
+        return report_rejects(output, "image")
     num_shards = {
         split: ours.num_shards or choose_num_shards(measure_split(parts, spec, ours.limit))
         for split, parts in source.by_split().items()
@@ -95,9 +97,8 @@ def main(argv: Sequence[str]) -> int:
         (shards, rejects, inputs) | FinishDataset(output, num_shards, fields)
 
     run_pipeline(options, build)
-    counts = load_manifest(output, "image").counts
-    print(f"{counts['records']} images in {output}, {counts['rejects']} of {counts['inputs']} rejected")
-    return 0
+    print(f"{load_manifest(output, 'image').counts['records']} images in {output}")
+    return report_rejects(output, "image")
 
 
 if __name__ == "__main__":

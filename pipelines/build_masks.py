@@ -5,7 +5,8 @@
 
 Without --hole-ratio the masks are spread evenly over the paper's six intervals, (0.01, 0.1] to
 (0.5, 0.6]. The same options give the same bytes, whatever runs them. A contact sheet is written
-beside the manifest.
+beside the manifest. A file that no mask can start from becomes a line of rejects/SPLIT.jsonl, and the
+exit code is then 3.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ def main(argv: Sequence[str]) -> int:
     with quiet_imports():
         import apache_beam as beam
 
-        from pipelines.launch import claim_dataset, parse_options, run_pipeline
+        from pipelines.launch import claim_dataset, parse_options, report_rejects, run_pipeline
         from pipelines.mask_dataset.sampling import SHEET, SampleMasks, SampleMasksFromSources, write_summary
         from pipelines.mask_dataset.sources import find_files
         from pipelines.transforms.dataset_writer import WriteDataset
@@ -70,7 +71,7 @@ def main(argv: Sequence[str]) -> int:
     files, reading, unmatched = find_files(ours, plan)
     output = storage.normalize(ours.output)
     if not claim_dataset(output, ours.overwrite):
-        return 0
+        return report_rejects(output, "mask")
     num_shards = {plan.split: ours.num_shards or math.ceil(plan.count / MASKS_PER_SHARD)}
     fields = {
         "kind": "mask",
@@ -95,7 +96,7 @@ def main(argv: Sequence[str]) -> int:
 
     run_pipeline(options, build)
     print(f"{plan.count} masks in {output}; {storage.join(output, SHEET)} shows some of them")
-    return 0
+    return report_rejects(output, "mask")
 
 
 if __name__ == "__main__":

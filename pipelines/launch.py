@@ -13,10 +13,11 @@ import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions, PortableOptions, StandardOptions
 from apache_beam.runners.portability.fn_api_runner import worker_handlers
 
+from pipelines.transforms.dataset_writer import REJECTS
 from trainer import storage
-from trainer.command import ArgumentParser
+from trainer.command import SOME_REJECTED, ArgumentParser
 from trainer.data import manifest
-from trainer.errors import UserError, user_error_in
+from trainer.errors import UserError, outage_in, user_error_in
 
 # DirectRunner tries to download another runner first, and so behaves differently with a network
 # and without; this one runs in the process (docs: beam.apache.org/documentation/runners/direct).
@@ -95,10 +96,15 @@ def _require_known(rest: Sequence[str], parser: ArgumentParser) -> None:
 
 
 def _is_worth_logging(record: logging.LogRecord) -> bool:
-    """Whether a log record is neither noise nor the traceback of a `UserError`, of which one line is enough."""
+    """Whether a log record is neither noise nor a traceback of which one line is enough: see `run_pipeline`."""
     text = record.getMessage()
     raised = (RuntimeError(text), record.exc_info[1] if record.exc_info else None)
-    return not _NOISE.search(text) and not any(error and user_error_in(error) for error in raised)
+    return not _NOISE.search(text) and not any(error and _in_one_line(error) for error in raised)
+
+
+def _in_one_line(error: BaseException) -> Exception | None:
+    """The outage or the `UserError` that an engine has wrapped into ``error``; None for a bug."""
+    return outage_in(error) or user_error_in(error)
 
 
 def run_pipeline(options: PipelineOptions, build: Callable[[beam.Pipeline], None]) -> None:
@@ -106,6 +112,8 @@ def run_pipeline(options: PipelineOptions, build: Callable[[beam.Pipeline], None
 
     Raises:
         UserError: the job failed because of something the user can fix.
+        Outage: it failed because a store or a disk did, or because a permission was lost. The runner has tried the
+            work again, if it does so (the in-process runner does not).
     """
     disable_flush_timer()
     dismiss_late_workers()
@@ -116,9 +124,19 @@ def run_pipeline(options: PipelineOptions, build: Callable[[beam.Pipeline], None
         build(pipeline)
         pipeline.run().wait_until_finish()
     except Exception as error:
-        if found := user_error_in(error):
+        if found := _in_one_line(error):
             raise found from None
         raise
+
+
+def report_rejects(output: str, kind: str) -> int:
+    """Says on stderr how many inputs a finished dataset could not use; returns the command's exit code."""
+    counts = manifest.load_manifest(output, kind).counts
+    if not counts["rejects"]:
+        return 0
+    where = storage.join(output, REJECTS)
+    print(f"{counts['rejects']} of {counts['inputs']} inputs rejected, see {where}", file=sys.stderr)
+    return SOME_REJECTED
 
 
 def claim_dataset(output: str, overwrite: bool) -> bool:
@@ -134,7 +152,7 @@ def claim_dataset(output: str, overwrite: bool) -> bool:
         for address in storage.find(output):
             folder, _, name = storage.relative(address, output).rpartition("/")
             # Folders below it may be datasets of their own.
-            if (folder, name.rpartition(".")[2]) in (("", "tfrecord"), ("rejects", "jsonl")):
+            if (folder, name.rpartition(".")[2]) in (("", "tfrecord"), (REJECTS, "jsonl")):
                 storage.delete(address)
     elif manifest.has_manifest(output):
         print(f"{output} is already complete, nothing to do (use --overwrite to rebuild)", file=sys.stderr)

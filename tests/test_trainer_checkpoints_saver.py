@@ -8,9 +8,7 @@ import types
 
 import numpy as np
 import pytest
-import requests
 import tenacity
-from google.api_core import exceptions
 
 from trainer import checkpoints, presets, storage
 from trainer.checkpoints import files
@@ -195,9 +193,8 @@ def test_a_file_of_somebody_else_is_no_lost_answer(tmp_path):
         (storage.Conflict("other generation"), 1),
         (TypeError("a mistake of ours"), 1),
         (OSError("no space left"), 2),
-        (requests.ConnectionError("refused"), 2),
-        (exceptions.RetryError("120 s are over", None), 2),
-        (exceptions.ServiceUnavailable("503"), 2),
+        (storage.Outage("no answer"), 2),
+        (storage.Denied("no rights any more"), 1),
     ],
 )
 def test_refusals_alone_are_tried_again(error, attempts):

@@ -17,14 +17,14 @@ from trainer import checkpoints, presets, storage
 from trainer.checkpoints.saver import Saver
 from trainer.data.manifest import load_manifest
 from trainer.data.shard_cache import ShardCache
-from trainer.errors import UserError
+from trainer.errors import Outage, UserError
 from trainer.storage import retry
 from trainer.storage.gcs import GcsStore
 from trainer.storage.local import LocalStore
 from trainer.storage.store import Store, require_size
 
 
-class Busy(Exception):
+class Busy(Outage):
     """What this store raises while it does not answer."""
 
 
@@ -93,9 +93,6 @@ class MemoryStore:
 
     def delete(self, address):
         self.files.pop(address, None)
-
-    def is_transient(self, error):
-        return isinstance(error, Busy)
 
 
 @pytest.fixture
@@ -186,7 +183,7 @@ def test_checkpoints_are_saved_and_restored_through_refusals(store, busy):
     assert len(storage.folders("mem://b/run/checkpoints")) == 2
 
 
-def test_the_store_says_what_is_worth_another_attempt(store):
+def test_an_outage_alone_is_worth_another_attempt(store):
     store.busy = 1
     with pytest.raises(Busy):
         retry.create("mem://b/x", b"1", 0)

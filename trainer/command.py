@@ -15,8 +15,9 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
-from trainer.errors import UserError
+from trainer.errors import Outage, UserError, is_outage
 
+FAILURE = 1
 WRONG_USE = 2
 SOME_REJECTED = 3
 INTERRUPTED = 130  # as shells report it: 128 + SIGINT
@@ -63,15 +64,16 @@ def integer(low: int, high: int | None = None) -> Callable[[str], int]:
 
 
 def run_command(main: Callable[[Sequence[str]], int | None]) -> None:
-    """Runs ``main(argv)`` and exits with its exit code; a `UserError` is printed as one line on stderr."""
+    """Runs ``main(argv)`` and exits with its exit code; a `UserError` or an outage is printed as one line on stderr."""
     # Google's clients warn about Python 3.10's end of life on every import.
     warnings.filterwarnings("ignore", "You are using a (non-supported )?Python version", FutureWarning)
     try:
         code = main(sys.argv[1:])
-    except UserError as error:
-        line = " ".join(str(error).split())
-        print(f"error: {line}", file=sys.stderr)
-        code = WRONG_USE
+    except (UserError, Outage, OSError) as error:
+        if not isinstance(error, UserError) and not is_outage(error):
+            raise
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        code = WRONG_USE if isinstance(error, UserError) else FAILURE
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         code = INTERRUPTED

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+E = TypeVar("E", bound=Exception)
 
 
 class UserError(Exception):
@@ -22,12 +26,27 @@ class TooLarge(Corrupt):
     """A file is larger than what may be at its address."""
 
 
+class Denied(UserError):
+    """Access is refused, to more than one file: a missing permission, or no credentials."""
+
+
+class Unwritable(UserError):
+    """A file cannot be written under this name: it is too long, or taken by something else, other contents included."""
+
+
 class DeviceError(UserError):
     """The device to compute on does not exist on this machine."""
 
 
 class ConfigChanged(UserError):
     """A run's config.json differs from the config it should continue with."""
+
+
+class Outage(Exception):
+    """A store, a network or a disk does not do its work: no answer, a full disk. It says nothing about the file.
+
+    Commands print it as one line and exit with code 1: the same command may succeed later.
+    """
 
 
 class AlreadyExists(Exception):
@@ -42,6 +61,37 @@ class ImageError(ValueError):
     """The bytes are not an image, or not one that can be used here."""
 
 
+# What the operating system says about one file. All else (EIO, EMFILE, ENOSPC, EDQUOT, ESTALE ...) it says about the
+# disk, the network or the process.
+_ABOUT_A_FILE = "ENOENT EACCES EPERM ENOTDIR EISDIR ELOOP ENAMETOOLONG EINVAL ENXIO ENODEV".split()
+_FILE_ERRORS = frozenset(getattr(errno, name) for name in _ABOUT_A_FILE)
+
+
+def is_outage(error: BaseException) -> bool:
+    """Whether ``error`` says nothing about the file at hand, so that no input may be blamed for it.
+
+    An `Outage`; a permission that is missing (`Denied`), for it is not missing for one file; an error of the operating
+    system other than those about a file: that it is not there, may not be read, or is no file. An OSError without a
+    number comes from a decoder.
+    """
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno not in _FILE_ERRORS
+    return isinstance(error, Outage | Denied | ConnectionError | TimeoutError)
+
+
+def outage_in(error: BaseException) -> Outage | None:
+    """The outage that an engine has wrapped into ``error``, or ``error`` itself; None if there is none.
+
+    Found as by `user_error_in`; a `Denied` counts, and so does the operating system's report of a disk that fails.
+    """
+
+    def is_wanted(found: BaseException) -> bool:
+        connection = isinstance(found, ConnectionError | TimeoutError)  # may be the engine's own
+        return is_outage(found) and not connection
+
+    return _find(error, is_wanted, (Outage, Denied), Outage)
+
+
 def user_error_in(error: BaseException) -> UserError | None:
     """The `UserError` that an engine has wrapped into ``error``, or ``error`` itself; None if there is none.
 
@@ -51,16 +101,24 @@ def user_error_in(error: BaseException) -> UserError | None:
     the first line of its message. That finds only classes that this process has imported, so every error class that
     crosses processes belongs in this module.
     """
+    return _find(error, lambda found: isinstance(found, UserError), (UserError,), UserError)
+
+
+def _find(
+    error: BaseException, wanted: Callable[[BaseException], bool], kinds: tuple[type[Exception], ...], result: type[E]
+) -> E | None:
+    """``result`` with the message of the first ``wanted`` error of a chain, or of the last of ``kinds`` in a text."""
     chain = list(_chain(error, set()))
     for found in chain:
-        if isinstance(found, UserError):
-            return UserError(_without_step(str(found)))
-    classes = "|".join(re.escape(f"{kind.__module__}.{kind.__qualname__}") for kind in _family(UserError))
+        if wanted(found):
+            return result(_without_step(str(found)))
+    family = [derived for kind in kinds for derived in _family(kind)]
+    classes = "|".join(re.escape(f"{kind.__module__}.{kind.__qualname__}") for kind in family)
     # In log records a traceback's line breaks may be escaped.
     line = re.compile(rf"(?:(?<=\\n)|(?<![\w.]))(?:{classes}): (.*?)(?=\\n|\n|$)")
     for found in chain:
         if messages := line.findall(str(found)):
-            return UserError(_without_step(messages[-1]))
+            return result(_without_step(messages[-1]))
     return None
 
 

@@ -20,7 +20,7 @@ from apache_beam.ml.inference.base import ModelHandler
 
 from pipelines.transforms.model_handler import Pair
 from trainer import storage
-from trainer.errors import UserError
+from trainer.errors import UserError, is_outage
 from trainer.inference import predict
 
 Output = np.ndarray | Exception  # an image with its holes filled, uint8 [height, width, 3], or why there is none
@@ -87,6 +87,8 @@ def fill_round(pairs: Sequence[Pair], model: predict.Model) -> list[Output]:
     try:
         return list(predict.inpaint_batch([pair.image for pair in pairs], [pair.mask for pair in pairs], model))
     except Exception as error:
+        if is_outage(error):
+            raise
         return [error] if len(pairs) == 1 else [output for pair in pairs for output in fill_round([pair], model)]
 
 

@@ -24,13 +24,12 @@ from pipelines.transforms.progress import Progress
 from pipelines.transforms.rejects import REJECTED, Reject, Rejected, blame
 from trainer import storage
 from trainer.data import records
-from trainer.errors import ImageError, UserError
+from trainer.errors import ImageError, UserError, is_outage
 from trainer.images import rgb
 
 SHARD_BYTES = 200_000_000
 _READERS, _READ_AHEAD = 8, 16  # concurrent requests to a bucket; images read before they are needed
-# A connection that fails is not the image's fault: it ends the attempt, and the runner makes another.
-_FAULTS = (ImageError, UserError)
+_FAULTS = (ImageError, UserError)  # of an image; see `rejects` for what is none
 
 
 # Planning
@@ -50,8 +49,9 @@ def measure_split(parts: list[Part], spec: rgb.ImageSpec, limit: int | None) -> 
         try:
             after.append(len(rgb.to_jpeg(read_image(item, spec), spec)[0]))
             before.append(item.size)
-        except _FAULTS:
-            continue
+        except _FAULTS as error:
+            if is_outage(error):
+                raise
     if not before:
         return total
     wanted = total if limit is None else min(total, limit * sum(before) / len(before))
@@ -77,12 +77,16 @@ def read_image(item: Item, spec: rgb.ImageSpec) -> bytes:
 
     Raises:
         ImageError: the file is larger than any image that the specification allows.
-        UserError: it cannot be read, or ends too early.
+        UserError: it cannot be read, or its size has changed.
     """
     if item.size > spec.max_bytes:
         raise ImageError(f"expected at most {spec.max_bytes} bytes ({spec.max_pixels} pixels). Received {item.size}.")
-    data = storage.read_range(to_text(item.address), item.start, item.size)
-    if len(data) < item.size:
+    address = to_text(item.address)
+    if not item.member and storage.is_remote(address):
+        data = storage.read(address)  # a whole object is compared with its checksum
+    else:
+        data = storage.read_range(address, item.start, item.size)
+    if len(data) != item.size:
         raise UserError(f"expected {item.size} bytes. Received {len(data)}.")
     return data
 
@@ -119,6 +123,22 @@ def image_record(item: Item, data: bytes, spec: rgb.ImageSpec, labels: dict[str,
     return records.encode_record(values, records.IMAGE_FEATURES)
 
 
+def _checked_record(item: Item, data: bytes, spec: rgb.ImageSpec, labels: dict[str, int]) -> bytes:
+    """`image_record`, of bytes that are read again if they cannot be decoded and came from a tar in a bucket.
+
+    A part of an object has no checksum: the image is to blame only for bytes that arrive the same twice.
+    """
+    try:
+        return image_record(item, data, spec, labels)
+    except ImageError:
+        if not item.member or not storage.is_remote(to_text(item.address)):
+            raise
+        again = read_image(item, spec)
+        if again == data:
+            raise
+    return image_record(item, again, spec, labels)
+
+
 def convert_images(
     items: list[Item], spec: rgb.ImageSpec, labels: dict[str, int], rejects: list[Reject]
 ) -> Iterator[bytes]:
@@ -129,7 +149,7 @@ def convert_images(
             with blame(address, "read", _FAULTS, item.split, member):
                 data = read()
             with blame(address, "decode", _FAULTS, item.split, member):
-                record = image_record(item, data, spec, labels)
+                record = _checked_record(item, data, spec, labels)
         except Rejected as lost:
             rejects.append(lost.reject)
         else:

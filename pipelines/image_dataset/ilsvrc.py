@@ -14,7 +14,7 @@ import re
 import tarfile
 
 from trainer import storage
-from trainer.errors import UserError
+from trainer.errors import Outage, UserError
 
 SYNSETS = "LOC_synset_mapping.txt"
 _TRUTH = re.compile(r"validation_ground_truth\.txt$")
@@ -77,7 +77,7 @@ def read_devkit(address: str) -> dict[int, str]:
         return {number: synsets[id_] for number, id_ in enumerate(ids, start=1)}
     except KeyError as error:
         raise UserError(f"{address}: no synset for id {error} of the ground truth") from None
-    except UserError:
+    except (UserError, Outage):
         raise
     except Exception as error:  # loadmat raises many kinds for files that are not MATLAB's
         raise UserError(f"{address} is not a development kit of ILSVRC: {error}") from None

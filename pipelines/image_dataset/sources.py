@@ -18,7 +18,7 @@ import re
 from dataclasses import dataclass
 
 from pipelines.image_dataset import ilsvrc
-from pipelines.image_dataset.parts import Part, TarError, list_members
+from pipelines.image_dataset.parts import Part, TarError, list_twice
 from pipelines.transforms.rejects import Reject, reject
 from trainer import storage
 from trainer.errors import UserError
@@ -58,7 +58,7 @@ def _tar_parts(address: str, split: str, truth: str) -> tuple[list[Part], list[R
     """
     size = storage.size(address)
     try:
-        found = list_members(address, 0, size)
+        found = list_twice(address, 0, size)
         first = next(found, None)
         if first is None or not first.name.endswith(".tar"):
             return [Part(split=split, address=address, bytes=size, truth=truth)], []

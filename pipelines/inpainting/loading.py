@@ -15,13 +15,12 @@ import numpy as np
 from masks.coverage import hole_ratio
 from pipelines.inpainting.inputs import Item
 from pipelines.transforms.model_handler import Filled, Pair
-from pipelines.transforms.rejects import FAULTS, REJECTED, Reject, Rejected, blame
+from pipelines.transforms.rejects import REJECTED, Reject, Rejected, blame
 from trainer import storage
 from trainer.errors import UserError
 from trainer.images import pictures, rgb
 
 HOLELESS = "holeless"  # tag of the output for images without holes
-_FAULTS = (*FAULTS, MemoryError)
 _COLOR = re.compile(r"color=#([0-9a-fA-F]{6})(?:,(\d{1,3}))?")
 
 
@@ -104,10 +103,10 @@ def read_item(item: Item) -> Iterator[Files | beam.pvalue.TaggedOutput]:
     """`Files` of one item, or a tagged `Reject`."""
     begin, mask = time.perf_counter(), None
     try:
-        with blame(item.image, "read", _FAULTS):
+        with blame(item.image, "read"):
             image = storage.read(item.image)
         if item.mask:
-            with blame(item.mask, "read", _FAULTS):
+            with blame(item.mask, "read"):
                 mask = storage.read(item.mask)
     except Rejected as lost:
         yield _lost(item, lost.reject)
@@ -146,22 +145,22 @@ def load_item(files: Files, settings: Settings) -> Iterator[tuple[Task, Pair] | 
 def _decode(files: Files, settings: Settings) -> tuple[Pair, pictures.Metadata]:
     """Raises `Rejected`."""
     item = files.item
-    with blame(item.image, "decode", _FAULTS):
+    with blame(item.image, "decode"):
         picture = pictures.decode(files.image, settings.max_pixels)
         pictures.check_encodable(picture, settings.format)
     if files.mask is None:
         assert settings.holes is not None
-        with blame(item.image, "match", _FAULTS):
+        with blame(item.image, "match"):
             pair = own_holes(picture, settings.holes)
     else:
         assert settings.hole is not None
-        with blame(item.mask, "decode", _FAULTS):
+        with blame(item.mask, "decode"):
             mask = pictures.decode_mask(files.mask, settings.hole, settings.max_pixels)
-        with blame(item.image, "match", _FAULTS):
+        with blame(item.image, "match"):
             image = pictures.turn(picture.pixels, picture.metadata.orientation)
             mask = fit_mask(mask, image.shape[:2], settings.resize_masks)
             pair = Pair(image, np.ascontiguousarray(mask))
-    with blame(item.image, "match", _FAULTS):
+    with blame(item.image, "match"):
         if not pair.mask.any():
             raise MaskError("expected a valid pixel. Received a mask that is all hole.")
     return pair, picture.metadata

@@ -25,7 +25,7 @@ from pipelines.transforms.model_handler import Filled
 from pipelines.transforms.progress import Progress
 from pipelines.transforms.rejects import FAULTS, REJECTED, Reject, Rejected, blame, reject, reject_lines
 from trainer import storage
-from trainer.errors import UserError
+from trainer.errors import Unwritable, UserError
 from trainer.images import pictures
 
 RECORDS, JOB = ".items", "job.json"
@@ -143,7 +143,7 @@ def write_result(
                 raise filled
         with blame(address, "encode", Exception):
             data = task.copy if task.copy is not None else _encode(filled.pixels, task.metadata, settings)
-        with blame(address, "write", Exception):
+        with blame(address, "write", Unwritable):
             height, width = filled.pixels.shape[:2]
             details = {
                 "height": height,
@@ -175,7 +175,7 @@ def write_output(item: Item, data: bytes, details: dict, output: str, replaces: 
         replaces: whether an existing output may be replaced.
 
     Raises:
-        UserError: a file with other contents exists, and must not be replaced.
+        Unwritable: a file with other contents exists, and must not be replaced; or the name is too long.
     """
     address = storage.join(output, item.output)
     if replaces:

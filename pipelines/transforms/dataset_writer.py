@@ -18,7 +18,9 @@ from pipelines.transforms.rejects import Reject, reject_lines
 from trainer import storage
 from trainer.data import records
 from trainer.data.manifest import MANIFEST, Manifest, Shard, dump_manifest, shard_name
-from trainer.errors import UserError
+from trainer.errors import Unwritable, UserError
+
+REJECTS = "rejects"  # folder of the lines of rejects, one file for each split
 
 Record = tuple[str, str, bytes]  # split, key (unique within the split), serialized example
 
@@ -38,13 +40,13 @@ def create_or_compare(address: str, data: bytes) -> None:
     """Creates a file; an existing one must be what an earlier attempt wrote.
 
     Raises:
-        UserError: a file with other contents exists.
+        Unwritable: a file with other contents exists.
     """
     try:
         storage.create(address, data)
     except storage.AlreadyExists:
         if storage.checksum(address) != storage.crc32c(data):
-            raise UserError(f"{address} exists with other contents: --overwrite, or choose another folder") from None
+            raise Unwritable(f"{address} exists with other contents: --overwrite, or choose another folder") from None
 
 
 def place_record(record: Record, num_shards: dict[str, int]) -> tuple[tuple[str, int], tuple[str, bytes]]:
@@ -78,7 +80,7 @@ def write_rejects(group: tuple[str, Iterable[Reject]], folder: str) -> int:
     """Writes ``rejects/<split>.jsonl`` and returns its number of lines."""
     split, rejects = group
     data = reject_lines(rejects)
-    create_or_compare(storage.join(folder, "rejects", f"{split}.jsonl"), data)
+    create_or_compare(storage.join(folder, REJECTS, f"{split}.jsonl"), data)
     return data.count(b"\n")
 
 
@@ -91,7 +93,13 @@ def write_manifest(
     rejects: list[int],
     statistics: list[dict],
 ) -> None:
-    """Writes shards without records, then the manifest of ``inputs`` inputs; everything else it lists exists."""
+    """Writes shards without records, then the manifest of ``inputs`` inputs; everything else it lists exists.
+
+    Raises:
+        UserError: there is no record at all.
+    """
+    if not any(shard["records"] for shard in shards):
+        raise UserError(f"no input can be used: {sum(rejects)} of {inputs} rejected, see {folder}/{REJECTS}")
     written = {shard["name"] for shard in shards}
     keys = [(split, shard) for split, count in num_shards.items() for shard in range(count)]
     empty = [key for key in keys if shard_name(*key, num_shards[key[0]]) not in written]

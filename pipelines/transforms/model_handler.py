@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from apache_beam.ml.inference.base import ModelHandler
 
-from trainer.errors import DeviceError, UserError
+from trainer.errors import DeviceError, UserError, is_outage
 from trainer.inference import predict
 
 _UNIT_PIXELS = 512 * 512  # of weight 1
@@ -63,6 +63,8 @@ class FillModelHandler(ModelHandler[Pair, Filled | Exception, predict.Model]):
         try:
             pixels, windows = predict.fill_batch([pair.image for pair in batch], [pair.mask for pair in batch], model)
         except Exception as error:
+            if is_outage(error):
+                raise
             if len(batch) == 1:
                 return [error]
             alone = predict.with_batch_size(model, 1) if model.batch_size else model

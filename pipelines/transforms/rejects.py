@@ -1,5 +1,10 @@
 """Rejects: inputs that could not be used, each with the stage that failed and the reason.
 
+What is an input's own fault: its bytes cannot be decoded or matched, it is gone, may not be read alone of all, is a
+folder, or needs more memory than there is. What is not: a store that does not answer, a permission or credentials that
+are missing, a disk that is full or fails, too many open files. These (`trainer.errors.is_outage`) are repeated by the
+storage, then pass through `blame` whatever it catches: the runner tries the bundle again, and then the job fails.
+
 try:
     with blame(item.image, "read"):
         data = storage.read(item.image)
@@ -19,10 +24,10 @@ from typing import Any
 
 import apache_beam as beam
 
-from trainer.errors import UserError
+from trainer.errors import Outage, UserError, is_outage
 
 REJECTED = "rejected"  # tag of the output that rejects leave a transform by
-FAULTS = (ValueError, UserError, OSError)  # what reading and decoding a bad input raise
+FAULTS = (ValueError, UserError, OSError, MemoryError)  # what reading and decoding a bad input raise
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,12 +79,18 @@ def blame(
     Args:
         source, stage, split, member: of the `Reject`.
         faults: exceptions that are the input's own fault; others pass through, so that the runner tries again.
+
+    Raises:
+        Rejected: the input is to blame.
+        Outage: nobody is, see `is_outage`.
     """
     try:
         yield
-    except Rejected:
+    except (Rejected, Outage):
         raise
     except faults as error:
+        if is_outage(error):
+            raise Outage(f"{source}: {error}") from error
         raise Rejected(reject(source, stage, error, split, member)) from error
 
 

@@ -4,7 +4,7 @@
 """
 
 # ruff: noqa: F401
-from trainer.errors import AlreadyExists, Conflict, Corrupt, NotFound, TooLarge
+from trainer.errors import AlreadyExists, Conflict, Corrupt, Denied, NotFound, Outage, TooLarge, Unwritable
 from trainer.storage.api import (
     SCHEMES,
     base_of,

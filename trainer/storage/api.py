@@ -13,7 +13,7 @@ import posixpath
 import re
 from collections.abc import Iterator
 
-from trainer.errors import Corrupt, NotFound, UserError
+from trainer.errors import Corrupt, NotFound, Outage, UserError
 from trainer.storage.gcs import GcsStore
 from trainer.storage.local import LocalStore
 from trainer.storage.store import Store, crc32c
@@ -202,4 +202,4 @@ def delete(address: str) -> None:
 
 def is_transient(error: BaseException) -> bool:
     """Whether another attempt may succeed: not after an answer (`UserError`, `Conflict`), nor after a bug."""
-    return any(store.is_transient(error) for store in SCHEMES.values())
+    return isinstance(error, Outage | OSError)

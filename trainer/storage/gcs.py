@@ -1,6 +1,19 @@
 """Google Cloud Storage as a store: ``gs://bucket/name``.
 
 ``STORAGE_EMULATOR_HOST`` points it at an emulator, as Google's own client does.
+
+Every request is repeated here and nowhere else (`_request`): the client's own retries are off, for they continue
+downloads without checking them, take a lost answer of an upload for somebody else's file, and leave out answers that
+are cut short. What is asked for, what may be wrong, and for how long it is asked again:
+
+    no answer, 5xx, 408, 409, 429, a body or a list cut short, bytes that differ from their checksum    120 s
+    401, 403, credentials that cannot be renewed: of a bucket that has answered such requests before     30 s
+                                                  of one that has not, which is how wrong use looks       3 s
+    404 of a bucket, or of an object that a caller expects                                               3 s
+    404 where an object may be absent                                                            asked twice
+    412 of an upload: unless the object there is another                                               120 s
+
+Each upload has a name of its own in the object's metadata: it tells whether the object there is this upload's.
 """
 
 from __future__ import annotations
@@ -9,22 +22,47 @@ import contextlib
 import functools
 import io
 import re
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from trainer.errors import AlreadyExists, Conflict, NotFound, UserError
+from trainer.errors import AlreadyExists, Conflict, Denied, NotFound, Outage, Unwritable, UserError
 from trainer.storage.store import require_size
 
 if TYPE_CHECKING:
     from google.cloud.storage import Blob, Client
+    from tenacity import RetryCallState
+
+T = TypeVar("T")
 
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]*[a-z0-9]")
-# Packages whose exceptions the client lets through once it has given up. Their names, because their import is slow.
+_MAX_NAME = 1024  # bytes of an object's name
+_UPLOAD = "pconv-upload"  # key of the metadata with the upload's name
+# Packages whose exceptions mean that there was no answer. Their names, because their import is slow.
 _CLIENT_PACKAGES = {"google", "requests", "urllib3", "http"}
+
+_OUTAGE, _LOST, _DOUBT, _TWICE = 120.0, 30.0, 3.0, 0.0  # seconds, see above
+_PAUSE = 0.25  # seconds until a request is repeated, at most; twice that the next time, up to 8
+_LEAST = 3  # answers before one is believed, however long each took
+
+# (bucket, verb) that this process was allowed: to ``read``, ``list``, ``write`` or ``delete``.
+_allowed: set[tuple[str, str]] = set()
+
+
+class _Damaged(Exception):
+    """An answer that cannot be right."""
+
+
+class _There(NamedTuple):
+    """What is known of the object at an address: its generation, 0 without one, and the name of its upload."""
+
+    generation: int
+    upload: str
 
 
 class GcsStore:
-    """Objects of Google Cloud Storage. The client retries by itself, for up to 120 s a request."""
+    """Objects of Google Cloud Storage."""
 
     is_remote = True
     near = 4 << 20  # assumed, not measured: 40 ms until the first byte, then 100 MB/s
@@ -40,17 +78,14 @@ class GcsStore:
 
     def folders(self, folder: str) -> list[str]:
         """Names of the folders right in ``folder``, objects' names up to their next slash."""
-        bucket, name = _split(folder)
+        _, name = _split(folder)
         prefix = name + "/" if name else ""
-        with _errors(f"gs://{bucket}"):
-            pages = client().list_blobs(bucket, prefix=prefix, delimiter="/", fields="prefixes,nextPageToken")
-            list(pages)  # the prefixes are known when all pages are read
-        return [found[len(prefix) : -1] for found in pages.prefixes]
+        pages = _pages(folder, prefix, delimiter="/", fields="prefixes,nextPageToken")
+        return sorted({found[len(prefix) : -1] for _, prefixes in pages for found in prefixes})
 
     def exists(self, address: str) -> bool:
         """Whether an object is there; False for a bucket."""
-        with _errors(address):
-            return bool(_split(address)[1]) and _blob(address).exists()
+        return bool(_split(address)[1]) and _find(address) is not None
 
     def size(self, address: str) -> int:
         """Bytes in the object; 0 if it does not exist."""
@@ -58,33 +93,54 @@ class GcsStore:
 
     def checksum(self, address: str) -> str:
         """`crc32c` of the object, as its metadata has it."""
-        with _errors(address):
+
+        def send() -> str:
             blob = _blob(address)
-            blob.reload()
+            blob.reload(retry=None)
             return blob.crc32c
+
+        return _request(address, "read", send)
 
     def read_versioned(self, address: str, max_bytes: int | None = None) -> tuple[bytes | None, object]:
         """The whole object and its generation."""
-        with contextlib.suppress(NotFound), _errors(address):
+
+        def send() -> tuple[bytes, object]:
             blob = _blob(address)
             if max_bytes is None:
-                return blob.download_as_bytes(), blob.generation
+                return blob.download_as_bytes(retry=None), blob.generation
             file = _BoundedFile(address, max_bytes)
-            blob.download_to_file(file)
+            blob.download_to_file(file, retry=None)
             return file.getvalue(), blob.generation
+
+        with contextlib.suppress(NotFound):
+            return _request(address, "read", send, absence=_TWICE)
         return None, 0
 
     def read_range(self, address: str, start: int, length: int) -> bytes:
-        """``length`` bytes from ``start``, fewer where the object ends."""
-        from google.api_core.exceptions import RequestRangeNotSatisfiable
+        """``length`` bytes from ``start``, fewer where the object ends.
 
+        Unlike a whole object, a range comes without a checksum: only its length, and TLS, tell that it is whole.
+        """
         if not length:
             return b""
-        with _errors(address):
+
+        def send() -> bytes:
+            from google.api_core.exceptions import RequestRangeNotSatisfiable
+
+            blob = _blob(address)
             try:
-                return _blob(address).download_as_bytes(start=start, end=start + length - 1, checksum=None)
+                data = blob.download_as_bytes(start=start, end=start + length - 1, checksum=None, retry=None)
             except RequestRangeNotSatisfiable:
-                return b""
+                data = b""
+            if len(data) < length:
+                blob = _blob(address)  # of no generation
+                blob.reload(retry=None)
+            expected = length if len(data) >= length else max(0, min(length, blob.size - start))
+            if len(data) != expected:
+                raise _Damaged(f"expected {expected} bytes. Received {len(data)}.")
+            return data
+
+        return _request(address, "read", send)
 
     def require_writable(self, folder: str) -> None:
         """Raises `UserError` unless the bucket exists and may be listed; only a write tells about writing."""
@@ -99,26 +155,41 @@ class GcsStore:
 
     def replace(self, address: str, data: bytes, generation: object) -> None:
         """Writes the object if it still has the ``generation``."""
-        with _errors(address):
-            # Without a generation to match, the client would retry uploads blindly.
-            _blob(address).upload_from_string(
-                data, content_type="application/octet-stream", if_generation_match=generation, checksum="crc32c"
-            )
+        if len(_split(address)[1].encode(errors="surrogateescape")) > _MAX_NAME:
+            raise Unwritable(f"cannot write to {address}: expected a name of at most {_MAX_NAME} bytes")
+        upload = uuid.uuid4().hex
+
+        def send() -> None:
+            from google.api_core.exceptions import PreconditionFailed
+
+            blob = _blob(address)
+            blob.metadata = {_UPLOAD: upload}
+            kind = "application/octet-stream"
+            try:
+                blob.upload_from_string(
+                    data, content_type=kind, if_generation_match=generation, checksum="crc32c", retry=None
+                )
+            except PreconditionFailed:
+                there = _find(address) or _There(0, "")
+                if there.upload == upload:  # the answer to an earlier attempt was lost
+                    return
+                if there.generation == generation:
+                    raise _Damaged(f"the object is not at generation {generation}, although it is") from None
+                raise
+
+        _request(address, "write", send)
 
     def overwrite(self, address: str, data: bytes) -> None:
         """Writes the object over the generation that is there, until nobody else has done so meanwhile."""
         while True:
+            there = _find(address, absence=None) or _There(0, "")  # a wrong answer makes a conflict
             with contextlib.suppress(Conflict):
-                return self.replace(address, data, self.read_versioned(address)[1])
+                return self.replace(address, data, there.generation)
 
     def delete(self, address: str) -> None:
         """Removes the object, if it exists."""
-        with contextlib.suppress(NotFound), _errors(address):
-            _blob(address).delete()
-
-    def is_transient(self, error: BaseException) -> bool:
-        """Any exception of the client that `_errors` lets through: outages, timeouts, server errors."""
-        return any(kind.__module__.split(".")[0] in _CLIENT_PACKAGES for kind in type(error).__mro__)
+        with contextlib.suppress(NotFound):
+            _request(address, "delete", lambda: _blob(address).delete(retry=None), absence=_TWICE)
 
 
 class _BoundedFile(io.BytesIO):
@@ -143,7 +214,7 @@ def client() -> Client:
 
 
 def _split(address: str) -> tuple[str, str]:
-    """Bucket and name of ``gs://bucket/name``; raises `UserError` for anything else."""
+    """Bucket and name of ``gs://bucket/name``; raises `UserError` if it is no such address."""
     bucket, _, name = address.removeprefix("gs://").partition("/")
     if not _BUCKET.fullmatch(bucket):
         raise UserError(f"expected gs://bucket/name. Received {address!r}.")
@@ -156,30 +227,134 @@ def _blob(address: str) -> Blob:
     return client().bucket(bucket).blob(name)
 
 
+# Requests
+
+
+def _find(address: str, absence: float | None = _TWICE) -> _There | None:
+    """What is known of the object; None if there is none."""
+
+    def send() -> _There:
+        blob = _blob(address)
+        blob.reload(retry=None)
+        return _There(int(blob.generation), (blob.metadata or {}).get(_UPLOAD, ""))
+
+    with contextlib.suppress(NotFound):
+        return _request(address, "read", send, absence)
+    return None
+
+
+def _pages(address: str, prefix: str, **query: str | None) -> Iterator[tuple[list[Blob], set[str]]]:
+    """Objects and prefixes of each page of a list; a page that fails is asked for again, not those before it."""
+    bucket, _ = _split(address)
+    token: str | None = None
+
+    def send() -> tuple[list[Blob], set[str], str | None]:
+        found = client().list_blobs(bucket, prefix=prefix, page_token=token, retry=None, **query)
+        page = list(next(found.pages, ()))
+        return page, set(found.prefixes), found.next_page_token
+
+    while True:
+        page, prefixes, token = _request(f"gs://{bucket}", "list", send)
+        yield page, prefixes
+        if not token:
+            return
+
+
 def _list(prefix: str, deep: bool = True) -> Iterator[tuple[str, int]]:
     """Address and size of each object whose address begins with ``prefix``; unless ``deep``, without those below it."""
     bucket, name = _split(prefix)
-    with _errors(f"gs://{bucket}"):
-        for found in client().list_blobs(
-            bucket, prefix=name, delimiter=None if deep else "/", fields="items(name,size),nextPageToken"
-        ):
+    for page, _ in _pages(prefix, name, delimiter=None if deep else "/", fields="items(name,size),nextPageToken"):
+        for found in page:
             if not found.name.endswith("/"):  # such objects stand for folders
                 yield f"gs://{bucket}/{found.name}", found.size or 0
 
 
-@contextlib.contextmanager
-def _errors(address: str) -> Iterator[None]:
-    """Turns the client's exceptions that are answers into this project's errors."""
-    from google.api_core import exceptions
-    from google.auth.exceptions import GoogleAuthError
+def _request(address: str, verb: str, send: Callable[[], T], absence: float | None = _DOUBT) -> T:
+    """What ``send()`` returns, called again while it may be wrong: see the module's table.
 
+    Args:
+        verb: what must be allowed: ``read``, ``list``, ``write`` or ``delete``.
+        absence: seconds for which a 404 is doubted; None believes the first.
+
+    Raises:
+        NotFound, Denied, Conflict: what the last answer says.
+        Outage: there was no answer, or none that can be right.
+    """
+    from tenacity import Retrying, retry_if_exception, wait_random_exponential
+
+    place, begin = (_split(address)[0], verb), time.monotonic()
+    pause = wait_random_exponential(multiplier=_PAUSE, min=_PAUSE / 2, max=8)
+
+    def patience(error: BaseException) -> float | None:
+        return _patience(error, absence, place in _allowed)
+
+    def error_of(state: RetryCallState) -> BaseException:
+        error = state.outcome.exception() if state.outcome else None
+        assert error is not None
+        return error
+
+    def is_over(state: RetryCallState) -> bool:
+        limit = patience(error_of(state)) or 0.0
+        least = 2 if limit == _TWICE else _LEAST
+        return state.attempt_number >= least and time.monotonic() - begin >= limit
+
+    def wait(state: RetryCallState) -> float:
+        left = (patience(error_of(state)) or 0.0) - (time.monotonic() - begin)
+        return min(pause(state), max(left, 0.0))
+
+    retrying = Retrying(
+        retry=retry_if_exception(lambda error: patience(error) is not None), stop=is_over, wait=wait, reraise=True
+    )
     try:
-        yield
-    except exceptions.PreconditionFailed:
-        raise Conflict(address) from None
-    except exceptions.NotFound:
-        raise NotFound(f"{address} does not exist (no such bucket or object)") from None
-    except exceptions.ClientError as error:  # 4xx: not allowed, or not a bucket's name
-        raise UserError(f"{address} may not be used: {error.message}") from None
-    except GoogleAuthError as error:
-        raise UserError(f"no Google Cloud credentials for {address}: {error}") from None
+        answer = retrying(send)
+    except Exception as error:
+        raise _ours(error, address, time.monotonic() - begin) from None
+    _allowed.add(place)
+    return answer
+
+
+def _patience(error: BaseException, absence: float | None, was_allowed: bool) -> float | None:
+    """Seconds for which a request is repeated that ended with ``error``; None if it is to be believed."""
+    from google.api_core import exceptions
+    from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError, TransportError
+
+    if isinstance(error, exceptions.NotFound):
+        return absence
+    if isinstance(error, exceptions.Unauthorized | exceptions.Forbidden):
+        return _LOST if was_allowed else _DOUBT
+    if isinstance(error, exceptions.ClientError) and error.code not in (408, 409, 429):
+        return None
+    if isinstance(error, GoogleAuthError) and not isinstance(error, TransportError):
+        if type(error) is DefaultCredentialsError:  # there are none on this machine
+            return None
+        return _LOST if was_allowed else _DOUBT
+    if _is_no_answer(error):
+        return _OUTAGE
+    # What the client raises when it reads an answer that is empty; a bug would be raised again.
+    return _DOUBT if isinstance(error, AttributeError | TypeError | KeyError) else None
+
+
+def _is_no_answer(error: BaseException) -> bool:
+    """Whether the client did not get an answer that it understands; a ValueError is JSON that is cut short."""
+    packages = {kind.__module__.split(".")[0] for kind in type(error).__mro__}
+    return bool(packages & _CLIENT_PACKAGES) or isinstance(error, _Damaged | OSError | ValueError)
+
+
+def _ours(error: Exception, address: str, seconds: float) -> Exception:
+    """This project's error for what the client has raised."""
+    from google.api_core import exceptions
+    from google.auth.exceptions import GoogleAuthError, TransportError
+
+    if isinstance(error, exceptions.PreconditionFailed):
+        return Conflict(address)
+    if isinstance(error, exceptions.NotFound):
+        return NotFound(f"{address} does not exist (no such bucket or object)")
+    if isinstance(error, exceptions.ClientError) and error.code not in (408, 409, 429):
+        kind = Denied if isinstance(error, exceptions.Unauthorized | exceptions.Forbidden) else UserError
+        return kind(f"{address} may not be used: {error.message}")
+    if isinstance(error, GoogleAuthError) and not isinstance(error, TransportError):
+        return Denied(f"no Google Cloud credentials for {address}: {error}")
+    if _is_no_answer(error):
+        text = " ".join(f"{type(error).__name__}: {error}".split())
+        return Outage(f"{address}: no answer from Cloud Storage that can be used, for {seconds:.0f} s: {text[:300]}")
+    return error

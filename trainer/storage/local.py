@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import stat
@@ -12,7 +13,7 @@ from typing import BinaryIO
 
 import google_crc32c
 
-from trainer.errors import AlreadyExists, Conflict, NotFound, UserError
+from trainer.errors import AlreadyExists, Conflict, Denied, NotFound, Outage, Unwritable, UserError, is_outage
 from trainer.storage.store import crc32c, encode_crc32c, require_size
 
 _BLOCK = 1 << 20
@@ -59,15 +60,11 @@ class LocalStore:
 
     def read_versioned(self, address: str, max_bytes: int | None = None) -> tuple[bytes | None, object]:
         """The whole file and its `crc32c`."""
-        try:
-            with _open(address) as file:
-                require_size(address, os.fstat(file.fileno()).st_size, max_bytes)
-                data = file.read()
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-            return None, 0
-        except (OSError, ValueError) as error:  # ValueError: a name with a NUL
-            raise _unreadable(address, error) from None
-        return data, crc32c(data)
+        with contextlib.suppress(NotFound), _reading(address), _open(address) as file:
+            require_size(address, os.fstat(file.fileno()).st_size, max_bytes)
+            data = file.read()
+            return data, crc32c(data)
+        return None, 0
 
     def read_range(self, address: str, start: int, length: int) -> bytes:
         """``length`` bytes from ``start``, fewer where the file ends."""
@@ -79,7 +76,7 @@ class LocalStore:
         """Makes the folder; raises `UserError` unless files can be created in it."""
         _make_folder(folder)
         if not os.access(folder, os.W_OK):
-            raise UserError(f"cannot write to {folder}: permission denied")
+            raise Denied(f"cannot write to {folder}: permission denied")
 
     def create(self, address: str, data: bytes) -> None:
         """Writes a new file."""
@@ -92,8 +89,10 @@ class LocalStore:
         """Writes the file if it still has the ``generation``, holding the lock file ``.NAME.lock`` beside it."""
         folder, name = os.path.split(address)
         _make_folder(folder)
-        with open(os.path.join(folder, f".{name}.lock"), "w") as held:
-            fcntl.flock(held, fcntl.LOCK_EX)
+        with contextlib.ExitStack() as opened:
+            with _writing(address):
+                held = opened.enter_context(open(os.path.join(folder, f".{name}.lock"), "w"))
+                fcntl.flock(held, fcntl.LOCK_EX)
             if self.read_versioned(address)[1] != generation:
                 raise Conflict(address)
             _write(address, data)
@@ -104,11 +103,8 @@ class LocalStore:
 
     def delete(self, address: str) -> None:
         """Removes the file, if it exists."""
-        Path(address).unlink(missing_ok=True)
-
-    def is_transient(self, error: BaseException) -> bool:
-        """Any error of the operating system: a network mount may come back, a full disk may be emptied."""
-        return isinstance(error, OSError)
+        with _writing(address):
+            Path(address).unlink(missing_ok=True)
 
 
 def _open(path: str) -> BinaryIO:
@@ -125,21 +121,37 @@ def _reading(path: str) -> Iterator[None]:
     """Turns what the operating system raises into this project's errors."""
     try:
         yield
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         raise NotFound(f"{path} does not exist") from None
-    except (OSError, ValueError) as error:
-        raise _unreadable(path, error) from None
+    except (OSError, ValueError) as error:  # ValueError: a name with a NUL
+        kind = Outage if is_outage(error) else UserError
+        raise kind(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
 
-def _unreadable(path: str, error: OSError | ValueError) -> UserError:
-    return UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}")
+@contextlib.contextmanager
+def _writing(path: str) -> Iterator[None]:
+    """Turns what the operating system raises into this project's errors, except that a file is there already."""
+    try:
+        yield
+    except FileExistsError:
+        raise
+    except OSError as error:
+        raise _writing_error(path, error) from None
+
+
+def _writing_error(path: str, error: OSError) -> Exception:
+    denied = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
+    kind = Denied if denied else Outage if is_outage(error) else Unwritable
+    return kind(f"cannot write to {path}: {error.strerror}")
 
 
 def _make_folder(folder: str) -> None:
     try:
         os.makedirs(folder, exist_ok=True)
+    except FileExistsError as error:  # a file has its name
+        raise Unwritable(f"cannot write to {folder}: {error.strerror}") from None
     except OSError as error:
-        raise UserError(f"cannot write to {folder}: {error.strerror}") from None
+        raise _writing_error(folder, error) from None
 
 
 def _write(path: str, data: bytes, publish: Callable[[str, str], None] = os.replace) -> None:
@@ -147,10 +159,11 @@ def _write(path: str, data: bytes, publish: Callable[[str, str], None] = os.repl
     folder, name = os.path.split(path)
     _make_folder(folder)
     draft = os.path.join(folder, f".{name}.{os.urandom(4).hex()}")
-    try:
-        with open(draft, "xb") as file:
-            file.write(data)
-        publish(draft, path)
-    finally:
-        if os.path.exists(draft):
-            os.unlink(draft)
+    with _writing(path):
+        try:
+            with open(draft, "xb") as file:
+                file.write(data)
+            publish(draft, path)
+        finally:
+            if os.path.exists(draft):
+                os.unlink(draft)

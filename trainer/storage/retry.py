@@ -18,7 +18,7 @@ _WAIT = wait_random_exponential(multiplier=0.25, min=0.125, max=8)
 def persist(action: Callable[[], T], patience: float) -> T:
     """The result of ``action``, which only calls `storage` functions; retried while a store refuses.
 
-    Google's client retries for 120 seconds by itself before it raises; that time counts.
+    A bucket's store repeats requests for 120 seconds by itself before it raises; that time counts.
 
     Args:
         patience: seconds from the first attempt. The first attempt to fail after that is the last: its error is raised.

@@ -30,9 +30,10 @@ def require_size(address: str, size: int, max_bytes: int | None) -> None:
 class Store(Protocol):
     """Files at the addresses of one scheme.
 
-    Besides what its docstring says, each method may raise `UserError` where access is denied or the address cannot be
-    used, and the client's own exceptions where the service does not answer: see `is_transient`. Nothing may be seen
-    half written. An implementation keeps its imports of a cloud client inside its functions: commands that work on
+    Besides what its docstring says, each method may raise `Denied` where access is refused, another `UserError` where
+    the address cannot be used, and `Outage` where the service does not do its work: no exception of a client leaves an
+    implementation, which repeats what may succeed by itself, for a bounded time. Nothing may be seen half written. An
+    implementation keeps its imports of a cloud client inside its functions: commands that work on
     local files load none.
 
     Attributes:
@@ -78,7 +79,10 @@ class Store(Protocol):
         """Raises `UserError` unless files can be written below ``folder``, as far as can be told without writing."""
 
     def create(self, address: str, data: bytes) -> None:
-        """Writes a new file. Raises `AlreadyExists`, also where several create it at the same time."""
+        """Writes a new file. Raises `AlreadyExists`, also where several create it at the same time.
+
+        Not if it is this call's own file, whose first answer was lost; the same holds for `replace`.
+        """
 
     def replace(self, address: str, data: bytes, generation: object) -> None:
         """Writes the file if it still has the ``generation``. Raises `Conflict` if not."""
@@ -88,6 +92,3 @@ class Store(Protocol):
 
     def delete(self, address: str) -> None:
         """Removes the file, if it exists."""
-
-    def is_transient(self, error: BaseException) -> bool:
-        """Whether ``error``, raised by this store, may go away by itself: no answer, or the answer that it is busy."""

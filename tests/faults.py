@@ -1,0 +1,163 @@
+"""Faults on the way to a storage server: a proxy that counts requests and spoils those that a test chooses."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import http.client
+import http.server
+import os
+import re
+import threading
+import urllib.parse
+import warnings
+from collections.abc import Callable, Iterator
+
+from trainer.storage import gcs
+
+_HOP = {"connection", "transfer-encoding", "content-length", "keep-alive"}
+
+# What of a request is matched: the method and the path with its query, as in "GET /storage/v1/b/x/o?prefix=a".
+DOWNLOAD = r"GET /(download/storage|storage)/v1/b/[^/]+/o/.*alt=media"
+LIST = r"GET /storage/v1/b/[^/]+/o\?"
+METADATA = r"GET /storage/v1/b/[^/]+/o/(?!.*alt=media)"
+UPLOAD = r"(POST|PUT) /upload/"
+DELETE = r"DELETE "
+ANY = r""
+
+
+class Fault:
+    """What is done to the requests that ``pattern`` finds: to those whose number, from 0, ``chooses``.
+
+    Kinds, of answers: ``cut`` (the connection, in the middle of the body), ``short`` (half of the body, announced as
+    all), ``empty`` (no body), ``flip`` (one bit of the middle byte), ``lost`` (the request is done, the connection
+    closed instead of an answer). Instead of an answer: ``closed`` (the connection), or a status such as ``403``.
+
+    Attributes:
+        count: how often it was done.
+    """
+
+    def __init__(
+        self, kind: str | int, pattern: str = ANY, chooses: Callable[[int], bool] = lambda number: number == 0
+    ):
+        self.kind, self.count, self._seen = kind, 0, 0
+        self._pattern, self._chooses, self._lock = re.compile(pattern), chooses, threading.Lock()
+
+    def takes(self, line: str) -> bool:
+        with self._lock:
+            if not self._pattern.search(line):
+                return False
+            taken = self._chooses(self._seen)
+            self._seen, self.count = self._seen + 1, self.count + taken
+            return taken
+
+
+def always(number: int) -> bool:
+    return True
+
+
+def once_each(number: int) -> bool:
+    """Every other one, so that what is asked again at once is answered."""
+    return number % 2 == 0
+
+
+class Proxy:
+    """A server in front of ``upstream``, a URL, that does ``faults`` to requests; ``lines`` are those it has seen."""
+
+    def __init__(self, upstream: str):
+        self.faults: list[Fault] = []
+        self.lines: list[str] = []
+        self._upstream = urllib.parse.urlsplit(upstream).netloc
+        proxy = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def handle_one_request(self):
+                self.close_connection = True
+                self.raw_requestline = self.rfile.readline(65537)
+                if self.raw_requestline and self.parse_request():
+                    proxy._answer(self)
+
+            def log_message(self, *_):
+                pass
+
+        class Server(http.server.ThreadingHTTPServer):
+            daemon_threads = True
+
+            def handle_error(self, *_):  # of connections that a client has closed
+                pass
+
+        self._server = Server(("127.0.0.1", 0), Handler)
+        self.url = "http://{}:{}".format(*self._server.server_address)
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    def _answer(self, request: http.server.BaseHTTPRequestHandler) -> None:
+        body = request.rfile.read(int(request.headers.get("Content-Length") or 0))
+        line = f"{request.command} {request.path}"
+        self.lines.append(line)
+        # Every fault counts, whatever the others do.
+        (kind,) = [fault.kind for fault in self.faults if fault.takes(line)][:1] or [None]
+        if kind == "closed":
+            return
+        if isinstance(kind, int):
+            _send(request, kind, [], b'{"error": {"message": "injected"}}')
+            return
+        status, headers, data = self._forward(request, body)
+        if kind == "lost":
+            return
+        length, half = len(data), len(data) // 2
+        if kind == "flip":
+            data = data[:half] + bytes([data[half] ^ 1]) + data[half + 1 :] if data else data
+        elif kind in ("cut", "short"):
+            data = data[:half]
+        elif kind == "empty":
+            data = b""
+        _send(request, status, headers, data, length if kind == "cut" else len(data))
+
+    def _forward(self, request, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
+        connection = http.client.HTTPConnection(self._upstream, timeout=30)
+        with contextlib.closing(connection):
+            headers = {name: value for name, value in request.headers.items() if name.lower() not in _HOP}
+            connection.request(request.command, request.path, body, headers)
+            response = connection.getresponse()
+            # An upload in pieces is told where to send them: here, too.
+            here = urllib.parse.urlsplit(self.url).netloc
+            found = [
+                (name, value.replace(f"//{self._upstream}/", f"//{here}/")) for name, value in response.getheaders()
+            ]
+            return response.status, found, response.read()
+
+
+def _send(request, status: int, headers: list[tuple[str, str]], data: bytes, length: int | None = None) -> None:
+    request.send_response(status)
+    for name, value in headers:
+        if name.lower() not in _HOP:
+            request.send_header(name, value)
+    request.send_header("Content-Length", str(len(data) if length is None else length))
+    request.send_header("Connection", "close")
+    request.end_headers()
+    request.wfile.write(data)
+
+
+@contextlib.contextmanager
+def proxied(upstream: str, *faults: Fault) -> Iterator[Proxy]:
+    """A `Proxy`; this process's client goes through it, and so do the processes that it starts."""
+    proxy, before = Proxy(upstream), os.environ.get("STORAGE_EMULATOR_HOST")
+    proxy.faults += faults
+    os.environ["STORAGE_EMULATOR_HOST"] = proxy.url
+    gcs.client.cache_clear()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # the client leaves connections open whose answers were cut
+        try:
+            yield proxy
+        finally:
+            os.environ["STORAGE_EMULATOR_HOST"] = before or upstream
+            gcs.client().close()
+            gcs.client.cache_clear()
+            proxy.close()
+            gc.collect(1)
