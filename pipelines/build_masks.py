@@ -6,7 +6,7 @@
 Without --hole-ratio the masks are spread evenly over the paper's six intervals, (0.01, 0.1] to
 (0.5, 0.6]. The same options give the same bytes, whatever runs them. A contact sheet is written
 beside the manifest. A file that no mask can start from becomes a line of rejects/SPLIT.jsonl, and the
-exit code is then 3.
+exit code is then 3. A storage or a disk that fails is no reject: the job ends, exit code 1.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ and pairs.jsonl. --run RUN takes a run's newest checkpoint, RUN@best its best, R
 MODEL.keras an export; NAME=RUN names it. --run may be given several times: differences to the first
 network, with their standard errors, are of the same pairs. The same datasets, networks and seed give the
 same numbers on any runner. A pair that a method gives no finite image for counts as failed and enters no
-mean; the exit code is then 3.
+mean; the exit code is then 3. A storage or a disk that fails is no such pair: the job ends, exit code 1.
 """
 
 from __future__ import annotations

@@ -9,8 +9,8 @@ An image and its mask have the same path below their folders, except for the ext
 CSV with the columns image and mask or as JSON lines; --holes finds holes in the images themselves. Masks have the
 orientation in which viewers show the image. An output has its image's path, depth, channels, color profile and
 orientation; in png and webp valid pixels are kept bit for bit. Each input is a line of items.jsonl in the output
-folder, and of rejects.jsonl if it could not be used; the exit code is then 3. A second run computes only what is
-missing.
+folder, and of rejects.jsonl if it could not be used; the exit code is then 3. A storage or a disk that fails is no
+reject: the job ends, exit code 1. A second run computes only what is missing.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from PIL import Image
 
 from pipelines.build_imagenet import main
 from trainer import storage
+from trainer.command import SOME_REJECTED
 from trainer.data import records
 from trainer.data.manifest import load_manifest
 from trainer.errors import UserError
@@ -85,7 +86,7 @@ def tree(tmp_path_factory):
 @pytest.fixture(scope="module")
 def written(tree, tmp_path_factory):
     folder = tmp_path_factory.mktemp("images") / "set"
-    assert main(["--input", str(tree), "--output", str(folder), "--num-shards", "2"]) == 0
+    assert main(["--input", str(tree), "--output", str(folder), "--num-shards", "2"]) == SOME_REJECTED
     return folder
 
 
@@ -186,8 +187,10 @@ def test_manifest(written, tree):
 
 
 def test_one_split(tree, tmp_path, capsys):
-    assert main(["--input", str(tree / "."), "--output", str(tmp_path), "--split", "val"]) == 0
-    assert "2 images in" in capsys.readouterr().out
+    assert main(["--input", str(tree / "."), "--output", str(tmp_path), "--split", "val"]) == SOME_REJECTED
+    shown = capsys.readouterr()
+    assert "2 images in" in shown.out
+    assert shown.err.splitlines()[-1] == f"1 of 3 inputs rejected, see {tmp_path}/rejects"
     manifest = load_manifest(str(tmp_path), "image")
     assert [shard.name for shard in manifest.shards] == ["val-00000-of-00001.tfrecord"]
     assert manifest.synsets == ("n01", "n02", "n03", "n04", "n10")  # those of train, or labels would differ
@@ -197,8 +200,9 @@ def test_one_split(tree, tmp_path, capsys):
 
 def test_a_second_run_does_nothing(tree, written, capsys):
     before = {path: path.stat() for path in written.rglob("*")}
-    assert main(["--input", str(tree), "--output", str(written), "--split", "val"]) == 0
-    assert "is already complete" in capsys.readouterr().err
+    assert main(["--input", str(tree), "--output", str(written), "--split", "val"]) == SOME_REJECTED
+    first, last = capsys.readouterr().err.splitlines()
+    assert "is already complete" in first and last == f"4 of 13 inputs rejected, see {written}/rejects"
     assert {path: path.stat() for path in written.rglob("*")} == before
 
 
@@ -206,7 +210,7 @@ def test_from_bucket_to_bucket_the_records_are_the_same(bucket, tree, written):
     for path in tree.rglob("*"):
         if path.is_file():
             storage.create(f"{bucket}/in/{path.relative_to(tree).as_posix()}", path.read_bytes())
-    assert main(["--input", f"{bucket}/in", "--output", f"{bucket}/out/set", "--num-shards", "2"]) == 0
+    assert main(["--input", f"{bucket}/in", "--output", f"{bucket}/out/set", "--num-shards", "2"]) == SOME_REJECTED
     for path in written.glob("*.tfrecord"):
         assert storage.read(f"{bucket}/out/set/{path.name}") == path.read_bytes()
     ours, theirs = (load_manifest(f, "image") for f in (str(written), f"{bucket}/out/set"))
@@ -242,3 +246,15 @@ def test_help_shows_our_options_first(capsys):
         main(["--help"])
     text = capsys.readouterr().out
     assert text.index("--short-side") < text.index("Options of Apache Beam")
+
+
+def test_a_dataset_without_records_is_refused(tmp_path):
+    for name in ("a.jpg", "b.jpg"):
+        storage.create(f"{tmp_path}/in/{name}", b"no image")
+    out = f"{tmp_path}/out"
+    with pytest.raises(UserError, match=f"no input can be used: 2 of 2 rejected, see {out}/rejects"):
+        main(["--input", f"{tmp_path}/in", "--output", out])
+    assert [storage.relative(name, out) for name in storage.find(out)] == [
+        "rejects/train.jsonl",
+        "train-00000-of-00001.tfrecord",
+    ]

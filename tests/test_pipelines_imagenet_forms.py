@@ -179,7 +179,8 @@ def tree(ilsvrc, tmp_path_factory):
 
 
 def build(source, output, *options) -> Path:
-    assert main(["--input", str(source), "--output", str(output), *OPTIONS, *options]) == 0
+    code = main(["--input", str(source), "--output", str(output), *OPTIONS, *options])
+    assert code == (3 if load_manifest(str(output), "image").counts["rejects"] else 0)
     return Path(output)
 
 

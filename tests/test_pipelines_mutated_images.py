@@ -76,7 +76,7 @@ def test_mutated_files_are_records_or_rejects(options, tmp_path, soak):
         (tmp_path / "in").mkdir(exist_ok=True)
         (tmp_path / "in" / f"{number:04d}").write_bytes(mutate(rng.choice(originals), rng))
     arguments = ["--input", str(tmp_path / "in"), "--output", str(tmp_path / "set"), "--num-shards", "1"]
-    assert main([*arguments, "--max-pixels", "1000000", *options]) == 0
+    assert main([*arguments, "--max-pixels", "1000000", *options]) == 3
 
     manifest = load_manifest(str(tmp_path / "set"), "image")
     lines = [json.loads(x) for x in (tmp_path / "set" / "rejects" / "train.jsonl").read_text().splitlines()]

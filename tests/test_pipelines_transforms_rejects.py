@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import pickle
 
@@ -11,7 +12,7 @@ from apache_beam.testing.util import assert_that, equal_to
 
 from pipelines.transforms import rejects
 from pipelines.transforms.rejects import Rejected, blame
-from trainer.errors import UserError
+from trainer.errors import Denied, Outage, UserError
 
 
 def test_a_reject_is_one_line():
@@ -22,7 +23,7 @@ def test_a_reject_is_one_line():
     assert [json.loads(line)["source"] for line in data.splitlines()] == ["a", "gs://b/é\n.jpg"]
 
 
-@pytest.mark.parametrize("error", [ValueError("bad"), UserError("bad"), FileNotFoundError("bad")])
+@pytest.mark.parametrize("error", [ValueError("bad"), UserError("bad"), FileNotFoundError("bad"), MemoryError("bad")])
 def test_an_input_is_blamed_for_its_own_faults(error):
     with pytest.raises(Rejected) as caught, blame("gs://b/a.tar", "decode", split="val", member="x.jpg"):
         raise error
@@ -37,6 +38,15 @@ def test_other_errors_pass(faults):
         raise ZeroDivisionError
     with blame("a", "read", faults):
         pass
+
+
+@pytest.mark.parametrize("faults", [rejects.FAULTS, Exception, (UserError, OSError)])
+@pytest.mark.parametrize(
+    "error", [Outage("down"), Denied("down"), OSError(errno.ENOSPC, "down"), ConnectionError("down")]
+)
+def test_nobody_is_blamed_for_an_outage(error, faults):
+    with pytest.raises(Outage, match="down"), blame("outer", "read", Exception), blame("inner", "read", faults):
+        raise error
 
 
 def test_the_innermost_blame_counts():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import errno
+import os
 import pickle
 import traceback
 from pathlib import Path
@@ -88,19 +90,56 @@ def test_user_errors_are_defined_in_one_module():
             assert path == ROOT / "trainer" / "errors.py" or not bases & names, path
 
 
-@each_user_error
+def kind_after_a_job(kind: type) -> type:
+    """What was allowed at launch and then is not is no wrong use."""
+    return errors.Outage if kind in (errors.Outage, errors.Denied) else UserError
+
+
+@pytest.mark.parametrize("kind", [*USER_ERRORS, errors.Outage])
 def test_through_a_job_in_the_process(kind, caplog):
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(kind_after_a_job(kind)) as caught:
         run_pipeline(kind)
     assert str(caught.value) == MESSAGE and caplog.records == []
 
 
 @pytest.mark.slow
-@each_user_error
+@pytest.mark.parametrize("kind", [*USER_ERRORS, errors.Outage])
 def test_through_a_job_in_two_processes(kind):
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(kind_after_a_job(kind)) as caught:
         run_pipeline(kind, *TWO_PROCESSES)
     assert str(caught.value) == MESSAGE
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EMFILE, errno.EDQUOT, errno.ESTALE, errno.EROFS])
+def test_what_a_disk_reports_is_an_outage(number):
+    error = OSError(number, os.strerror(number), "/data/x")
+    assert errors.is_outage(error)
+    assert isinstance(errors.outage_in(caught_from(lambda: raise_chain(RuntimeError("b"), error))), errors.Outage)
+
+
+@pytest.mark.parametrize("number", [errno.ENOENT, errno.EACCES, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG])
+def test_what_is_said_of_one_file_is_none(number):
+    error = OSError(number, os.strerror(number), "/data/x")
+    assert not errors.is_outage(error) and errors.outage_in(error) is None
+
+
+@pytest.mark.parametrize(
+    ("error", "outage"),
+    [
+        (errors.Outage("a"), True),
+        (errors.Denied("a"), True),
+        (ConnectionResetError("a"), True),
+        (TimeoutError("a"), True),
+        (UserError("a"), False),
+        (errors.NotFound("a"), False),
+        (errors.Corrupt("a"), False),
+        (OSError("image file is truncated"), False),  # as Pillow says it
+        (ValueError("a"), False),
+        (MemoryError(), False),
+    ],
+)
+def test_outages(error, outage):
+    assert errors.is_outage(error) == outage
 
 
 @pytest.mark.slow

@@ -83,7 +83,7 @@ def read_image(item: Item, spec: rgb.ImageSpec) -> bytes:
         raise ImageError(f"expected at most {spec.max_bytes} bytes ({spec.max_pixels} pixels). Received {item.size}.")
     address = to_text(item.address)
     if not item.member and storage.is_remote(address):
-        data = storage.read(address)  # a whole object is compared with its checksum
+        data = storage.read(address, max_bytes=item.size)  # a whole object is compared with its checksum
     else:
         data = storage.read_range(address, item.start, item.size)
     if len(data) != item.size:
