@@ -13,7 +13,6 @@ import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions, PortableOptions, StandardOptions
 from apache_beam.runners.portability.fn_api_runner import worker_handlers
 
-from pipelines.transforms.dataset_writer import REJECTS
 from trainer import storage
 from trainer.command import SOME_REJECTED, ArgumentParser
 from trainer.data import manifest
@@ -134,7 +133,7 @@ def report_rejects(output: str, kind: str) -> int:
     counts = manifest.load_manifest(output, kind).counts
     if not counts["rejects"]:
         return 0
-    where = storage.join(output, REJECTS)
+    where = storage.join(output, manifest.REJECTS)
     print(f"{counts['rejects']} of {counts['inputs']} inputs rejected, see {where}", file=sys.stderr)
     return SOME_REJECTED
 
@@ -152,7 +151,7 @@ def claim_dataset(output: str, overwrite: bool) -> bool:
         for address in storage.find(output):
             folder, _, name = storage.relative(address, output).rpartition("/")
             # Folders below it may be datasets of their own.
-            if (folder, name.rpartition(".")[2]) in (("", "tfrecord"), (REJECTS, "jsonl")):
+            if (folder, name.rpartition(".")[2]) in (("", "tfrecord"), (manifest.REJECTS, "jsonl")):
                 storage.delete(address)
     elif manifest.has_manifest(output):
         print(f"{output} is already complete, nothing to do (use --overwrite to rebuild)", file=sys.stderr)

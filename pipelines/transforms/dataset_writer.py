@@ -17,10 +17,8 @@ import apache_beam as beam
 from pipelines.transforms.rejects import Reject, reject_lines
 from trainer import storage
 from trainer.data import records
-from trainer.data.manifest import MANIFEST, Manifest, Shard, dump_manifest, shard_name
+from trainer.data.manifest import MANIFEST, REJECTS, Manifest, Shard, dump_manifest, shard_name
 from trainer.errors import Unwritable, UserError
-
-REJECTS = "rejects"  # folder of the lines of rejects, one file for each split
 
 Record = tuple[str, str, bytes]  # split, key (unique within the split), serialized example
 

@@ -21,6 +21,7 @@ from trainer.errors import UserError
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
+REJECTS = "rejects"  # folder with the lines of the inputs that could not be used, a file for each split
 _FRAME = 16  # bytes that a shard has besides each record's own
 
 
