@@ -14,7 +14,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from faults import ANY, DELETE, DOWNLOAD, LIST, METADATA, UPLOAD, Fault, always, once_each, proxied
 
-from trainer import storage
+from pipelines.inpainting import outputs
+from trainer import presets, runs, storage
+from trainer.checkpoints import pointers
 from trainer.errors import Denied, NotFound, Outage, UserError, is_outage
 from trainer.storage import gcs
 
@@ -204,6 +206,33 @@ def test_a_bucket_that_has_answered_is_doubted_for_longer(filled, gcs_server, mo
         storage.checksum(f"{filled}/data")  # of the verb that is asked for next
         assert storage.read(f"{filled}/data") == DATA
         assert sum("alt=media" in line for line in proxy.lines) == 7
+
+
+def test_a_server_without_a_scheme_is_told_at_once(bucket, gcs_server, monkeypatch):
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", gcs_server.removeprefix("http://"))
+    gcs.client.cache_clear()
+    with pytest.raises(UserError, match="^STORAGE_EMULATOR_HOST: expected http://HOST:PORT. Received "):
+        storage.find(bucket)
+
+
+@pytest.mark.parametrize("kind", ["lost", "closed", "cut", "empty", 403, 404, 412, 503])
+def test_a_run_starts_through_faults(bucket, gcs_server, kind):
+    """What `trainer.train` writes first, and again when it continues: config.json and the claims of its pointers."""
+    config, run = presets.PRESETS["demo"], f"{bucket}/run"
+    fault = Fault(kind, UPLOAD, once_each)
+    with proxied(gcs_server, fault):
+        for _ in range(2):
+            runs.settle_config(run, config)
+            pointers.claim(run)
+    assert fault.count >= 3 and runs.read_config(run) == config
+
+
+@pytest.mark.parametrize("kind", ["lost", "closed", "cut", "empty", 403, 404, 412, 503])
+def test_an_output_folder_is_claimed_through_faults(bucket, gcs_server, kind):
+    fault = Fault(kind, UPLOAD)
+    with proxied(gcs_server, fault):
+        assert outputs.claim_output(f"{bucket}/out", {"model": "m"}, False) is False
+    assert fault.count == 1
 
 
 def test_absence_is_believed_when_it_is_said_twice(bucket, gcs_server):

@@ -328,10 +328,19 @@ def _patience(error: BaseException, absence: float | None, was_allowed: bool) ->
         if type(error) is DefaultCredentialsError:  # there are none on this machine
             return None
         return _LOST if was_allowed else _DOUBT
+    if _is_malformed(error):
+        return None
     if _is_no_answer(error):
         return _OUTAGE
     # What the client raises when it reads an answer that is empty; a bug would be raised again.
     return _DOUBT if isinstance(error, AttributeError | TypeError | KeyError) else None
+
+
+def _is_malformed(error: BaseException) -> bool:
+    """Whether the server has an address that nothing can be sent to, such as one without ``http://``."""
+    from requests.exceptions import InvalidSchema, InvalidURL, MissingSchema
+
+    return isinstance(error, InvalidSchema | InvalidURL | MissingSchema)
 
 
 def _is_no_answer(error: BaseException) -> bool:
@@ -354,6 +363,8 @@ def _ours(error: Exception, address: str, seconds: float) -> Exception:
         return kind(f"{address} may not be used: {error.message}")
     if isinstance(error, GoogleAuthError) and not isinstance(error, TransportError):
         return Denied(f"no Google Cloud credentials for {address}: {error}")
+    if _is_malformed(error):
+        return UserError(f"STORAGE_EMULATOR_HOST: expected http://HOST:PORT. Received {error}")
     if _is_no_answer(error):
         text = " ".join(f"{type(error).__name__}: {error}".split())
         return Outage(f"{address}: no answer from Cloud Storage that can be used, for {seconds:.0f} s: {text[:300]}")
