@@ -14,7 +14,6 @@ mean; the exit code is then 3. A storage or a disk that fails is no such pair: t
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -129,8 +128,9 @@ def _make_job(ours: argparse.Namespace) -> Job:
 def _show(output: str) -> int:
     """Prints the table of a finished report; returns the exit code."""
     from trainer import storage
+    from trainer.documents import COUNTED
 
-    counts = json.loads(storage.read(storage.join(output, "metrics.json")))["counts"]
+    counts = COUNTED.read(storage.join(output, "metrics.json")).counts
     print(storage.read(storage.join(output, "table.md")).decode().partition("\n## By border")[0])
     print(f"{counts['pairs']} pairs of {counts['masks']} masks; {output}/report.html")
     if counts["failed"]:

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -178,8 +177,9 @@ def _find_network(ours: argparse.Namespace) -> ModelPin:
 def _report(output: str) -> int:
     """Prints the counts of a finished job; returns the exit code."""
     from pipelines.inpainting.inputs import MANIFEST, REJECTS
+    from trainer.documents import COUNTED
 
-    counts = json.loads(storage.read(storage.join(output, MANIFEST)))["counts"]
+    counts = COUNTED.read(storage.join(output, MANIFEST)).counts
     earlier = f", {counts['finished_before']} of them from an earlier run" if counts["finished_before"] else ""
     print(f"{counts['outputs']} inpainted images in {output}{earlier}")
     if not counts["rejects"]:

@@ -16,13 +16,14 @@ from masks.sampling import MaskSpec, sample_mask
 from pipelines import build_masks
 from pipelines.evaluate import main
 from pipelines.evaluation import methods, rounds
-from pipelines.evaluation.methods import Network, NotFinite, fill_round
+from pipelines.evaluation.methods import Network, fill_round
 from pipelines.transforms.model_handler import Pair
 from trainer import checkpoints, presets, storage
 from trainer.config import PhaseConfig, TrainConfig, UNetConfig
 from trainer.data import records
 from trainer.images import rgb
 from trainer.inference import predict
+from trainer.inference.filling import NotFinite
 from trainer.metrics import lpips
 from trainer.model.unet import build_unet
 
@@ -32,11 +33,12 @@ TWO_PROCESSES = ["--direct_running_mode", "multi_processing", "--direct_num_work
 PORTABLE = ["--runner", "PortableRunner", "--job_endpoint", "embed", "--environment_type", "LOOPBACK"]
 
 
-def save_run(folder: str, bias: float) -> None:
+def save_run(folder: str, bias: float, kernel: float | None = None) -> None:
     arrays = checkpoints.read_variables(build_unet(CONFIG.unet).variables)
     for name, array in arrays.items():
         if name.endswith("kernel"):
-            arrays[name] = np.random.default_rng(0).normal(0, 0.2, array.shape).astype(array.dtype)
+            drawn = np.random.default_rng(0).normal(0, 0.2, array.shape).astype(array.dtype)
+            arrays[name] = drawn if kernel is None else np.full_like(drawn, kernel)
         elif name.endswith("bias"):
             arrays[name] = array + np.float32(bias)
     state = {"step": 1, "phase": "initial", "examples": 6}
@@ -59,7 +61,7 @@ def made(tmp_path_factory):
     build_masks.main(["--output", f"{folder}/masks", "--count", "72", "--stratify", *options])
     build_masks.main(["--output", f"{folder}/narrow", "--count", "6", "--hole-ratio", "0.2,0.3", *options])
     save_run(f"{folder}/run", 0.1)
-    save_run(f"{folder}/broken", np.nan)
+    save_run(f"{folder}/broken", 3e38, 10.0)  # finite, its outputs are not
     return folder
 
 
@@ -150,7 +152,7 @@ def test_one_bad_picture_of_a_round_fails_alone():
     def network(image, mask):
         return np.where(image.max((1, 2, 3), keepdims=True) > 0.5, np.float32("nan"), np.float32(0.2)) + 0 * image
 
-    model = methods._checked(predict.Model(predict=network, stride=2))
+    model = predict.Model(predict=network, stride=2)
     filled = fill_round([Pair(*pair) for pair in zip(pictures, masks, strict=True)], model)
     assert isinstance(filled[1], NotFinite)
     for number in (0, 2):

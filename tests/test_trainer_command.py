@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer.command import ArgumentParser, code_version, duration, integer
+from trainer.command import ArgumentParser, code_version, duration, integer, printable
 from trainer.errors import UserError
 
 
@@ -32,6 +32,14 @@ def test_exit_codes_and_output():
 def test_user_errors_are_one_line():
     seen = run_main(r"raise UserError('first\n   second\tthird')")
     assert (seen.returncode, seen.stdout, seen.stderr) == (2, "", "error: first second third\n")
+
+
+def test_what_a_terminal_might_obey_is_printed_as_escapes():
+    name = "a\x1b]0;title\x07\x1b[2J\x9b31m\u202etxt\udcff \xe4\u65e5"
+    escaped = r"a\x1b]0;title\x07\x1b[2J\x9b31m\u202etxt\udcff " + "\xe4\u65e5"
+    assert printable(name) == escaped and printable("two\nlines, as they are") == "two\nlines, as they are"
+    seen = run_main(f"from trainer.errors import UserError; raise UserError({ascii(name)})")
+    assert (seen.returncode, seen.stderr) == (2, f"error: {escaped}\n")
 
 
 def test_mistakes_of_the_program_keep_their_traceback():

@@ -140,5 +140,5 @@ def test_everything_together_is_binary_and_changes_the_ratio():
     + [("streams", 0), ("streams", 4097), ("cache_gb", 0.0), ("cache_gb", float("nan"))],
 )
 def test_values_out_of_range_are_refused(field, value):
-    with pytest.raises(ValueError, match=rf"data.{field}: expected .*Received {value}"):
+    with pytest.raises(ValueError, match=rf"DataConfig\n{field}\n  Input should be .*input_value={value}"):
         DataConfig(**{field: value})

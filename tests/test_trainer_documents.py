@@ -10,7 +10,7 @@ from typing import Annotated
 import pytest
 from pydantic import FailFast, Field
 
-from trainer import documents, storage
+from trainer import storage
 from trainer.documents import CHECKED, Count, Crc32c, Form, Json, Text
 from trainer.errors import UserError
 
@@ -104,14 +104,6 @@ def test_a_pipe_and_an_endless_file_are_refused(tmp_path):
     for name in ("pipe", "zeros"):
         with pytest.raises(UserError, match=f"{name} cannot be read: expected a regular file"):
             FORM.read_if_any(str(tmp_path / name))
-
-
-def test_lines_are_told_by_number():
-    text = '{"title": "a"}\n\n{"title": "b"}\n{"title": 3}\n'
-    lines = documents.parse_lines(text, FORM, "A")
-    assert [next(lines) for _ in range(2)] == [(1, Whole("a")), (3, Whole("b"))]
-    with pytest.raises(UserError, match="A, line 4 is not a whole: title: expected a text. Received 3."):
-        next(lines)
 
 
 def test_at_most_three_errors_are_told():

@@ -63,6 +63,12 @@ def integer(low: int, high: int | None = None) -> Callable[[str], int]:
     return parse
 
 
+def printable(text: str) -> str:
+    """``text`` with escapes in place of what a terminal might obey: control characters but for line breaks, and marks
+    that turn the direction of writing. A name of a file may hold any."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
 def run_command(main: Callable[[Sequence[str]], int | None]) -> None:
     """Runs ``main(argv)`` and exits with its exit code; a `UserError` or an outage is printed as one line on stderr."""
     # Google's clients warn about Python 3.10's end of life on every import.
@@ -72,7 +78,7 @@ def run_command(main: Callable[[Sequence[str]], int | None]) -> None:
     except (UserError, Outage, OSError) as error:
         if not isinstance(error, UserError) and not is_outage(error):
             raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
         code = WRONG_USE if isinstance(error, UserError) else FAILURE
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

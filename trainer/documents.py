@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Generic, TypeVar
 
@@ -163,8 +163,11 @@ class Form(Generic[T]):
         return self.parse(storage.read(address, checksum, self.max_bytes), address)
 
 
-def parse_lines(text: str, form: Form[T], address: str) -> Iterator[tuple[int, T]]:
-    """(line number, value) of each line of a text of JSON lines that is not blank; raises the form's error."""
-    for number, line in enumerate(text.splitlines(), 1):
-        if line.strip():
-            yield number, form.parse(line.encode(), f"{address}, line {number}")
+@dataclass(frozen=True)
+class Counted:
+    """What is read of a job's manifest or report: its counts."""
+
+    counts: dict[str, Count]
+
+
+COUNTED: Form[Counted] = Form("the report of a job", Counted, max_bytes=1 << 26)

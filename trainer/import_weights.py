@@ -96,6 +96,7 @@ def main(argv: Sequence[str]) -> int:
     with quiet_imports():
         import trainer.inference.export_formats  # noqa: F401  (TensorFlow, for both functions below)
     imported = read_network(arguments.source, address)
+    checkpoints.require_finite(imported.variables, address)
     storage.require_writable(run)
     parameters = write_run(imported, run)
     print(f"{run}: a network of {imported.config.depth} levels and {parameters:,} parameters from {address}")

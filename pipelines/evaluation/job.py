@@ -17,7 +17,7 @@ from pipelines.evaluation.report_page import render_page
 from pipelines.evaluation.rounds import FillRounds, MakeRounds, Shard, Weights, key_by_pair, score_round
 from pipelines.transforms.progress import ReportProgress
 from trainer import storage, tensorboard
-from trainer.data.manifest import MANIFEST, load_manifest
+from trainer.data.manifest import MANIFEST, check_sizes, load_manifest
 from trainer.errors import UserError
 from trainer.metrics import IMAGE, validation_metrics
 from trainer.metrics.intervals import interval_name
@@ -41,6 +41,7 @@ class Split:
         folder = storage.normalize(address)
         manifest = load_manifest(folder, kind)
         shards = manifest.split(split)
+        check_sizes(folder, shards)
         starts = itertools.accumulate((shard.records for shard in shards), initial=0)
         records = sum(shard.records for shard in shards)
         if not records:
@@ -54,7 +55,10 @@ class Split:
             "parameters": manifest.parameters,
             "code_version": manifest.code_version,
         }
-        found = (Shard(storage.join(folder, s.name), s.crc32c, first) for s, first in zip(shards, starts, strict=False))
+        found = (
+            Shard(storage.join(folder, s.name), s.crc32c, first, s.records, s.bytes)
+            for s, first in zip(shards, starts, strict=False)
+        )
         return cls(shards=tuple(found), records=records, facts=facts)
 
 

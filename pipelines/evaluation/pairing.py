@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from masks.coverage import RATIO_BUCKETS
+from trainer.errors import UserError
 
 OTHER = -1  # a hole ratio outside all intervals
 BORDERS = ("none", "touch")  # by ``mask/touches_border``
@@ -68,6 +69,8 @@ def plan_pairs(masks: Iterable[MaskKey], seed: int, per_cell: int | None = None)
         ordered = sorted(cells.get(cell, ()), key=lambda key: (draw(seed, "mask", key.mask_index), key.mask_index))
         chosen += [(turn, number, key.mask_index) for turn, key in enumerate(ordered[:per_cell])]
     places = {mask: (pair, turn) for pair, (turn, _, mask) in enumerate(sorted(chosen))}
+    if len(places) < len(chosen):
+        raise UserError("masks: expected a mask/index of its own for each. Received one twice.")
     return Plan(places, 1 + max((turn for turn, _, _ in chosen), default=-1), found)
 
 

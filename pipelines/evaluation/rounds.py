@@ -29,13 +29,17 @@ from trainer.images import rgb
 from trainer.inference.baselines import BASELINES
 from trainer.metrics import image_quality, lpips
 
+_MASK_KEYS, _ENCODED = ("mask/index", "mask/bucket", "mask/touches_border"), "mask/encoded"
+
 
 class Shard(NamedTuple):
-    """A shard of records: address, crc32c, and the position of its first record in the split."""
+    """A shard of records, as the manifest has it, and the position of its first record in the split."""
 
     address: str
     crc32c: str
     first: int
+    records: int
+    bytes: int
 
 
 class Source(NamedTuple):
@@ -99,15 +103,27 @@ class Weights(NamedTuple):
 
 def read_shard(shard: Shard) -> Iterator[tuple[int, bytes]]:
     """(position in the split, serialized record) of one shard."""
-    return enumerate(records.read_records(shard.address, shard.crc32c), start=shard.first)
+    found = records.read_records(shard.address, shard.crc32c, shard.bytes, shard.records)
+    return enumerate(found, start=shard.first)
+
+
+def read_masks(shard: Shard) -> Iterator[tuple[int, bytes]]:
+    """`read_shard` of a shard of masks; raises `Corrupt` for a record that is none."""
+    for position, serialized in read_shard(shard):
+        with records.naming(position - shard.first, shard.address):
+            *key, _ = records.decode_record(serialized, *_MASK_KEYS, _ENCODED)
+            if key[0] < 0 or tuple(key[1:]) not in pairing.CELLS:
+                raise ValueError(f"expected an index, an interval and a border class of masks. Received {key}.")
+        yield position, serialized
 
 
 def read_images(shard: Shard, places: Mapping[int, int]) -> Iterator[tuple[int, Source]]:
     """(position, image) of those images of a shard that have a place."""
     for position, serialized in read_shard(shard):
         if position in places:
-            record = records.parse_image(serialized)
-            yield position, Source(record["image/filename"].numpy().decode(), record["image/encoded"].numpy())
+            with records.naming(position - shard.first, shard.address):
+                name, encoded = records.decode_record(serialized, "image/filename", "image/encoded")
+            yield position, Source(name.decode(errors="backslashreplace"), encoded)
 
 
 def read_file(item: tuple[int, str], base: str) -> tuple[int, Source]:
@@ -122,8 +138,7 @@ def read_file(item: tuple[int, str], base: str) -> tuple[int, Source]:
 
 
 def mask_key(item: tuple[int, bytes]) -> pairing.MaskKey:
-    record = records.parse_mask(item[1])
-    return pairing.MaskKey(*(int(record[f"mask/{name}"]) for name in ("index", "bucket", "touches_border")))
+    return pairing.MaskKey(*records.decode_record(item[1], *_MASK_KEYS))
 
 
 def place_image(
@@ -169,12 +184,11 @@ def decode_round(group: tuple[int, Mapping[str, Iterable]]) -> Round:
 
 def _decode_mask(placed: PlacedMask, image: str) -> tuple[Facts, np.ndarray | None, str]:
     """What is known of a pair, its mask, and why there is none."""
-    record = records.parse_mask(placed.record)
-    index, bucket, border = (int(record[f"mask/{key}"]) for key in ("index", "bucket", "touches_border"))
+    index, bucket, border, encoded = records.decode_record(placed.record, *_MASK_KEYS, _ENCODED)
     facts = Facts(placed.pair, index, image, bucket, border, None)
     try:
         with blame(f"mask {index}", "decode"):
-            mask = decode_mask(record["mask/encoded"].numpy())
+            mask = decode_mask(encoded)
     except Rejected as lost:
         return facts, None, lost.reject.error
     return facts._replace(hole_ratio=coverage.hole_ratio(mask)), mask, ""
@@ -262,7 +276,7 @@ class MakeRounds(beam.PTransform):
         return pipeline | "ImageFiles" >> beam.Create(used) | "ReadImages" >> beam.Map(read_file, base)
 
     def expand(self, pipeline):
-        masks = pipeline | "MaskShards" >> beam.Create(self._mask_shards) | "ReadMasks" >> beam.FlatMap(read_shard)
+        masks = pipeline | "MaskShards" >> beam.Create(self._mask_shards) | "ReadMasks" >> beam.FlatMap(read_masks)
         plan = (
             masks
             | "MaskKeys" >> beam.Map(mask_key)

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import posixpath
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from pydantic import TypeAdapter
+
 from masks.codec import HOLES
 from pipelines.transforms.rejects import Reject, reject
-from trainer import storage
-from trainer.errors import UserError
+from trainer import documents, storage
+from trainer.errors import Corrupt, UserError
 
 MANIFEST, ITEMS, REJECTS = "manifest.json", "items.jsonl", "rejects.jsonl"
 
@@ -59,6 +60,17 @@ class Inputs:
     def patterns(self) -> list[str]:
         """What is listed by pattern."""
         return [pattern for pattern in (self.images, self.masks) if pattern]
+
+
+@dataclass(frozen=True)
+class _Stated:
+    """What is read of the manifest beside mask files, which may be anybody's."""
+
+    hole: Any = None
+
+
+_LINE: TypeAdapter = TypeAdapter(documents.Json)
+_STATED: documents.Form[_Stated] = documents.Form("a manifest", _Stated, max_bytes=1 << 25, error=Corrupt)
 
 
 class MatchError(ValueError):
@@ -122,7 +134,8 @@ def _read_rows(address: str) -> list[tuple[int, Any]]:
         if is_csv:
             reader = csv.DictReader(io.StringIO(text), strict=True)
             return [(reader.line_num, row) for row in reader]
-        return [(n, json.loads(line)) for n, line in enumerate(text.splitlines(), 1) if line.strip()]
+        lines = [(n, line.encode()) for n, line in enumerate(text.splitlines(), 1) if line.strip()]
+        return [(n, documents.parse(line, _LINE)) for n, line in lines]
     except (ValueError, csv.Error) as error:
         raise UserError(f"--pairs: {address} is not {'CSV' if is_csv else 'JSON lines'}: {error}") from None
 
@@ -158,12 +171,11 @@ def list_pairs(address: str, base: str) -> list[tuple[str, tuple[str, str]]]:
 
 def hole_of_folder(base: str) -> str | None:
     """The color of holes that a folder's ``manifest.json`` names under ``hole``, or None."""
-    data, _ = storage.read_versioned(storage.join(base, MANIFEST))
     try:
-        value = json.loads(data or b"null")
-    except ValueError:
+        stated = _STATED.read_if_any(storage.join(base, MANIFEST))
+    except Corrupt:
         return None
-    return value["hole"] if isinstance(value, dict) and value.get("hole") in HOLES else None
+    return stated.hole if stated and stated.hole in HOLES else None
 
 
 # Matching

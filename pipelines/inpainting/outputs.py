@@ -17,6 +17,8 @@ from typing import Any
 
 import apache_beam as beam
 import numpy as np
+from pydantic import ConfigDict
+from typing_extensions import TypedDict
 
 from pipelines.inpainting.inputs import ITEMS, MANIFEST, REJECTS, Item, MatchError
 from pipelines.inpainting.loading import Settings, Task
@@ -25,10 +27,24 @@ from pipelines.transforms.model_handler import Filled
 from pipelines.transforms.progress import Progress
 from pipelines.transforms.rejects import FAULTS, REJECTED, Reject, Rejected, blame, reject, reject_lines
 from trainer import storage
+from trainer.documents import CHECKED, Form, Json
 from trainer.errors import Unwritable, UserError
 from trainer.images import pictures
 
 RECORDS, JOB = ".items", "job.json"
+
+
+class _Record(TypedDict):
+    """The record of an output; what else is in it is taken as it is."""
+
+    __pydantic_config__ = ConfigDict(CHECKED, extra="allow")  # type: ignore[misc]
+
+    image: str
+    mask: str
+
+
+_JOB: Form[dict] = Form("the job of an output folder", dict[str, Json], error=storage.Corrupt)
+_RECORD: Form[_Record] = Form("the record of an output", _Record, error=storage.Corrupt)
 FINISHED = "finished"  # tag of items whose output need not be made again
 
 
@@ -60,16 +76,16 @@ def claim_output(output: str, job: dict, overwrite: bool) -> bool:
         storage.delete(storage.join(output, MANIFEST))
         for record in storage.find(storage.join(output, RECORDS)):
             storage.delete(record)
-    data, _ = storage.read_versioned(address)
+    data, _ = _JOB.read_versioned(address)
     if data is None:
         # A run that resumes one that was replacing outputs goes on replacing them.
         storage.create(address, _dump({**job, "replaces": overwrite}))
         storage.delete(storage.join(output, MANIFEST))
         return overwrite
     try:
-        earlier = json.loads(data)
-        replaces = earlier.pop("replaces")
-    except (ValueError, KeyError, TypeError, AttributeError):
+        earlier = _JOB.parse(data, address)
+        replaces = earlier.pop("replaces") is True
+    except (storage.Corrupt, KeyError):
         raise UserError(f"{address} is damaged: --overwrite, or choose another folder") from None
     ours = json.loads(_dump(job))
     if changed := [key for key in sorted({*ours, *earlier}) if ours.get(key) != earlier.get(key)]:
@@ -115,7 +131,7 @@ def recall(item: Item, output: str) -> Iterator[dict | beam.pvalue.TaggedOutput]
     """The record of a finished item, or a tagged `Reject` if its output was made of other files."""
     try:
         with blame(item.image, "resume", (*FAULTS, KeyError, TypeError)):
-            record = json.loads(storage.read(record_address(output, item.output)))
+            record = _RECORD.read(record_address(output, item.output))
             source = [record["image"], record["mask"]]
             if source != [item.image, item.mask]:
                 raise UserError(

@@ -190,10 +190,8 @@ class Batches:
         except ExampleError as error:
             number = of.numbers[error.place]
             image, mask = (source.describe(number) for source in (self._images, self._masks))
-            raise UserError(
-                f"example {number} cannot be decoded: {image} ({of.filenames[error.place].decode()}), "
-                f"with {mask}: {error}"
-            ) from None
+            name = of.filenames[error.place].decode(errors="backslashreplace")
+            raise UserError(f"example {number} cannot be decoded: {image} ({name}), with {mask}: {error}") from None
 
     def _decode(self, columns: Columns, keys: bool) -> tuple[tf.Tensor, ...]:
         target, mask = tf.numpy_function(self.make, columns, (tf.float32, tf.float32))

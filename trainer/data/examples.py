@@ -18,6 +18,7 @@ from trainer.config import DataConfig
 
 TARGET_DRAWS, MASK_DRAWS = 4, 7  # random numbers that a target takes, and a mask
 DRAWS = TARGET_DRAWS + MASK_DRAWS
+JPEG_SIDE = 65_535  # pixels, at most
 
 
 def draw_numbers(key: int, number: int) -> np.ndarray:
@@ -80,7 +81,10 @@ def make_target(
 
     Raises:
         tf.errors.InvalidArgumentError: it cannot be decoded.
+        ValueError: no JPEG has such sides.
     """
+    if not (1 <= height <= JPEG_SIDE and 1 <= width <= JPEG_SIDE):
+        raise ValueError(f"image: expected sides of 1 to {JPEG_SIDE} pixels. Received {height} x {width}.")
     top, left, side, ratio = choose_crop(height, width, draws[:3], size, config.crop_scale)
     crop = tf.image.decode_and_crop_jpeg(encoded, [top, left, side, side], channels=3, ratio=ratio).numpy()
     if config.flip and draws[3] < 0.5:

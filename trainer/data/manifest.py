@@ -90,7 +90,7 @@ def shard_name(split: str, shard: int, num_shards: int) -> str:
     return f"{split}-{shard:05d}-of-{num_shards:05d}.tfrecord"
 
 
-_SHARD_NAME = re.compile(r"([^./\x00-\x1f\x7f][^/\x00-\x1f\x7f]*)-([0-9]{5})-of-([0-9]{5})\.tfrecord")
+_SHARD_NAME = re.compile(r"([^./\x00-\x1f\x7f-\x9f][^/\x00-\x1f\x7f-\x9f]*)-([0-9]{5})-of-([0-9]{5})\.tfrecord")
 
 
 def _check_shards(shards: Iterable[Shard]) -> None:

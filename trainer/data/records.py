@@ -6,6 +6,7 @@ TensorFlow, which would take seconds in every worker process of a Beam job.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import numbers
 import struct
@@ -138,6 +139,18 @@ def decode_record(serialized: bytes, *keys: str) -> list:
     return [value[0] for value in values]
 
 
+@contextlib.contextmanager
+def naming(position: int, where: str) -> Iterator[None]:
+    """Turns the `ValueError` that is raised inside into `Corrupt`, which names the record: ``position``, in ``where``.
+
+    For shards that are as their manifest says, byte for byte, but hold something else.
+    """
+    try:
+        yield
+    except ValueError as error:
+        raise storage.Corrupt(f"record {position} of {where}: {error}") from None
+
+
 def _masked_crc(data: bytes) -> bytes:
     crc = google_crc32c.value(data)
     return struct.pack("<I", (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF)
@@ -184,14 +197,28 @@ def unframe_records(data: bytes) -> Iterator[bytes]:
         yield data[position : position + length]
 
 
-def read_records(address: str, checksum: str | None = None) -> Iterator[bytes]:
+def read_records(
+    address: str, checksum: str | None = None, max_bytes: int | None = None, count: int | None = None
+) -> Iterator[bytes]:
     """The records of the TFRecord file at ``address``, in order.
 
     Args:
         checksum: crc32c of the file, from the dataset's manifest; None skips the check.
+        max_bytes: that the file may have.
+        count: of its records, from the manifest; None skips the check.
 
     Raises:
         NotFound: there is no such file.
-        Corrupt: its checksum differs.
+        Corrupt: its checksum differs, it is too large, it does not end where a record ends, or has another number.
     """
-    return unframe_records(storage.read(address, checksum))
+    try:
+        data = storage.read(address, checksum, max_bytes)
+    except storage.TooLarge as error:
+        raise storage.Corrupt(f"{address} is corrupt: {error}") from None
+    try:
+        places = list(find_frames(lambda at, length: data[at : at + length], len(data)))
+        if count not in (None, len(places)):
+            raise ValueError(f"expected {count} records, as in the manifest. Received {len(places)}.")
+    except ValueError as error:
+        raise storage.Corrupt(f"{address}: {error}") from None
+    return (data[position : position + length] for position, length in places)

@@ -16,6 +16,7 @@ import cv2
 import tensorflow as tf
 
 from trainer import presets
+from trainer.command import printable
 from trainer.config import TrainConfig
 from trainer.errors import UserError, user_error_in
 from trainer.training.loop import train
@@ -180,7 +181,7 @@ def _follow(events, fit: _Fit, workers: int) -> None:
                 break
             continue
         if not isinstance(event, WorkerError):
-            print(event, flush=True)
+            print(printable(str(event)), flush=True)
             continue
         if not messages:
             gather_until = time.monotonic() + _GATHER_S

@@ -19,6 +19,7 @@ from trainer import checkpoints, storage
 from trainer.config import TrainConfig, ValidationConfig
 from trainer.data import records
 from trainer.data.manifest import Shard, load_manifest
+from trainer.documents import show
 from trainer.errors import UserError
 from trainer.images import rgb
 from trainer.metrics import IMAGE, METRICS, image_quality, intervals, validation_metrics
@@ -104,7 +105,7 @@ def find_held_out(
         if kind == "mask" and size != (image_size, image_size):
             raise UserError(
                 f"{folder}: expected masks of {image_size} x {image_size} (unet.image_size). "
-                f"Received {size[0]} x {size[1]}."
+                f"Received {show(size[0])} x {show(size[1])}."
             )
         found[kind] = folder, held_out
     pairs = min(config.examples, found["mask"][1])
@@ -120,16 +121,20 @@ def read_pairs(held_out: HeldOut, split: str, worker: int, workers: int) -> list
     count = sum(shard.records for shard in image_shards)
     image_of = {n: n // len(RATIO_BUCKETS) % count for n in numbers}
     mask_shards = load_manifest(held_out.masks, "mask").split(split)
-    pixels = {
-        position: rgb.decode_rgb(records.parse_image(record)["image/encoded"].numpy())
-        for position, record in _read_records(held_out.images, image_shards, set(image_of.values()))
-    }
-    pairs = []
+    pixels = {}
+    for position, record in _read_records(held_out.images, image_shards, set(image_of.values())):
+        with records.naming(position, f"split {split!r} of {held_out.images}"):
+            (encoded,) = records.decode_record(record, "image/encoded")
+            pixels[position] = rgb.decode_rgb(encoded)
+    pairs: list[Pair] = []
     for number, record in _read_records(held_out.masks, mask_shards, set(numbers)):
-        parsed = records.parse_mask(record)
-        mask = decode_mask(parsed["mask/encoded"].numpy())
+        with records.naming(number, f"split {split!r} of {held_out.masks}"):
+            encoded, bucket = records.decode_record(record, "mask/encoded", "mask/bucket")
+            mask = decode_mask(encoded)
+            if mask.shape != (pairs[0].mask.shape if pairs else (len(mask), len(mask))):
+                raise ValueError(f"expected a square mask, of the size of the others. Received {mask.shape}.")
         target = rgb.center_square(pixels[image_of[number]], mask.shape[0])
-        pairs.append(Pair(number, target, mask, int(parsed["mask/bucket"])))
+        pairs.append(Pair(number, target, mask, bucket))
     return pairs
 
 
@@ -139,7 +144,7 @@ def _read_records(folder: str, shards: tuple[Shard, ...], wanted: set[int]) -> I
     for shard in shards:
         positions = range(first, first + shard.records)
         if not wanted.isdisjoint(positions):
-            found = records.read_records(storage.join(folder, shard.name), shard.crc32c)
+            found = records.read_records(storage.join(folder, shard.name), shard.crc32c, shard.bytes, shard.records)
             for position, record in zip(positions, found, strict=True):
                 if position in wanted:
                     yield position, record
