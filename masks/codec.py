@@ -7,11 +7,14 @@ which, and it is converted here, once.
 from __future__ import annotations
 
 import math
+import struct
 
 import cv2
 import numpy as np
 
 HOLES = ("black", "white")
+MAX_PIXELS = 100_000_000  # of a mask, and of any image unless a user says otherwise
+_PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
 
 # The Up filter suits holes: at 512 x 512, 4.8 kB and 0.29 ms a mask of the shapes family, against OpenCV's default
 # (Sub) of 8.4 kB and 0.34 ms.
@@ -45,8 +48,14 @@ def decode_mask(data: bytes) -> np.ndarray:
         uint8 [height, width] of {0, 1}, 1 = valid, 0 = hole.
 
     Raises:
-        ValueError: ``data`` is not a complete image, or has gray pixels.
+        ValueError: ``data`` is not a complete PNG, has gray pixels, or more than `MAX_PIXELS`.
     """
+    if data.startswith(_PNG) and len(data) >= 24:
+        width, height = struct.unpack_from(">II", data, 16)
+        if width * height > MAX_PIXELS:
+            raise ValueError(f"data: expected at most {MAX_PIXELS} pixels. Received {width} x {height}.")
+    elif data:
+        raise ValueError(f"data: expected a complete image file. Received {len(data)} bytes that are not a PNG.")
     gray = _decode_gray(data)
     mask = gray & 1
     # Only 0 and 255: encode_mask writes nothing else, and other images must not pass for masks.
@@ -60,6 +69,8 @@ def decode_mask(data: bytes) -> np.ndarray:
 
 def read_mask_image(data: bytes, hole: str, threshold: float = 0.5) -> np.ndarray:
     """The mask in an image of any format, depth and number of channels that OpenCV reads.
+
+    It is decoded whatever its size: `trainer.images.budget.admit` tells whether a file of others may be.
 
     Colors are converted to gray by their luminance (pure red is 76, so black), alpha is ignored, 16 bits are reduced to
     8, and an EXIF orientation is applied. A pixel is white if its gray value is at least ``threshold`` times 255: by

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 
 from trainer import storage
 from trainer.command import ArgumentParser, code_version, integer, quiet_imports, run_command
+from trainer.images import MAX_PIXELS_HELP
 from trainer.images.rgb import JPEG_SIDE, PILLOWS_LIMIT, ImageSpec
 
 
@@ -40,7 +41,7 @@ def parser() -> ArgumentParser:
         "--max-pixels",
         type=integer(1, PILLOWS_LIMIT),
         default=100_000_000,
-        help="reject images with more pixels (default 100 million)",
+        help=MAX_PIXELS_HELP,
     )
     add("--min-side", type=integer(1, JPEG_SIDE), default=1, help="reject images with a shorter side (default 1)")
     add("--limit", type=integer(1), help="images to take of each split, the same ones every time (default: all)")

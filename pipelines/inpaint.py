@@ -27,7 +27,7 @@ from trainer import storage
 from trainer.command import SOME_REJECTED, ArgumentParser, code_version, integer, quiet_imports, run_command
 from trainer.config import PRECISIONS
 from trainer.errors import UserError
-from trainer.images import EXTENSIONS, FORMATS
+from trainer.images import EXTENSIONS, FORMATS, MAX_PIXELS_HELP
 from trainer.images.rgb import PILLOWS_LIMIT
 from trainer.inference import DEVICES
 
@@ -82,7 +82,7 @@ def parser() -> ArgumentParser:
         "--max-pixels",
         type=integer(1, PILLOWS_LIMIT),
         default=100_000_000,
-        help="reject images with more pixels (default 100 million)",
+        help=MAX_PIXELS_HELP,
     )
     return parser
 

@@ -15,8 +15,8 @@ from PIL import Image, ImageCms, ImageOps
 
 from masks.codec import read_mask_image
 from trainer.errors import ImageError
-from trainer.images.pictures import Metadata, Picture, decode, decode_mask, encode, turn, turn_back
-from trainer.images.rgb import read_header
+from trainer.images.pictures import Metadata, Picture, decode, decode_mask, encode
+from trainer.images.rgb import read_header, turn, turn_back
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 

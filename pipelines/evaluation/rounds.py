@@ -25,7 +25,7 @@ from pipelines.transforms.model_handler import Pair
 from pipelines.transforms.rejects import Rejected, blame, reject
 from trainer import storage
 from trainer.data import records
-from trainer.images import rgb
+from trainer.images import budget, rgb
 from trainer.inference.baselines import BASELINES
 from trainer.metrics import image_quality, lpips
 
@@ -132,7 +132,7 @@ def read_file(item: tuple[int, str], base: str) -> tuple[int, Source]:
     name = storage.relative(address, base)
     try:
         with blame(address, "read"):
-            return position, Source(name, storage.read(address))
+            return position, Source(name, budget.read_file(address))
     except Rejected as lost:
         return position, Source(name, b"", lost.reject.error)
 

@@ -56,7 +56,7 @@ class InpaintFiles(beam.PTransform):
         matched = pipeline | MatchInputs(self._where, self._settings)
         items = matched.items | SkipFinished(self._output)
         recalled = items[FINISHED] | "Recall" >> _tagged(outputs.recall, self._output, main="records")
-        reader = ThreadMap(loading.read_item, threads=4, max_in_flight=4)
+        reader = ThreadMap(loading.read_item, self._settings, threads=4, max_in_flight=4)
         read = items.new | beam.Reshuffle() | "Read" >> beam.ParDo(reader).with_outputs(REJECTED, main="files")
         loaded = read.files | "Load" >> _tagged(loading.load_item, self._settings, tags=[HOLELESS], main="pairs")
         filled = loaded.pairs | "Inpaint" >> RunInference(KeyedModelHandler(self._handler))

@@ -16,9 +16,8 @@ from masks.coverage import hole_ratio
 from pipelines.inpainting.inputs import Item
 from pipelines.transforms.model_handler import Filled, Pair
 from pipelines.transforms.rejects import REJECTED, Reject, Rejected, blame
-from trainer import storage
 from trainer.errors import UserError
-from trainer.images import pictures, rgb
+from trainer.images import budget, pictures, rgb
 
 HOLELESS = "holeless"  # tag of the output for images without holes
 _COLOR = re.compile(r"color=#([0-9a-fA-F]{6})(?:,(\d{1,3}))?")
@@ -99,15 +98,15 @@ def parse_holes(text: str) -> str | HoleColor:
 # Reading
 
 
-def read_item(item: Item) -> Iterator[Files | beam.pvalue.TaggedOutput]:
+def read_item(item: Item, settings: Settings) -> Iterator[Files | beam.pvalue.TaggedOutput]:
     """`Files` of one item, or a tagged `Reject`."""
     begin, mask = time.perf_counter(), None
     try:
         with blame(item.image, "read"):
-            image = storage.read(item.image)
+            image = budget.read_file(item.image, settings.max_pixels)
         if item.mask:
             with blame(item.mask, "read"):
-                mask = storage.read(item.mask)
+                mask = budget.read_file(item.mask, settings.max_pixels)
     except Rejected as lost:
         yield _lost(item, lost.reject)
     else:
@@ -157,7 +156,7 @@ def _decode(files: Files, settings: Settings) -> tuple[Pair, pictures.Metadata]:
         with blame(item.mask, "decode"):
             mask = pictures.decode_mask(files.mask, settings.hole, settings.max_pixels)
         with blame(item.image, "match"):
-            image = pictures.turn(picture.pixels, picture.metadata.orientation)
+            image = rgb.turn(picture.pixels, picture.metadata.orientation)
             mask = fit_mask(mask, image.shape[:2], settings.resize_masks)
             pair = Pair(image, np.ascontiguousarray(mask))
     with blame(item.image, "match"):
@@ -175,7 +174,7 @@ def own_holes(picture: pictures.Picture, holes: str | HoleColor) -> Pair:
     mask = holes_in(picture, holes)
     if holes == "alpha":  # what is filled is to be seen
         picture.pixels[..., -1][mask == 0] = np.iinfo(picture.pixels.dtype).max
-    image, mask = (pictures.turn(part, picture.metadata.orientation) for part in (picture.pixels, mask))
+    image, mask = (rgb.turn(part, picture.metadata.orientation) for part in (picture.pixels, mask))
     return Pair(image, np.ascontiguousarray(mask))
 
 

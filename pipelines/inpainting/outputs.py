@@ -29,7 +29,7 @@ from pipelines.transforms.rejects import FAULTS, REJECTED, Reject, Rejected, bla
 from trainer import storage
 from trainer.documents import CHECKED, Form, Json
 from trainer.errors import Unwritable, UserError
-from trainer.images import pictures
+from trainer.images import pictures, rgb
 
 RECORDS, JOB = ".items", "job.json"
 
@@ -176,7 +176,7 @@ def write_result(
 
 
 def _encode(upright: np.ndarray, metadata: pictures.Metadata, settings: Settings) -> bytes:
-    stored = pictures.turn_back(upright, metadata.orientation)
+    stored = rgb.turn_back(upright, metadata.orientation)
     return pictures.encode(pictures.Picture(stored, metadata), settings.format, settings.quality)
 
 

@@ -34,7 +34,7 @@ from pipelines.mask_dataset.plan import Plan
 from pipelines.transforms.rejects import Reject, Rejected, blame, reject
 from trainer import storage
 from trainer.errors import UserError
-from trainer.images import rgb
+from trainer.images import budget, rgb
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
@@ -242,7 +242,7 @@ def _decode_images(file: SourceFile, options: SourceOptions) -> list[NamedSource
     """Raises `Rejected`."""
     name = "+".join(file.addresses)
     with blame(name, "read"):
-        data = [storage.read(address) for address in file.addresses]
+        data = [budget.read_file(address) for address in file.addresses]
     with blame(name, "decode"):
         if file.kind == "pair":
             return [NamedSource(file.key, decode_pair(*data))]

@@ -5,3 +5,7 @@ Choices of command-line options are here, so that parsing them does not import O
 
 EXTENSIONS = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}  # of the formats that `pictures.encode` writes
 FORMATS = tuple(EXTENSIONS)
+MAX_PIXELS_HELP = (
+    "reject images with more pixels (default 100 million), and those that would take more to read than images of so "
+    "many pixels do: 8 bytes of file, 16 bytes of memory, 0.1 microseconds each (by default 0.8 GB, 1.6 GB and 20 s)"
+)

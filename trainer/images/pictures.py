@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import struct
-import warnings
 import zlib
 from dataclasses import dataclass
 from typing import Any
@@ -21,13 +20,11 @@ from PIL.TiffImagePlugin import TiffImageFile
 from masks.codec import mask_of_gray, read_mask_image
 from trainer.errors import ImageError
 from trainer.images import rgb
-from trainer.images.rgb import turn
 
 QUALITY = 95
 # Other formats that Pillow opens are not for photographs, or may have bit depths that it would cut unnoticed.
 READABLE = ("JPEG", "MPO", "PNG", "WEBP", "TIFF", "BMP", "GIF")
 _WEBP_SIDE = 16_383
-_INVERSE = {6: 8, 8: 6}  # of orientations; the others undo themselves
 
 
 @dataclass(frozen=True)
@@ -63,11 +60,6 @@ class Picture:
         return self.pixels.shape[2] in (2, 4)
 
 
-def turn_back(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """The inverse of `turn`: a view of upright pixels as they are stored."""
-    return turn(pixels, _INVERSE.get(orientation, orientation))
-
-
 # Reading
 
 
@@ -80,13 +72,13 @@ def decode(data: bytes, max_pixels: int = rgb.MAX_PIXELS) -> Picture:
     Raises:
         ImageError: the bytes are not an image, too large, truncated or broken, or have 32 bits per channel.
     """
-    header = rgb.read_header(data, max_pixels)
-    if header.format not in READABLE:
-        raise ImageError(f"expected one of {', '.join(READABLE)}. Received {header.format}.")
-    if header.mode in ("I", "F"):  # no agreed white
-        raise ImageError(f"expected 8 or 16 bits per channel. Received 32, as {header.format} of mode {header.mode}.")
+    image = rgb.open_image(data, max_pixels, own_depth=True)
+    if image.format not in READABLE:
+        raise ImageError(f"expected one of {', '.join(READABLE)}. Received {image.format}.")
+    if image.mode in ("I", "F"):  # no agreed white
+        raise ImageError(f"expected 8 or 16 bits per channel. Received 32, as {image.format} of mode {image.mode}.")
     try:
-        image = _load(data)
+        image.load()
         is_wide = _bits(image, data) == 16
         icc = image.info.get("icc_profile")
         orientation = rgb.read_orientation(image)
@@ -95,15 +87,7 @@ def decode(data: bytes, max_pixels: int = rgb.MAX_PIXELS) -> Picture:
         raise ImageError(f"the pixels cannot be decoded: {error}") from None
     keeps_profile = image.mode in ("1", "L", "LA", "P", "PA", "RGB", "RGBA") or image.mode.startswith("I;16")
     pixels = pixels[..., None] if pixels.ndim == 2 else pixels
-    return Picture(pixels, Metadata(orientation, icc if keeps_profile else None, header.format))
-
-
-def _load(data: bytes) -> Image.Image:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the caller's limit was checked
-        image = Image.open(io.BytesIO(data))
-    image.load()
-    return image
+    return Picture(pixels, Metadata(orientation, icc if keeps_profile else None, str(image.format)))
 
 
 def _bits(image: Image.Image, data: bytes) -> int:
@@ -122,7 +106,10 @@ def _narrow_pixels(image: Image.Image) -> np.ndarray:
     mode = {"1": "L", "L": "L", "LA": "LA", "RGBA": "RGBA", "PA": "RGBA", "RGBa": "RGBA", "La": "LA"}.get(image.mode)
     if "transparency" in image.info:  # a transparent color or palette entries
         mode = "LA" if image.mode in ("1", "L") else "RGBA"
-    return np.array(image if image.mode == (mode or "RGB") else image.convert(mode or "RGB"))
+    wanted = mode or "RGB"
+    pixels = np.empty((image.height, image.width, *((len(wanted),) if len(wanted) > 1 else ())), np.uint8)
+    rgb.copy_pixels(image, pixels, lambda part: part if part.mode == wanted else part.convert(wanted))
+    return pixels
 
 
 def _wide_pixels(image: Image.Image, data: bytes) -> np.ndarray:
@@ -130,16 +117,31 @@ def _wide_pixels(image: Image.Image, data: bytes) -> np.ndarray:
     if "transparency" in image.info:
         raise ImageError("expected alpha as a channel. Received one transparent color of 16 bits")
     if image.mode.startswith("I;16"):
-        return np.asarray(image).astype(np.uint16)
+        pixels = np.empty((image.height, image.width), np.uint16)
+        rgb.copy_pixels(image, pixels, lambda part: part)
+        return pixels
     found = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    narrow = np.asarray(image)
-    if found is not None and found.ndim == 3:
-        found = cv2.cvtColor(found, cv2.COLOR_BGR2RGB if found.shape[2] == 3 else cv2.COLOR_BGRA2RGBA)
     # Unless both readers agree on the high byte, one of them does not understand the file.
-    if found is None or found.dtype != np.uint16 or not np.array_equal(found // 256, narrow):
+    if found is None or found.dtype != np.uint16 or not _swap_if_equal(found, image):
         raise ImageError(f"expected gray, RGB or RGBA of 16 bits. Received {image.format} of mode {image.mode}")
     is_gray_alpha = image.format == "PNG" and data[25] == 4  # both readers make it four channels
     return found[..., ::3] if is_gray_alpha else found
+
+
+def _swap_if_equal(found: np.ndarray, image: Image.Image) -> bool:
+    """Turns uint16 [height, width, channels] from BGR to RGB in place; False if ``image`` has other high bytes."""
+    height, width, channels = found.shape if found.ndim == 3 else (*found.shape, 1)
+    if (width, height) != image.size:
+        return False
+    code = {3: cv2.COLOR_BGR2RGB, 4: cv2.COLOR_BGRA2RGBA}.get(channels)
+    rows = max(rgb.BLOCK // width, 1)
+    for top in range(0, height, rows):  # all at once would take three times the memory
+        block = found[top : top + rows]
+        if code is not None:
+            block[...] = cv2.cvtColor(block, code)
+        if not np.array_equal(block // 256, np.asarray(image.crop((0, top, width, top + len(block))))):
+            return False
+    return True
 
 
 def decode_mask(data: bytes, hole: str, max_pixels: int = rgb.MAX_PIXELS) -> np.ndarray:
@@ -151,12 +153,13 @@ def decode_mask(data: bytes, hole: str, max_pixels: int = rgb.MAX_PIXELS) -> np.
     Raises:
         ImageError: as `decode`.
     """
-    rgb.read_header(data, max_pixels)
+    image = rgb.open_image(data, max_pixels, own_depth=True)
     try:
-        image = _load(data)  # refuses truncated files, which OpenCV would fill with gray
+        image.load()  # refuses truncated files, which OpenCV would fill with gray
         is_plain = image.format == "PNG" and image.mode in ("1", "L") and "transparency" not in image.info
         if is_plain and rgb.read_orientation(image) == 1:  # the same as below without decoding twice
-            return mask_of_gray(np.asarray(image.convert("L")), hole)
+            return mask_of_gray(_narrow_pixels(image), hole)
+        del image  # and its pixels
         return read_mask_image(data, hole)
     except Exception as error:
         raise ImageError(f"the pixels cannot be decoded: {error}") from None

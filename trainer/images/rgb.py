@@ -1,26 +1,29 @@
 """RGB pixels from image files, upright, and back: `decode_rgb`, `to_jpeg`, `encode_png`, `encode_jpeg`.
 
-Pillow reads the header before any pixel is decoded and refuses truncated files, which OpenCV would fill with gray.
+Every file passes `trainer.images.budget.admit` first, which says its format too. Pillow then refuses truncated files,
+which OpenCV would fill with gray.
 """
 
 from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from masks.codec import MAX_PIXELS
 from trainer.errors import ImageError
+from trainer.images import budget, tiff_tags
 
-MAX_PIXELS = 100_000_000
 PILLOWS_LIMIT = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # with more pixels, Pillow itself refuses to open a file
-# Of Pillow's other kinds, EPS would have Ghostscript run the file as a program.
-_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 JPEG_SIDE = 65_500  # the longest that libjpeg writes
 ORIENTATION = 0x0112  # EXIF tag
+_INVERSE = {6: 8, 8: 6}  # of orientations; the others undo themselves
+BLOCK = 1 << 20  # pixels that are converted at once
 # Markers of JPEG
 _EOI, _SOS = 0xD9, 0xDA
 _FRAMES = (0xC0, 0xC1, 0xC2)  # Huffman-coded: baseline, extended, progressive
@@ -39,37 +42,52 @@ class Header:
     upright: bool
 
 
-def _open(data: bytes, max_pixels: int) -> Image.Image:
-    if not data:
-        raise ImageError("the file is empty")
+def open_image(data: bytes, max_pixels: int = MAX_PIXELS, own_depth: bool = False) -> Image.Image:
+    """Pillow's image of a file that may be decoded, without its pixels.
+
+    Args:
+        own_depth: see `budget.admit`.
+
+    Raises:
+        ImageError: the bytes are not an image, or decoding them would take too much.
+    """
+    format, demand = budget.admit(data, max_pixels, own_depth)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # of sizes below the limit that is ours
-            image = Image.open(io.BytesIO(data), formats=_FORMATS)
-    except UnidentifiedImageError:
-        raise ImageError("the file is not an image") from None
-    except Image.DecompressionBombError as error:  # Pillow has a limit of its own
-        raise ImageError(f"expected at most {max_pixels} pixels. {error}") from None
+            image = Image.open(io.BytesIO(data), formats=(format,))
     except Exception as error:  # Pillow's plugins raise many kinds for broken headers
         raise ImageError(f"the header is broken: {error}") from None
-    if image.width * image.height > max_pixels:
-        raise ImageError(f"expected at most {max_pixels} pixels. Received {image.width} x {image.height}.")
+    if sorted(image.size) != sorted((demand.width, demand.height)):  # Pillow turns the sizes of some TIFFs
+        sizes = f"{demand.width} x {demand.height}. Received {image.width} x {image.height}"
+        raise ImageError(f"the header is broken: expected one size, {sizes}.")
     return image
 
 
 def read_header(data: bytes, max_pixels: int = MAX_PIXELS) -> Header:
     """Raises `ImageError` if the bytes are not an image or announce more than ``max_pixels``."""
-    image = _open(data, max_pixels)
+    image = open_image(data, max_pixels)
     return Header(str(image.format), image.mode, image.height, image.width, read_orientation(image) == 1)
 
 
 def read_orientation(image: Image.Image) -> int:
     """EXIF orientation, 1 to 8, of which 1 is upright; 1 if the value or the EXIF block is broken."""
     try:
+        if image.format in ("PNG", "WEBP"):  # the others' blocks are part of what `budget.admit` has seen
+            _check_exif(image)
         value = image.getexif().get(ORIENTATION, 1)
     except Exception:
         return 1
     return value if value in range(1, 9) else 1
+
+
+def _check_exif(image: Image.Image) -> None:
+    """Raises `ImageError` if reading a PNG's or WebP's EXIF block would take much more memory than the block."""
+    if image.format == "PNG" and "exif" not in image.info:
+        image.load()  # it may lie behind the pixels
+    tiff_tags.read_tags(image.info.get("exif", b"").removeprefix(b"Exif\0\0"))
+    if raw := image.info.get("Raw profile type exif"):
+        tiff_tags.read_tags(bytes.fromhex("".join(raw.split("\n")[3:])).removeprefix(b"Exif\0\0"))
 
 
 def turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
@@ -79,25 +97,53 @@ def turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
     return swapped[:: -1 if down else 1, :: -1 if across else 1]
 
 
+def turn_back(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """The inverse of `turn`: a view of upright pixels as they are stored."""
+    return turn(pixels, _INVERSE.get(orientation, orientation))
+
+
+def copy_pixels(image: Image.Image, out: np.ndarray, convert: Callable[[Image.Image], Image.Image]) -> None:
+    """Writes the converted pixels of a loaded image to ``out`` [height, width, ...], block by block.
+
+    Converting all of them at once would take three times their memory.
+    """
+    width, height = image.size
+    if width * height <= BLOCK:
+        out[...] = np.asarray(convert(image))
+        return
+    across = min(width, BLOCK)
+    down = max(BLOCK // across, 1)
+    for top in range(0, height, down):
+        for left in range(0, width, across):
+            block = image.crop((left, top, min(left + across, width), min(top + down, height)))
+            out[top : top + down, left : left + across] = np.asarray(convert(block))
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if "transparency" in image.info:  # straight to RGB, Pillow warns of palettes with transparency
+        image = image.convert("RGBA")
+    if image.mode.startswith("I;16"):  # Pillow's own conversion clips 16 bits to 255
+        image = Image.fromarray((np.asarray(image, np.float64) / 257 + 0.5).astype(np.uint8))
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
 def decode_rgb(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Pixels as uint8 [height, width, 3], RGB, turned upright, transparency dropped, first frame.
 
     Raises:
         ImageError: the bytes are not an image, too large, truncated or broken, or have 32 bits per channel.
     """
-    image = _open(data, max_pixels)
+    image = open_image(data, max_pixels)
     if image.mode in ("I", "F"):  # no agreed white: Pillow would clip at 255
         raise ImageError(f"expected 8 or 16 bits per channel. Received 32, as {image.format} of mode {image.mode}.")
     try:
         image.load()
         orientation = read_orientation(image)  # of TIFFs Pillow has applied and removed it now
-        if "transparency" in image.info:  # straight to RGB, Pillow warns of palettes with transparency
-            image = image.convert("RGBA")
-        if image.mode.startswith("I;16"):  # Pillow's own conversion clips 16 bits to 255
-            image = Image.fromarray((np.asarray(image, np.float64) / 257 + 0.5).astype(np.uint8))
-        return np.ascontiguousarray(turn(np.array(image.convert("RGB")), orientation))
+        pixels = np.empty((*(image.size if orientation >= 5 else image.size[::-1]), 3), np.uint8)
+        copy_pixels(image, turn_back(pixels, orientation), _to_rgb)
     except Exception as error:
         raise ImageError(f"the pixels cannot be decoded: {error}") from None
+    return pixels
 
 
 # Writing
@@ -179,9 +225,9 @@ def is_readable_jpeg(data: bytes) -> bool:
         return False
     try:
         if layout.scans > 1:
-            Image.open(io.BytesIO(data)).load()
+            Image.open(io.BytesIO(data), formats=("JPEG",)).load()
         else:
-            image = Image.open(io.BytesIO(data[: layout.data_start] + b"\xff\xd9"))
+            image = Image.open(io.BytesIO(data[: layout.data_start] + b"\xff\xd9"), formats=("JPEG",))
             image.draft("L", (image.width // 8, image.height // 8))
             image.load()
     except Exception:  # as many kinds as Pillow's plugins have
@@ -219,8 +265,8 @@ class ImageSpec:
 
     @property
     def max_bytes(self) -> int:
-        """Size of the largest file worth reading: uncompressed, four channels of 16 bits, and 1 MiB for the rest."""
-        return 8 * self.max_pixels + (1 << 20)
+        """Size of the largest file worth reading."""
+        return budget.max_file_bytes(self.max_pixels)
 
 
 def to_jpeg(data: bytes, spec: ImageSpec) -> tuple[bytes, int, int]:
