@@ -10,6 +10,9 @@ import bomb_files as bombs
 import pytest
 from bomb_files import chunk, gif, jpeg, png, segment, shared_tags, tiff, webp, zeros
 
+from trainer.errors import ImageError
+from trainer.images import budget, headers
+
 SPARE = 150  # MB beside the pixels: the interpreter, the libraries, and the file itself
 HUGE = 26_688
 SHARED = shared_tags(4000, 1 << 20)
@@ -179,3 +182,68 @@ def test_what_only_looks_like_much_is_decoded_in_little(name, measured):
         found, peak, seconds = measured[call, name]
         assert found.startswith("("), found
         assert peak < 2 * SPARE + 100 and seconds < 8
+
+
+def test_a_file_is_measured_before_it_is_read(tmp_path):
+    """A gigabyte that takes no space on the disk, a device without an end, and a photograph's size."""
+    with open(tmp_path / "sparse.png", "wb") as file:
+        file.truncate(1 << 30)
+    (tmp_path / "zero.png").symlink_to("/dev/zero")
+    (tmp_path / "small.png").write_bytes(png(8, 8))
+    found = bombs.cost([("file", tmp_path / name) for name in ("sparse.png", "zero.png", "small.png")])
+    expected = ["TooLarge: .*801,048,576 bytes or fewer", "UserError: ", "b'.PNG"]
+    for (text, peak, _), message in zip(found, expected, strict=True):
+        assert re.match(message, text.replace("\\x89", "."), re.DOTALL), text
+        assert peak < SPARE
+
+
+def test_masks_in_records_are_bounded(tmp_path):
+    cases = {"wide": png(40_000, 40_000, 1, 0), "not ours": webp(9000, 9000), "mask": png(512, 512, 1, 0)}
+    for name, data in cases.items():
+        (tmp_path / name).write_bytes(data)
+    wide, other, mask = bombs.cost([("record", tmp_path / name) for name in cases])
+    assert wide[0] == "ValueError: data: expected at most 100000000 pixels. Received 40000 x 40000."
+    assert other[0].endswith("that are not a PNG.") and mask[0] == "(512, 512)"
+    assert max(wide[1], other[1]) < SPARE
+
+
+@pytest.mark.parametrize("own_depth", [True, False])
+def test_what_is_announced_is_not_less_than_what_is_taken(own_depth, tmp_path):
+    """Of nine megapixels in every format: the peak of a process against the estimate and what an empty one takes."""
+    side, call = 3000, "picture" if own_depth else "rgb"
+    raw = bytes(side * side * 3)
+    files = [
+        png(side, side, depth, color) for depth, color in [(8, 0), (8, 2), (8, 6), (16, 0), (16, 2), (16, 4), (16, 6)]
+    ]
+    files += [jpeg(side, side, 3, components) for components in (1, 3, 4)]
+    files += [webp(side, side), gif(side, side), tiff_of(side, zeros(len(raw))), tiff_of(side, raw, _259=[1])]
+    files += [tiff_of(side, zeros(len(raw)), _274=[6]), tiff_of(side, zeros(2 * len(raw)), _258=[16, 16, 16])]
+    files.append(bombs.bmp_of_runs(side, side, (b"\xff\0" * 11 + b"\xc3\0\0\0") * side))
+    (tmp_path / "empty").write_bytes(png(1, 1))
+    for number, data in enumerate(files):
+        (tmp_path / str(number)).write_bytes(data)
+    least, *found = bombs.cost([(call, tmp_path / name) for name in ("empty", *map(str, range(len(files))))])
+    for data, (text, peak, _) in zip(files, found, strict=True):
+        demand = headers.read_demand(data, headers.format_of(data))
+        assert text.startswith("(3000, 3000"), text
+        assert (peak - least[1]) * 1e6 < len(data) + budget.memory_of(demand, own_depth) + (20 << 20), demand
+
+
+def test_limits_grow_with_the_pixels_that_are_allowed():
+    data = png(4000, 4000, 16, 6)  # 384 MB when filled
+    with pytest.raises(ImageError, match="takes at most 323 MB .16000000 pixels.. Received PNG that takes 384 MB"):
+        budget.admit(data, 16_000_000, own_depth=True)
+    assert budget.admit(data, 16_000_000)[0] == "PNG"
+    assert budget.admit(data, 20_000_000, own_depth=True)[0] == "PNG"
+    with pytest.raises(ImageError, match="at most 15999999 pixels. Received 4000 x 4000"):
+        budget.admit(data, 15_999_999)
+
+
+@pytest.mark.parametrize("own_depth", [True, False])
+def test_a_hundred_megapixels_are_admitted(own_depth):
+    """Of 8 bits, in the formats of photographs; nothing is decoded here."""
+    for data in [png(10_000, 10_000), png(10_000, 10_000, 8, 6), jpeg(10_000, 10_000, 10, 3), jpeg(10_000, 10_000)]:
+        demand = budget.admit(data, own_depth=own_depth)[1]
+        # The file may have as many bytes as a photograph of that size.
+        assert budget.memory_of(demand, own_depth) + 300_000_000 < budget.max_memory()
+    assert budget.admit(png(6000, 4000, 16, 6), own_depth=own_depth)[1].pixels == 24_000_000

@@ -36,16 +36,10 @@ def read_file(address: str, max_pixels: int = MAX_PIXELS) -> bytes:
     """The bytes of an image file.
 
     Raises:
-        ImageError: there are more of them than an image of ``max_pixels`` needs.
+        TooLarge: there are more of them than an image of ``max_pixels`` needs.
         UserError: it cannot be read.
     """
-    size = storage.size(address)
-    if size > max_file_bytes(max_pixels):
-        raise ImageError(
-            f"expected at most {max_file_bytes(max_pixels)} bytes ({max_pixels} pixels). Received {size} bytes."
-        )
-    # A device has no size and no end: what a path announced is all that is read of it.
-    return storage.read(address) if storage.is_remote(address) else storage.read_range(address, 0, size)
+    return storage.read(address, max_bytes=max_file_bytes(max_pixels))
 
 
 def admit(data: bytes, max_pixels: int = MAX_PIXELS, own_depth: bool = False) -> tuple[str, Demand]:
