@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 import types
 
@@ -265,3 +266,43 @@ def test_a_folder_that_cannot_be_written_is_told_at_launch(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write to"):
         Saver(f"{tmp_path}/file", CONFIG)
+
+
+@pytest.mark.parametrize("complete", [False, True])
+@pytest.mark.parametrize(
+    "where", ["checkpoints", "checkpoints/step-00000001-aaaaaaaa", "checkpoints/step-00000001-aaaaaaaa/x"]
+)
+def test_a_link_in_the_folder_of_checkpoints_is_refused_and_what_it_leads_to_stays(where, complete, tmp_path):
+    """The sweep deletes folders without a manifest, retention those with one: neither follows a link."""
+    names = ["model.npz", "step-00000001-aaaaaaaa/model.npz"] + ["manifest.json"] * complete
+    for name in names:
+        storage.create(f"{tmp_path}/victim/{name}", b"theirs")
+    link = tmp_path / "run" / where
+    link.parent.mkdir(parents=True)
+    link.symlink_to(tmp_path / "victim")
+    with pytest.raises(UserError, match=f"{link} is a link"), Saver(f"{tmp_path}/run", CONFIG) as saver:
+        for step in (2, 3, 4, 5):
+            saver.save({"model": {"w": np.zeros(3)}, "optimizer": {}}, {"step": step})
+    assert storage.find(f"{tmp_path}/victim") == sorted(f"{tmp_path}/victim/{name}" for name in names)
+    assert link.is_symlink()
+
+
+def test_a_link_that_comes_during_a_training_is_not_followed(tmp_path):
+    config = presets.override(CONFIG, ["checkpoint.keep=1", "checkpoint.background=false"])
+    storage.create(f"{tmp_path}/victim/manifest.json", b"theirs")
+    with Saver(f"{tmp_path}/run", config) as saver:
+        saver.save({"model": {"w": np.zeros(3)}, "optimizer": {}}, {"step": 2})
+        os.symlink(tmp_path / "victim", tmp_path / "run" / "checkpoints" / "step-00000001-aaaaaaaa")
+        with pytest.raises(UserError, match="step-00000001-aaaaaaaa is a link"):
+            saver.save({"model": {"w": np.zeros(3)}, "optimizer": {}}, {"step": 3})
+    assert storage.read(f"{tmp_path}/victim/manifest.json") == b"theirs"
+
+
+def test_a_saver_sweeps_the_drafts_of_killed_processes_from_its_run(tmp_path):
+    drafts = [".config.json.0123abcd", "checkpoints/.latest.json.0123abcd", "logs/.events.out.0123abcd"]
+    for name in [*drafts, ".env.20240101", "notes/.a.20240101"]:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"half")
+    Saver(str(tmp_path), CONFIG).close()
+    left = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file())
+    assert left == [".env.20240101", "checkpoints/.latest.json.lock", "checkpoints/latest.json", "notes/.a.20240101"]

@@ -1,8 +1,11 @@
 """A run's folder: its config.json, what of it may change, and folders that are not runs."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
-from trainer import presets, runs
+from trainer import presets, runs, storage
 from trainer.errors import ConfigChanged, NotFound, UserError
 
 DEMO = presets.PRESETS["demo"]
@@ -43,3 +46,35 @@ def test_folders_that_are_not_runs(tmp_path):
     for read in (runs.read_config, lambda run: runs.compare_config(run, DEMO)):
         with pytest.raises(UserError, match="config.json is not a config: "):
             read(str(tmp_path))
+
+
+def test_of_processes_that_start_at_the_same_moment_one_config_wins(tmp_path):
+    """Whoever is late compares with what it finds, and never meets a conflict."""
+    start, configs = threading.Barrier(6), [DEMO, presets.override(DEMO, ["seed=1"])]
+
+    def settle(number):
+        start.wait()
+        try:
+            runs.settle_config(str(tmp_path / str(number // 6)), configs[number % 2])
+        except ConfigChanged as error:
+            return error
+
+    for turn in range(10):
+        with ThreadPoolExecutor(6) as pool:
+            outcomes = list(pool.map(settle, range(6 * turn, 6 * turn + 6)))
+        winner = configs.index(runs.read_config(str(tmp_path / str(turn))))
+        assert [outcome is None for outcome in outcomes] == [number % 2 == winner for number in range(6)]
+
+
+def test_a_config_that_another_process_writes_meanwhile_is_compared_with(tmp_path, monkeypatch):
+    replace, late = storage.replace, [presets.override(DEMO, ["seed=1"]), DEMO]
+
+    def replace_late(address, data, generation):
+        if late:
+            storage.overwrite(address, presets.to_json(late.pop()))
+        replace(address, data, generation)
+
+    monkeypatch.setattr(storage, "replace", replace_late)
+    runs.settle_config(str(tmp_path / "same"), DEMO)
+    with pytest.raises(ConfigChanged, match="seed is 1, asked for 0"):
+        runs.settle_config(str(tmp_path / "other"), DEMO)

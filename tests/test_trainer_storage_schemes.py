@@ -94,6 +94,18 @@ class MemoryStore:
     def delete(self, address):
         self.files.pop(address, None)
 
+    def confine(self, folder):
+        pass
+
+    def require_confined(self, address):
+        pass
+
+    def sweep(self, folder, owns):
+        pass
+
+    def remove_folder(self, folder):
+        pass
+
 
 @pytest.fixture
 def store(monkeypatch):

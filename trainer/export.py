@@ -82,7 +82,8 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(
             f"{folder} holds an export that may be of other weights; --output puts this one into another folder"
         )
-    storage.require_writable(folder)
+    storage.require_writable(run if folder == own else folder)
+    storage.sweep(folder, lambda name: name.partition("/")[0] in export_formats.FILES)
     metrics = card.metrics if card else {}
     export_formats.export_model(run, pin.config, checkpoint, metrics, arguments.format, folder)
     print(f"{', '.join(arguments.format)} of step {checkpoint.state['step']} in {folder}")

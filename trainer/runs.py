@@ -27,6 +27,8 @@ if TYPE_CHECKING:  # light commands import this module, and checkpoints load Num
 
 CONFIG, SUMMARY = "config.json", "summary.json"
 
+_ATTEMPTS = 100  # each failed one means that another process's succeeded
+
 # What may change when a run continues: none of these alter what a step computes.
 _FREE = ("scaling.", "checkpoint.", "validation.", "log_every", "skip_nonfinite")
 
@@ -77,11 +79,21 @@ def compare_config(run: str, config: TrainConfig, allowed: Collection[str] = ())
 
 
 def settle_config(run: str, config: TrainConfig, allowed: Collection[str] = ()) -> None:
-    """Writes ``config.json`` of a new run, or of one that continues with permitted changes; see `compare_config`."""
-    generation = compare_config(run, config, allowed)
+    """Writes ``config.json`` of a new run, or of one that continues with permitted changes; raises as `compare_config`.
+
+    Of several processes that start at the same moment each finds what a faster one wrote, and compares with that.
+    """
+    storage.confine(run)
     address, data = storage.join(run, CONFIG), presets.to_json(config)
-    if storage.read_versioned(address)[0] != data:
-        storage.replace(address, data, generation)
+    for _ in range(_ATTEMPTS):
+        generation = compare_config(run, config, allowed)
+        if storage.read_versioned(address)[0] == data:
+            return
+        try:
+            return storage.replace(address, data, generation)
+        except storage.Conflict:
+            pass
+    raise UserError(f"{address} is changed by other processes again and again")
 
 
 def plain(value: Any) -> Any:
@@ -110,5 +122,6 @@ def write_summary(run: str, pins: dict[str, Pin | None], export: str, export_fil
         "code_version": code_version(),
     }
     address = storage.join(run, SUMMARY)
+    storage.confine(run)
     storage.overwrite(address, json.dumps(plain(summary), indent=1, sort_keys=True).encode())
     return address

@@ -42,6 +42,7 @@ class EventLog:
     """
 
     def __init__(self, run: str, step: int, every: float = _EVERY, file_bytes: int = _FILE_BYTES):
+        storage.confine(run)
         # TensorBoard reads the files of a folder in name order.
         self._name = storage.join(run, FOLDER, f"{_PREFIX}{int(time.time()):010d}.{step:08d}")
         self._every, self._file_bytes = every, file_bytes

@@ -18,7 +18,6 @@ import io
 import json
 import os
 import re
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated
@@ -44,6 +43,7 @@ _REQUIRED = tuple(part for part, required in PARTS.items() if required)
 _OPTIONAL = tuple(part for part, required in PARTS.items() if not required)
 MANIFEST = "manifest.json"
 _STATE, _CONFIG = "state.json", "config.json"
+_IN_RUN = ("checkpoints", "logs", "exports", "config.json", "summary.json")  # of it, drafts may be left
 _NAME = re.compile(pointers.FOLDER_NAME)
 _MAX_PART = 1 << 34  # bytes of a part; the paper's network is 0.13 GB, its optimizer twice that
 
@@ -273,8 +273,8 @@ def _remove(run: str, name: str, files: set[str]) -> None:
     for address in sorted(files, key=lambda a: (not a.endswith("/" + MANIFEST), a)):
         storage.delete(address)
     folder = storage.join(pointers.folder(run), name)
-    if not storage.is_remote(folder):
-        shutil.rmtree(folder, ignore_errors=True)  # drafts of a killed writer, and the folder itself
+    storage.sweep(folder, lambda _: True)  # drafts of a killed writer
+    storage.remove_folder(folder)
 
 
 def prune(run: str, keep: int, writer: str | None = None) -> list[str]:
@@ -308,16 +308,20 @@ def sweep(run: str, writer: str) -> list[str]:
     """Deletes the unfinished folders of writers before ``writer``; returns their names.
 
     Call it after `pointers.claim` and before the first checkpoint. One of those writers may still be
-    uploading: it can no longer move a pointer, so no pointer will ever name what is deleted here.
+    uploading: it can no longer move a pointer, so no pointer will ever name what is deleted here. What it is
+    writing at this moment stays; the drafts of writers that were killed go, from the whole run.
 
     Raises:
-        UserError: another writer has claimed the run.
+        UserError: another writer has claimed the run, or a checkpoint is a link.
     """
     listed = _list(run)
+    for name in listed:  # those that are complete too: `prune` would meet them in the midst of a training
+        storage.require_confined(storage.join(pointers.folder(run), name))
     # Only if the turn is still ours now were none of the listed folders begun by a writer after us.
     pointers.require_turn(run, writer)
     named = {pointer.checkpoint for which in (pointers.LATEST, pointers.BEST) if (pointer := pointers.read(run, which))}
     left = [name for name, files in listed.items() if name not in named and not _is_complete(run, name, files)]
     for name in left:
         _remove(run, name, listed[name])
+    storage.sweep(run, lambda name: name.partition("/")[0] in _IN_RUN)
     return left

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from trainer import storage
 from trainer.checkpoints import pointers
 from trainer.checkpoints.files import Arrays, State, is_whole, prune, require_storable, sweep, write_checkpoint
 from trainer.checkpoints.pointers import Pin, Score
@@ -64,6 +65,7 @@ class Saver:
             UserError: the run's folder cannot be written.
         """
         self._run, self._config, self._patience = run, config, patience_s
+        storage.confine(run)
         self._writer = persist(lambda: pointers.claim(run), patience_s)
         self.swept = tuple(persist(lambda: sweep(run, self._writer), patience_s))
         self._thread = ThreadPoolExecutor(1, "checkpoints") if config.checkpoint.background else None
@@ -150,6 +152,7 @@ def save_checkpoint(
 
     For programs that write a single one and take no turns. Arguments and errors as in `files.write_checkpoint`.
     """
+    storage.confine(run)
     pin = write_checkpoint(run, variables, state, config=config)
     pointers.move_latest(run, pin, state["step"], None, is_whole)
     if score is not None:

@@ -43,6 +43,12 @@ def cache_folder() -> str:
     return os.path.join(tempfile.gettempdir(), f"pconv-shards-{os.getuid()}")
 
 
+def _require_own(folder: str) -> None:
+    """Raises `UserError` for a folder, or a link to one, of another account: in TMPDIR anybody may take the name."""
+    if {os.lstat(folder).st_uid, os.stat(folder).st_uid} != {os.geteuid()}:
+        raise UserError(f"{folder}: expected a folder of this account's own. Received one of another; see TMPDIR.")
+
+
 def _checksum(file: int) -> str:
     """`storage.crc32c` of an open file, computed once per process until the file is written to."""
     state = os.fstat(file)
@@ -172,7 +178,8 @@ class ShardCache:
             if file is not None:
                 return file
             os.makedirs(self._folder, mode=0o700, exist_ok=True)
-            draft = os.open(path + _DRAFT, os.O_RDWR | os.O_CREAT, 0o600)
+            _require_own(self._folder)
+            draft = os.open(path + _DRAFT, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
             if not _locked(draft, fcntl.LOCK_EX):  # another process downloads it
                 os.close(draft)
                 time.sleep(_POLL)

@@ -32,6 +32,7 @@ from trainer.errors import UserError
 from trainer.model.unet import build_unet
 
 MODEL, SAVED_MODEL, ONNX, CARD = "model.keras", "saved_model", "model.onnx", "card.json"
+FILES = (MODEL, SAVED_MODEL, ONNX, CARD)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +82,7 @@ def export_model(
         UserError: the checkpoint does not fit the config, its weights are not finite, or a format needs a package
             that is not installed.
     """
+    storage.confine(folder or run)
     folder = folder or export_folder(run, checkpoint)
     weights = checkpoints.inference_weights(checkpoint)
     size = sum(array.nbytes for array in weights.arrays.values())

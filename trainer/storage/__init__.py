@@ -1,7 +1,4 @@
-"""Storage: files at addresses, local paths or ``gs://bucket/name``, behind one set of functions.
-
-`api` has the functions and the table of schemes, `store` the contract that each scheme's module fulfils.
-"""
+"""Files at addresses, local or ``gs://``: `api` has the functions, `store` what each scheme's module has to fulfil."""
 
 # ruff: noqa: F401
 from trainer.errors import AlreadyExists, Conflict, Corrupt, Denied, NotFound, Outage, TooLarge, Unwritable
@@ -10,6 +7,7 @@ from trainer.storage.api import (
     base_of,
     checksum,
     compile_glob,
+    confine,
     create,
     delete,
     escape,
@@ -27,10 +25,13 @@ from trainer.storage.api import (
     read_range,
     read_versioned,
     relative,
+    remove_folder,
     replace,
+    require_confined,
     require_writable,
     scan,
     size,
     store_of,
+    sweep,
 )
 from trainer.storage.store import Store, crc32c

@@ -11,9 +11,10 @@ import fnmatch
 import itertools
 import posixpath
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from trainer.errors import Corrupt, NotFound, Outage, UserError
+from trainer.storage import names
 from trainer.storage.gcs import GcsStore
 from trainer.storage.local import LocalStore
 from trainer.storage.store import Store, crc32c
@@ -175,8 +176,26 @@ def read_range(address: str, start: int, length: int) -> bytes:
 
 
 def require_writable(folder: str) -> None:
-    """Raises `UserError` unless files can be written below ``folder``: a check to make at launch."""
+    """Raises `UserError` unless files can be written below ``folder``: a check to make at launch; confines the folder.
+
+    The folder may be a link then: where it leads to at this moment counts from then on.
+    """
+    if not names.is_text(folder):
+        raise UserError(f"expected a folder whose name is UTF-8. Received {names.printable(folder)}.")
     store_of(folder).require_writable(folder)
+
+
+def confine(folder: str) -> None:
+    """From now on this process writes and deletes nothing below ``folder`` through a link: that raises `UserError`.
+
+    To be called wherever a job or a run begins to use its folder, in each process.
+    """
+    store_of(folder).confine(folder)
+
+
+def require_confined(address: str) -> None:
+    """Raises `UserError` if a link is on the way from a confined folder to ``address``, or is there itself."""
+    store_of(address).require_confined(address)
 
 
 def create(address: str, data: bytes) -> None:
@@ -197,6 +216,20 @@ def overwrite(address: str, data: bytes) -> None:
 def delete(address: str) -> None:
     """Removes a file; does nothing if it does not exist."""
     store_of(address).delete(address)
+
+
+def sweep(folder: str, owns: Callable[[str], bool]) -> None:
+    """Removes what writers that were killed left behind below ``folder``; what a living one is writing stays.
+
+    Args:
+        owns: whether a file, by its path below ``folder``, is one whose leftovers may be removed.
+    """
+    store_of(folder).sweep(folder, owns)
+
+
+def remove_folder(folder: str) -> None:
+    """Removes ``folder`` and the folders below it if they hold no files; a bucket has no folders."""
+    store_of(folder).remove_folder(folder)
 
 
 # Failing

@@ -191,6 +191,18 @@ class GcsStore:
         with contextlib.suppress(NotFound):
             _request(address, "delete", lambda: _blob(address).delete(retry=None), absence=_TWICE)
 
+    def confine(self, folder: str) -> None:
+        """A bucket has no links."""
+
+    def require_confined(self, address: str) -> None:
+        """A bucket has no links."""
+
+    def sweep(self, folder: str, owns: Callable[[str], bool]) -> None:
+        """An upload that does not end leaves nothing."""
+
+    def remove_folder(self, folder: str) -> None:
+        """A bucket has no folders."""
+
 
 class _BoundedFile(io.BytesIO):
     """Memory for a download, which ends at once where it would be larger than ``max_bytes``."""

@@ -1,19 +1,18 @@
-"""Local folders as a store. Atomic through drafts beside the file and links; compare-and-swap through a lock file."""
+"""Local folders as a store: atomic through drafts and links (see `beneath`), compare-and-swap through a lock file."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import stat
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import BinaryIO
 
 import google_crc32c
 
 from trainer.errors import AlreadyExists, Conflict, Denied, NotFound, Outage, Unwritable, UserError, is_outage
+from trainer.storage import beneath
 from trainer.storage.store import crc32c, encode_crc32c, require_size
 
 _BLOCK = 1 << 20
@@ -30,15 +29,21 @@ class LocalStore:
         return os.path.abspath(os.path.expanduser(address))
 
     def scan(self, folder: str, deep: bool) -> Iterator[tuple[str, int]]:
-        """Address and size of each file in ``folder``; links are followed."""
-        for parent, below, names in os.walk(folder or "/", followlinks=True):
-            if not deep:
-                below.clear()
-            yield from ((path, self.size(path)) for path in (os.path.join(parent, name) for name in names))
+        """Address and size of each file in ``folder`` that is not hidden; links are followed, see `beneath.walk`."""
+        try:
+            yield from ((path, self.size(path)) for path in beneath.walk(folder or "/", deep))
+        except OSError as error:
+            raise _unlisted(folder, error) from None
 
     def folders(self, folder: str) -> list[str]:
-        """Names of the folders right in ``folder``."""
-        return next(os.walk(folder), ("", [], []))[1]
+        """Names of the folders right in ``folder``, links to folders among them."""
+        try:
+            with os.scandir(folder) as entries:
+                return [entry.name for entry in entries if beneath.is_folder(entry)]
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        except OSError as error:
+            raise _unlisted(folder, error) from None
 
     def exists(self, address: str) -> bool:
         """Whether a file (not a folder) is there."""
@@ -73,47 +78,73 @@ class LocalStore:
             return file.read(length)
 
     def require_writable(self, folder: str) -> None:
-        """Makes the folder; raises `UserError` unless files can be created in it."""
+        """Makes the folder; raises `UserError` unless files can be created in it. Confines it as it is now."""
         _make_folder(folder)
+        beneath.confine(folder, anew=True)
         if not os.access(folder, os.W_OK):
             raise Denied(f"cannot write to {folder}: permission denied")
 
     def create(self, address: str, data: bytes) -> None:
         """Writes a new file."""
         try:
-            _write(address, data, publish=os.link)  # link fails if the name is taken, replace would not
+            with _writing(address):
+                beneath.write(address, data, once=True)
         except FileExistsError:
             raise AlreadyExists(address) from None
 
     def replace(self, address: str, data: bytes, generation: object) -> None:
         """Writes the file if it still has the ``generation``, holding the lock file ``.NAME.lock`` beside it."""
-        folder, name = os.path.split(address)
-        _make_folder(folder)
-        with contextlib.ExitStack() as opened:
-            with _writing(address):
-                held = opened.enter_context(open(os.path.join(folder, f".{name}.lock"), "w"))
-                fcntl.flock(held, fcntl.LOCK_EX)
+        with _writing(address), beneath.locked(address):
             if self.read_versioned(address)[1] != generation:
                 raise Conflict(address)
-            _write(address, data)
+            beneath.write(address, data)
 
     def overwrite(self, address: str, data: bytes) -> None:
         """Writes the file, whatever is there."""
-        _write(address, data)
+        with _writing(address):
+            beneath.write(address, data)
 
     def delete(self, address: str) -> None:
         """Removes the file, if it exists."""
         with _writing(address):
-            Path(address).unlink(missing_ok=True)
+            beneath.delete(address)
+
+    def confine(self, folder: str) -> None:
+        """Lets nothing below the folder be written or deleted through a link."""
+        beneath.confine(folder)
+
+    def require_confined(self, address: str) -> None:
+        """Raises `UserError` for a link on the way from a confined folder to ``address``, or there."""
+        with _writing(address):
+            beneath.require_confined(address)
+
+    def sweep(self, folder: str, owns: Callable[[str], bool]) -> None:
+        """Removes drafts that no living writer holds a lock on."""
+        with _writing(folder):
+            beneath.sweep(folder, owns)
+
+    def remove_folder(self, folder: str) -> None:
+        """Removes folders without files."""
+        beneath.remove_folder(folder)
 
 
 def _open(path: str) -> BinaryIO:
-    """Opens a regular file; of anything else, such as a pipe or a device, nobody knows where it ends."""
+    """Opens a regular file. Nothing else is opened: a pipe waits for its writer, a device may never end."""
+    _require_regular(path, os.stat(path))
     file = open(path, "rb", buffering=0, opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
-    if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        return file
-    file.close()
-    raise UserError(f"{path} cannot be read: expected a regular file. Received a pipe, a socket or a device.")
+    try:
+        _require_regular(path, os.fstat(file.fileno()))
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def _require_regular(path: str, state: os.stat_result) -> None:
+    if stat.S_ISDIR(state.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+    if not stat.S_ISREG(state.st_mode):
+        raise UserError(f"{path} cannot be read: expected a regular file. Received a pipe, a socket or a device.")
 
 
 @contextlib.contextmanager
@@ -154,16 +185,7 @@ def _make_folder(folder: str) -> None:
         raise _writing_error(folder, error) from None
 
 
-def _write(path: str, data: bytes, publish: Callable[[str, str], None] = os.replace) -> None:
-    """Writes a draft beside ``path`` and then ``publish``es it, so that no reader ever sees half a file."""
-    folder, name = os.path.split(path)
-    _make_folder(folder)
-    draft = os.path.join(folder, f".{name}.{os.urandom(4).hex()}")
-    with _writing(path):
-        try:
-            with open(draft, "xb") as file:
-                file.write(data)
-            publish(draft, path)
-        finally:
-            if os.path.exists(draft):
-                os.unlink(draft)
+def _unlisted(folder: str, error: OSError) -> Exception:
+    denied = error.errno in (errno.EACCES, errno.EPERM)
+    kind = Denied if denied else Outage if is_outage(error) else UserError
+    return kind(f"{error.filename or folder} cannot be listed: {error.strerror}")

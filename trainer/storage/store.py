@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import google_crc32c
@@ -51,7 +51,8 @@ class Store(Protocol):
     def scan(self, folder: str, deep: bool) -> Iterator[tuple[str, int]]:
         """Address and size in bytes of the files right in ``folder`` or, if ``deep``, anywhere below it, in any order.
 
-        Yields nothing for a folder that does not exist; raises `NotFound` for a bucket that does not.
+        Files and folders below it whose names begin with a dot may be left out. Yields nothing for a folder that does
+        not exist; raises `NotFound` for a bucket that does not.
         """
 
     def folders(self, folder: str) -> list[str]:
@@ -76,7 +77,16 @@ class Store(Protocol):
         """``length`` bytes from ``start``, fewer where the file ends. Raises `NotFound`."""
 
     def require_writable(self, folder: str) -> None:
-        """Raises `UserError` unless files can be written below ``folder``, as far as can be told without writing."""
+        """Raises `UserError` unless files can be written below ``folder``, as far as can be told without writing.
+
+        Where there are links, it confines the folder as well, as what it leads to now.
+        """
+
+    def confine(self, folder: str) -> None:
+        """Where there are links: this process writes and deletes nothing below ``folder`` through one any more."""
+
+    def require_confined(self, address: str) -> None:
+        """Raises `UserError` if a link is on the way from a confined folder to ``address``, or is there itself."""
 
     def create(self, address: str, data: bytes) -> None:
         """Writes a new file. Raises `AlreadyExists`, also where several create it at the same time.
@@ -92,3 +102,12 @@ class Store(Protocol):
 
     def delete(self, address: str) -> None:
         """Removes the file, if it exists."""
+
+    def sweep(self, folder: str, owns: Callable[[str], bool]) -> None:
+        """Removes what writers that were killed left below ``folder``, not what a living one is about to publish.
+
+        Of files alone that are ``owns(path below the folder)``.
+        """
+
+    def remove_folder(self, folder: str) -> None:
+        """Removes ``folder`` and those below it if they hold no files; does nothing where folders do not exist."""
