@@ -63,6 +63,7 @@ def main(argv: Sequence[str]) -> int:
         from pipelines.launch import claim_dataset, parse_options, report_rejects, run_pipeline
         from pipelines.transforms.dataset_writer import FinishDataset
         from trainer.data.manifest import load_manifest
+        from trainer.storage import claims
 
     ours, options = parse_options(parser(), argv)
     spec = ImageSpec(
@@ -71,7 +72,8 @@ def main(argv: Sequence[str]) -> int:
     splits = tuple(ours.split.split(",")) if ours.split is not None else ()
     output = storage.normalize(ours.output)
     source = sources.find_source(ours.input, splits, ours.devkit or "")
-    if not claim_dataset(output, ours.overwrite):
+    claim = claim_dataset(output, ours.overwrite, source.by_split())
+    if claim is None:
         return report_rejects(output, "image")
     num_shards = {
         split: ours.num_shards or choose_num_shards(measure_split(parts, spec, ours.limit))
@@ -90,14 +92,15 @@ def main(argv: Sequence[str]) -> int:
         parts = pipeline | "Parts" >> beam.Create(source.parts)
         images, unlisted = parts | ListImages(ours.limit)
         labels = {synset: label for label, synset in enumerate(source.synsets)}
-        shards, unused = images | WriteImages(output, num_shards, spec, labels)
+        shards, unused = images | WriteImages(output, num_shards, spec, labels, claim)
         outside = pipeline | "Outside" >> beam.Create(source.rejects)
         lost = (unlisted, outside) | "Lost" >> beam.Flatten()
         inputs = (images, lost) | "Inputs" >> beam.Flatten() | beam.combiners.Count.Globally()
         rejects = (lost, unused) | "Rejects" >> beam.Flatten()
-        (shards, rejects, inputs) | FinishDataset(output, num_shards, fields)
+        (shards, rejects, inputs) | FinishDataset(output, num_shards, fields, claim)
 
-    run_pipeline(options, build)
+    with claims.held(claim):
+        run_pipeline(options, build)
     print(f"{load_manifest(output, 'image').counts['records']} images in {output}")
     return report_rejects(output, "image")
 

@@ -65,12 +65,14 @@ def main(argv: Sequence[str]) -> int:
         from pipelines.transforms.dataset_writer import WriteDataset
         from pipelines.transforms.progress import ReportProgress
         from trainer import storage
+        from trainer.storage import claims
 
     ours, options = parse_options(parser(), argv)
     plan = make_plan(ours)
     files, reading, unmatched = find_files(ours, plan)
     output = storage.normalize(ours.output)
-    if not claim_dataset(output, ours.overwrite):
+    claim = claim_dataset(output, ours.overwrite, [plan.split])
+    if claim is None:
         return report_rejects(output, "mask")
     num_shards = {plan.split: ours.num_shards or math.ceil(plan.count / MASKS_PER_SHARD)}
     fields = {
@@ -91,10 +93,11 @@ def main(argv: Sequence[str]) -> int:
         found = found | "Progress" >> beam.ParDo(ReportProgress("masks", plan.count))
         # Inputs are the masks, and the files that no mask could start from.
         inputs = rejects | beam.combiners.Count.Globally() | "Inputs" >> beam.Map(lambda n: n + plan.count)
-        statistics = tally | "Summary" >> beam.Map(write_summary, output)
-        (found, rejects, inputs, statistics) | WriteDataset(output, num_shards, fields)
+        statistics = tally | "Summary" >> beam.Map(write_summary, output, claim)
+        (found, rejects, inputs, statistics) | WriteDataset(output, num_shards, fields, claim)
 
-    run_pipeline(options, build)
+    with claims.held(claim):
+        run_pipeline(options, build)
     print(f"{plan.count} masks in {output}; {storage.join(output, SHEET)} shows some of them")
     return report_rejects(output, "mask")
 

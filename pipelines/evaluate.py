@@ -14,6 +14,7 @@ mean; the exit code is then 3. A storage or a disk that fails is no such pair: t
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -141,12 +142,17 @@ def _show(output: str) -> int:
 
 def main(argv: Sequence[str]) -> int:
     with quiet_imports():
-        from pipelines.evaluation.job import build
+        from pipelines.evaluation.job import FILES, build
         from pipelines.launch import parse_options, run_pipeline
+        from trainer import storage
+        from trainer.storage import claims
 
     ours, options = parse_options(parser(), argv)
     job = _make_job(ours)
-    run_pipeline(options, lambda pipeline: build(pipeline, job))
+    job = dataclasses.replace(job, claim=claims.take(job.output, replaces=True))
+    storage.sweep(job.output, FILES.__contains__)
+    with claims.held(job.claim):
+        run_pipeline(options, lambda pipeline: build(pipeline, job))
     return _show(job.output)
 
 

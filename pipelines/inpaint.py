@@ -30,6 +30,8 @@ from trainer.errors import UserError
 from trainer.images import EXTENSIONS, FORMATS, MAX_PIXELS_HELP
 from trainer.images.rgb import PILLOWS_LIMIT
 from trainer.inference import DEVICES
+from trainer.storage import claims
+from trainer.storage.names import is_text, printable
 
 if TYPE_CHECKING:
     from pipelines.inpainting.inputs import Inputs
@@ -111,6 +113,8 @@ def _find_inputs(ours: argparse.Namespace) -> tuple[Inputs, list[str], list[str]
 
     if ours.pairs:
         listed = storage.normalize(ours.pairs)
+        if not is_text(listed):
+            raise UserError(f"--pairs: expected an address in UTF-8. Received {printable(listed)}.")
         pairs = inputs.read_pairs(listed)
         if not pairs:
             raise UserError(f"--pairs: {listed} lists no images")
@@ -131,6 +135,8 @@ def _list_files(option: str, pattern: str) -> list[str]:
     from pipelines.inpainting.inputs import list_files
 
     address = storage.normalize(pattern)
+    if not is_text(address):
+        raise UserError(f"{option}: expected an address in UTF-8. Received {printable(address)}.")
     if found := list_files(address):
         return found
     raise UserError(f"{option}: no files at {address}")
@@ -209,7 +215,8 @@ def main(argv: Sequence[str]) -> int:
         "precision": ours.precision or network.config.precision,
         "window": ours.window,
     }
-    replaces = claim_output(output, {"model": model, **parameters}, ours.overwrite)
+    description = {"model": model, **parameters}
+    claim = claim_output(output, description, ours.overwrite)
     fields = {
         "code_version": code_version(),
         "model": model,
@@ -218,8 +225,10 @@ def main(argv: Sequence[str]) -> int:
     handler = FillModelHandler(
         network, ours.batch_size, precision=ours.precision, device=ours.device, window=ours.window
     )
-    inpaint = InpaintFiles(where, settings, output, handler, replaces, len(images))
-    run_pipeline(options, lambda pipeline: pipeline | inpaint | WriteOutcome(output, fields))
+    inpaint = InpaintFiles(where, settings, output, handler, claim.is_own, len(images), claim)
+    finish = WriteOutcome(output, fields, claim, description)
+    with claims.held(claim):
+        run_pipeline(options, lambda pipeline: pipeline | inpaint | finish)
     return _report(output)
 
 

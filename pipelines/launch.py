@@ -7,7 +7,7 @@ import difflib
 import logging
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions, PortableOptions, StandardOptions
@@ -17,10 +17,16 @@ from trainer import storage
 from trainer.command import SOME_REJECTED, ArgumentParser
 from trainer.data import manifest
 from trainer.errors import UserError, outage_in, user_error_in
+from trainer.storage import claims
+from trainer.storage.claims import Claim
 
 # DirectRunner tries to download another runner first, and so behaves differently with a network
 # and without; this one runs in the process (docs: beam.apache.org/documentation/runners/direct).
 DEFAULT_RUNNER = "FnApiRunner"
+
+# Of a dataset: the files that a job of another split, or one that was killed, may have left.
+_SHARD = re.compile(r"([^/]+)-\d{5,}-of-\d{5,}\.tfrecord")
+_OURS = re.compile(rf"{_SHARD.pattern}|{manifest.REJECTS}/[^/]+\.jsonl|manifest\.json|contact_sheet\.png")
 
 # Beam's RunInference cannot measure memory where PyTorch is missing, and warns on every load.
 _NOISE = re.compile(r"Resource module is not available|No semi_persistent_directory found")
@@ -138,22 +144,35 @@ def report_rejects(output: str, kind: str) -> int:
     return SOME_REJECTED
 
 
-def claim_dataset(output: str, overwrite: bool) -> bool:
-    """Whether a dataset is still to be written to the folder ``output``; removes an existing one if asked to.
+def claim_dataset(output: str, overwrite: bool, splits: Iterable[str] = ()) -> Claim | None:
+    """Claims the folder ``output`` for a dataset that is to be written; removes an existing one if asked to.
+
+    Args:
+        output: address of the folder.
+        overwrite: whether a dataset that is there is to be replaced.
+        splits: of the dataset; what else is removed are shards, and the rejects of their splits.
+
+    Returns:
+        The claim; None if the dataset is complete.
 
     Raises:
-        UserError: the folder is not writable.
+        UserError: the folder is not writable, has a link where rejects are written, or is claimed by another job.
     """
     storage.require_writable(output)
-    if overwrite:
-        # The manifest goes first: a half-emptied folder is not a dataset.
-        storage.delete(storage.join(output, manifest.MANIFEST))
-        for address in storage.find(output):
-            folder, _, name = storage.relative(address, output).rpartition("/")
-            # Folders below it may be datasets of their own.
-            if (folder, name.rpartition(".")[2]) in (("", "tfrecord"), (manifest.REJECTS, "jsonl")):
-                storage.delete(address)
-    elif manifest.has_manifest(output):
+    storage.require_confined(storage.join(output, manifest.REJECTS))
+    if not overwrite and manifest.has_manifest(output):
         print(f"{output} is already complete, nothing to do (use --overwrite to rebuild)", file=sys.stderr)
-        return False
-    return True
+        return None
+    claim = claims.take(output, replaces=overwrite)
+    storage.sweep(output, lambda name: bool(_OURS.fullmatch(name)))
+    if overwrite:
+        found = [storage.relative(address, output) for address in storage.find(output)]
+        known = {*splits, *(shard[1] for name in found if (shard := _SHARD.fullmatch(name)))}
+        rejects = {f"{manifest.REJECTS}/{split}.jsonl" for split in known}
+        # Listed before: nothing in the list is of a job that has started later.
+        claims.require(claim)
+        # The manifest goes first: a half-emptied folder is not a dataset.
+        for name in [manifest.MANIFEST, *found]:
+            if name == manifest.MANIFEST or _SHARD.fullmatch(name) or name in rejects:
+                storage.delete(storage.join(output, name))
+    return claim

@@ -10,10 +10,11 @@ import apache_beam as beam
 import pytest
 
 from pipelines.image_dataset import convert, ilsvrc
-from pipelines.image_dataset.parts import Item, list_part, sample_items, to_text
+from pipelines.image_dataset.parts import Item, list_part, sample_items
 from pipelines.image_dataset.sources import find_source
 from trainer import storage
 from trainer.errors import UserError
+from trainer.storage.names import to_text
 
 
 @pytest.fixture(params=["folder", "bucket"])

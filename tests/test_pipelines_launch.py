@@ -15,6 +15,7 @@ from pipelines import launch
 from trainer import storage
 from trainer.command import ArgumentParser
 from trainer.errors import UserError
+from trainer.storage.claims import CLAIMS
 
 BEAMS_CLOSE = worker_handlers.ControlConnection.close  # before any job has run here
 
@@ -153,7 +154,15 @@ def test_other_messages_are_still_logged(caplog):
 
 
 FILES = ["manifest.json", "train-00000-of-00001.tfrecord", "rejects/train.jsonl"]
-OTHERS = ["README.txt", "rejects.txt", "rejects/deep/a.jsonl", "other/manifest.json", "other/a.tfrecord"]
+OTHERS = [
+    "README.txt",
+    "rejects.txt",
+    "mine.tfrecord",
+    "rejects/mine.jsonl",
+    "rejects/deep/a.jsonl",
+    "other/manifest.json",
+    "other/a.tfrecord",
+]
 
 
 def make_files(folder, names):
@@ -183,7 +192,7 @@ def test_overwrite_removes_the_dataset_and_nothing_else(tmp_path, monkeypatch):
     make_files(tmp_path, FILES + OTHERS)
     assert launch.claim_dataset(str(tmp_path), overwrite=True)
     left = sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file())
-    assert left == sorted(OTHERS)
+    assert [name for name in left if not name.startswith(f"{CLAIMS}/")] == sorted(OTHERS)
     assert deleted[0] == str(tmp_path / "manifest.json")
 
 

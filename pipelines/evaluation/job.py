@@ -21,6 +21,10 @@ from trainer.data.manifest import MANIFEST, check_sizes, load_manifest
 from trainer.errors import UserError
 from trainer.metrics import IMAGE, validation_metrics
 from trainer.metrics.intervals import interval_name
+from trainer.storage import claims
+from trainer.storage.claims import Claim
+
+FILES = ("pairs.jsonl", "metrics.json", "table.md", "report.html")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +113,10 @@ class Data:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """Everything that decides what the job computes and writes; ``fields`` go into metrics.json as they are."""
+    """Everything that decides what the job computes and writes; ``fields`` go into metrics.json as they are.
+
+    ``claim`` is that on the output folder.
+    """
 
     data: Data
     networks: tuple[Network, ...]
@@ -122,6 +129,7 @@ class Job:
     lpips: Weights | None
     fid: Weights | None
     fields: dict
+    claim: Claim | None = None
 
     @property
     def reference(self) -> str:
@@ -184,7 +192,7 @@ def write_report(
     pictures: Iterable[tuple[int, str, bytes]],
     distances: Mapping[str, Mapping] | None,
 ) -> None:
-    """Writes ``pairs.jsonl``, ``metrics.json``, ``table.md`` and ``report.html`` into the output folder."""
+    """Writes `FILES` into the output folder. Raises `UserError` if another job has claimed it, or one is gone."""
     order = {name: number for number, name in enumerate(job.methods)}
     rows = sorted(rows, key=lambda row: (row["pair"], order[row["method"]]))
     report = make_report(rows, job, plan, board, distances)
@@ -196,8 +204,12 @@ def write_report(
         "table.md": scoreboard.format_report(report, job.published),
         "report.html": render_page(report, rows, chosen, sorted(pictures), curves, job.published),
     }
-    for name, text in files.items():
-        storage.overwrite(storage.join(job.output, name), text.encode())
+    encoded = {name: files[name].encode() for name in FILES}
+    claims.require(job.claim)
+    for name, data in encoded.items():
+        storage.overwrite(storage.join(job.output, name), data)
+    claims.require_files(job.output, {name: (len(data), storage.crc32c(data)) for name, data in encoded.items()})
+    claims.require(job.claim)
 
 
 def make_report(

@@ -28,6 +28,7 @@ from trainer.data import records
 from trainer.images import budget, rgb
 from trainer.inference.baselines import BASELINES
 from trainer.metrics import image_quality, lpips
+from trainer.storage.names import printable, to_bytes, to_text
 
 _MASK_KEYS, _ENCODED = ("mask/index", "mask/bucket", "mask/touches_border"), "mask/encoded"
 
@@ -123,13 +124,13 @@ def read_images(shard: Shard, places: Mapping[int, int]) -> Iterator[tuple[int, 
         if position in places:
             with records.naming(position - shard.first, shard.address):
                 name, encoded = records.decode_record(serialized, "image/filename", "image/encoded")
-            yield position, Source(name.decode(errors="backslashreplace"), encoded)
+            yield position, Source(printable(to_text(name)), encoded)
 
 
-def read_file(item: tuple[int, str], base: str) -> tuple[int, Source]:
-    """(position, image) of a file below ``base``, or why it cannot be read."""
-    position, address = item
-    name = storage.relative(address, base)
+def read_file(item: tuple[int, bytes], base: str) -> tuple[int, Source]:
+    """(position, image) of a file below ``base``, or why it cannot be read; its address as bytes may not be UTF-8."""
+    position, address = item[0], to_text(item[1])
+    name = printable(storage.relative(address, base))
     try:
         with blame(address, "read"):
             return position, Source(name, budget.read_file(address))
@@ -272,7 +273,7 @@ class MakeRounds(beam.PTransform):
             shards = pipeline | "ImageShards" >> beam.Create(self._image_shards)
             return shards | "ReadImages" >> beam.FlatMap(read_images, self._places)
         addresses, base = self._image_files
-        used = [(position, address) for position, address in enumerate(addresses) if position in self._places]
+        used = [(position, to_bytes(address)) for position, address in enumerate(addresses) if position in self._places]
         return pipeline | "ImageFiles" >> beam.Create(used) | "ReadImages" >> beam.Map(read_file, base)
 
     def expand(self, pipeline):

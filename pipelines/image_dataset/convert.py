@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 import apache_beam as beam
 import cv2
 
-from pipelines.image_dataset.parts import Item, Part, Row, list_part, sample_items, to_text
+from pipelines.image_dataset.parts import Item, Part, Row, list_part, sample_items
 from pipelines.transforms.dataset_writer import hash_key, save_shard, shard_of
 from pipelines.transforms.progress import Progress
 from pipelines.transforms.rejects import REJECTED, Reject, Rejected, blame
@@ -26,6 +26,8 @@ from trainer import storage
 from trainer.data import records
 from trainer.errors import ImageError, UserError, is_outage
 from trainer.images import rgb
+from trainer.storage.claims import Claim
+from trainer.storage.names import to_text
 
 SHARD_BYTES = 200_000_000
 _READERS, _READ_AHEAD = 8, 16  # concurrent requests to a bucket; images read before they are needed
@@ -208,9 +210,17 @@ class ListImages(beam.PTransform):
 class ConvertShard(beam.DoFn):
     """From ((split, shard), rows) to the shard as a dict, and tagged `Reject`s."""
 
-    def __init__(self, folder: str, num_shards: dict[str, int], spec: rgb.ImageSpec, labels: dict[str, int]):
+    def __init__(
+        self,
+        folder: str,
+        num_shards: dict[str, int],
+        spec: rgb.ImageSpec,
+        labels: dict[str, int],
+        claim: Claim | None = None,
+    ):
         super().__init__()
         self._folder, self._num_shards, self._spec, self._labels = folder, num_shards, spec, labels
+        self._claim = claim
         self._progress = Progress("images")
         self._converted = beam.metrics.Metrics.counter("pconv", "images")
 
@@ -224,7 +234,7 @@ class ConvertShard(beam.DoFn):
         items = [Item(*row) for row in sorted(rows)]
         rejects: list[Reject] = []
         converted = convert_images(items, self._spec, self._labels, rejects)
-        yield save_shard(self._counted(converted), self._folder, split, shard, self._num_shards)
+        yield save_shard(self._counted(converted), self._folder, split, shard, self._num_shards, self._claim)
         for lost in rejects:
             yield beam.pvalue.TaggedOutput(REJECTED, lost)
 
@@ -243,12 +253,20 @@ class WriteImages(beam.PTransform):
         num_shards: number of shards by split.
         spec: what images are stored as.
         labels: label of each synset.
+        claim: on the folder.
     """
 
-    def __init__(self, folder: str, num_shards: dict[str, int], spec: rgb.ImageSpec, labels: dict[str, int]):
+    def __init__(
+        self,
+        folder: str,
+        num_shards: dict[str, int],
+        spec: rgb.ImageSpec,
+        labels: dict[str, int],
+        claim: Claim | None = None,
+    ):
         super().__init__()
         self._num_shards = num_shards
-        self._convert = ConvertShard(folder, num_shards, spec, labels)
+        self._convert = ConvertShard(folder, num_shards, spec, labels, claim)
 
     def expand(self, rows) -> tuple[beam.PCollection[dict], beam.PCollection[Reject]]:
         written = (

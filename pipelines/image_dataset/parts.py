@@ -19,6 +19,7 @@ from typing import NamedTuple
 from pipelines.image_dataset import ilsvrc
 from pipelines.transforms.rejects import Reject, reject
 from trainer import storage
+from trainer.storage.names import to_bytes
 
 _MIN_READ, _MAX_READ = 4 << 10, 8 << 20  # bytes read at once
 _MAX_HEADER = 1 << 20  # bytes, with GNU's and POSIX's long names in it
@@ -76,16 +77,6 @@ class Part:
     member: str = ""
     synset: str = ""
     truth: str = ""
-
-
-def to_bytes(name: str) -> bytes:
-    """A file's name as the file system has it."""
-    return name.encode("utf-8", "surrogateescape")
-
-
-def to_text(name: bytes) -> str:
-    """Undoes `to_bytes`."""
-    return name.decode("utf-8", "surrogateescape")
 
 
 def list_part(part: Part) -> Iterator[Item | Reject]:

@@ -17,9 +17,10 @@ from typing import Any, NamedTuple
 from pydantic import TypeAdapter
 
 from masks.codec import HOLES
-from pipelines.transforms.rejects import Reject, reject
+from pipelines.transforms.rejects import Reject, reject, reject_name
 from trainer import documents, storage
 from trainer.errors import Corrupt, UserError
+from trainer.storage.names import is_text
 
 MANIFEST, ITEMS, REJECTS = "manifest.json", "items.jsonl", "rejects.jsonl"
 
@@ -98,10 +99,11 @@ def list_files(pattern: str) -> list[str]:
     return [address for address in storage.find(pattern) if address not in ours]
 
 
-def list_stems(pattern: str) -> list[tuple[str, str]]:
-    """(stem, address) of each file that ``pattern`` matches."""
+def list_stems(pattern: str) -> Iterator[tuple[str, str] | Reject]:
+    """(stem, address) of each file that ``pattern`` matches; a file whose name is not UTF-8 is a `Reject`."""
     base = storage.base_of(pattern)
-    return [(stem_of(storage.relative(address, base)), address) for address in list_files(pattern)]
+    for address in list_files(pattern):
+        yield (stem_of(storage.relative(address, base)), address) if is_text(address) else reject_name(address)
 
 
 def read_pairs(address: str) -> list[tuple[str, str]]:
@@ -164,9 +166,13 @@ def shared_folder(addresses: Iterable[str]) -> str | None:
     return folders.pop() if len(folders) == 1 else None
 
 
-def list_pairs(address: str, base: str) -> list[tuple[str, tuple[str, str]]]:
-    """(stem, (image, mask)) of each line of a list."""
-    return [(stem_of(storage.relative(image, base)), (image, mask)) for image, mask in read_pairs(address)]
+def list_pairs(address: str, base: str) -> Iterator[tuple[str, tuple[str, str]] | Reject]:
+    """(stem, (image, mask)) of each line of a list; one with a name that is not UTF-8 is a `Reject`."""
+    for image, mask in read_pairs(address):
+        if is_text(image) and is_text(mask):
+            yield stem_of(storage.relative(image, base)), (image, mask)
+        else:
+            yield reject_name(image)
 
 
 def hole_of_folder(base: str) -> str | None:

@@ -22,6 +22,7 @@ from pipelines.transforms.model_handler import BATCH_PIXELS, Filled, FillModelHa
 from pipelines.transforms.rejects import REJECTED, Reject, tag_rejects
 from pipelines.transforms.thread_map import ThreadMap
 from trainer.images import EXTENSIONS
+from trainer.storage.claims import Claim
 
 
 class InpaintFiles(beam.PTransform):
@@ -34,6 +35,7 @@ class InpaintFiles(beam.PTransform):
         handler: the network.
         replaces: whether existing outputs may be replaced, see `outputs.claim_output`.
         total: number of images, as far as known at launch.
+        claim: on the output folder.
     """
 
     def __init__(
@@ -44,17 +46,18 @@ class InpaintFiles(beam.PTransform):
         handler: FillModelHandler,
         replaces: bool = False,
         total: int = 0,
+        claim: Claim | None = None,
     ):
         super().__init__()
         self._where, self._settings, self._output, self._handler = where, settings, output, handler
         self._report = outputs.ReportItems(total)
         self._writer = ThreadMap(
-            outputs.write_result, settings, output, replaces, weigh=_pixels, max_in_flight=BATCH_PIXELS
+            outputs.write_result, settings, output, replaces, claim, weigh=_pixels, max_in_flight=BATCH_PIXELS
         )
 
     def expand(self, pipeline) -> tuple[beam.PCollection[dict], beam.PCollection[Reject]]:
-        matched = pipeline | MatchInputs(self._where, self._settings)
-        items = matched.items | SkipFinished(self._output)
+        matched, lost = pipeline | MatchInputs(self._where, self._settings)
+        items = matched | SkipFinished(self._output)
         recalled = items[FINISHED] | "Recall" >> _tagged(outputs.recall, self._output, main="records")
         reader = ThreadMap(loading.read_item, self._settings, threads=4, max_in_flight=4)
         read = items.new | beam.Reshuffle() | "Read" >> beam.ParDo(reader).with_outputs(REJECTED, main="files")
@@ -63,7 +66,7 @@ class InpaintFiles(beam.PTransform):
         written = filled | "Write" >> self._write()
         copied = loaded[HOLELESS] | "WriteHoleless" >> self._write()
         records = [written.records, copied.records, recalled.records]
-        rejects = [part[REJECTED] for part in (matched, items, recalled, read, loaded, written, copied)]
+        rejects = [*lost, *(part[REJECTED] for part in (items, recalled, read, loaded, written, copied))]
         return self._reported(records, "Records"), self._reported(rejects, "Rejects")
 
     def _write(self):
@@ -85,33 +88,35 @@ def _pixels(result: tuple[Task, Filled | Exception]) -> int:
 
 
 class MatchInputs(beam.PTransform):
-    """From a pipeline to `Item`s (``items``) and tagged `Reject`s."""
+    """From a pipeline to `Item`s, and a list of PCollections of `Reject`s."""
 
     def __init__(self, where: Inputs, settings: Settings):
         super().__init__()
         self._where, self._extension = where, EXTENSIONS[settings.format]
         self._needs_mask = settings.holes is None
 
-    def expand(self, pipeline) -> beam.pvalue.DoOutputsTuple:
+    def expand(self, pipeline) -> tuple[beam.PCollection[Item], list[beam.PCollection[Reject]]]:
         where, extension = self._where, self._extension
         if where.listed:
             match = _tagged(tag_rejects, inputs.match_listed, where.base, self._needs_mask, extension, main="items")
-            return self._pairs(pipeline) | "ByStem" >> beam.GroupByKey() | "Match" >> match
+            listed = pipeline | "List" >> beam.Create([where.listed])
+            # (stem, (image, mask))
+            pairs = listed | "ReadPairs" >> _tagged(tag_rejects, inputs.list_pairs, where.base, main="pairs")
+            matched = pairs.pairs | "ByStem" >> beam.GroupByKey() | "Match" >> match
+            return matched.items, [pairs[REJECTED], matched[REJECTED]]
         match = _tagged(tag_rejects, inputs.match_files, where.base, where.match, extension, main="items")
-        return self._files(pipeline) | "ByStem" >> beam.CoGroupByKey() | "Match" >> match
+        files = self._files(pipeline)
+        named = {kind: found.files for kind, found in files.items()}
+        matched = named | "ByStem" >> beam.CoGroupByKey() | "Match" >> match
+        return matched.items, [*(found[REJECTED] for found in files.values()), matched[REJECTED]]
 
-    def _pairs(self, pipeline) -> beam.PCollection[tuple[str, tuple[str, str]]]:
-        """(stem, (image, mask)) of the list."""
-        listed = pipeline | "List" >> beam.Create([self._where.listed])
-        return listed | "ReadPairs" >> beam.FlatMap(inputs.list_pairs, self._where.base)
-
-    def _files(self, pipeline) -> dict[str, beam.PCollection[tuple[str, str]]]:
-        """(stem, address) of images and of masks."""
+    def _files(self, pipeline) -> dict[str, beam.pvalue.DoOutputsTuple]:
+        """(stem, address) of images and of masks, and tagged `Reject`s."""
         patterns = {"images": self._where.images, "masks": self._where.masks}
         return {
             kind: pipeline
             | f"Pattern_{kind}" >> beam.Create([pattern])
-            | f"List_{kind}" >> beam.FlatMap(inputs.list_stems)
+            | f"List_{kind}" >> _tagged(tag_rejects, inputs.list_stems, main="files")
             for kind, pattern in patterns.items()
             if pattern
         }
@@ -140,12 +145,14 @@ def _by_output(item: Item) -> tuple[str, Item]:
 class WriteOutcome(beam.PTransform):
     """Writes the job's reports from the PCollections of records and rejects: see `outputs.write_outcome`."""
 
-    def __init__(self, folder: str, fields: dict):
+    def __init__(self, folder: str, fields: dict, claim: Claim | None = None, job: dict | None = None):
         super().__init__()
-        self._folder, self._fields = folder, fields
+        self._folder, self._fields, self._claim, self._job = folder, fields, claim, job
 
     def expand(self, outcomes):
         records, rejects = outcomes
         every = [beam.pvalue.AsList(part) for part in (records, rejects)]
         count = records | beam.combiners.Count.Globally()
-        return count | "WriteOutcome" >> beam.Map(outputs.write_outcome, self._folder, self._fields, *every)
+        return count | "WriteOutcome" >> beam.Map(
+            outputs.write_outcome, self._folder, self._fields, *every, self._claim, self._job
+        )

@@ -29,9 +29,13 @@ from pipelines.transforms.rejects import FAULTS, REJECTED, Reject, Rejected, bla
 from trainer import storage
 from trainer.documents import CHECKED, Form, Json
 from trainer.errors import Unwritable, UserError
-from trainer.images import pictures, rgb
+from trainer.images import EXTENSIONS, pictures, rgb
+from trainer.storage import claims
+from trainer.storage.claims import Claim
 
 RECORDS, JOB = ".items", "job.json"
+_OUTPUTS = tuple(EXTENSIONS.values())
+_ATTEMPTS = 100  # each failed one means that another job's succeeded
 
 
 class _Record(TypedDict):
@@ -59,8 +63,8 @@ def record_address(output: str, name: str) -> str:
 # At launch
 
 
-def claim_output(output: str, job: dict, overwrite: bool) -> bool:
-    """Prepares the output folder; returns whether existing outputs may be replaced.
+def claim_output(output: str, job: dict, overwrite: bool) -> Claim:
+    """Claims and prepares the output folder. Existing outputs may be replaced if the claim is the job's own.
 
     Args:
         output: address of the folder.
@@ -68,20 +72,58 @@ def claim_output(output: str, job: dict, overwrite: bool) -> bool:
         overwrite: forget what an earlier run finished.
 
     Raises:
-        UserError: the folder has outputs of another model or other parameters, or is not writable.
+        UserError: the folder has outputs of another model or other parameters, is not writable, has a link where
+            records are written, or is claimed by another job.
     """
     storage.require_writable(output)
-    address = storage.join(output, RECORDS, JOB)
+    storage.require_confined(storage.join(output, RECORDS))
+    # A run that resumes one that was replacing outputs goes on replacing them.
+    claim = claims.take(output, replaces=overwrite or _compare_job(output, job) is True)
+    storage.sweep(output, _is_ours)
+    storage.delete(storage.join(output, MANIFEST))
     if overwrite:
-        storage.delete(storage.join(output, MANIFEST))
-        for record in storage.find(storage.join(output, RECORDS)):
-            storage.delete(record)
+        records = [name for name in storage.find(storage.join(output, RECORDS)) if name.endswith(".json")]
+        # Listed before: nothing in the list is of a job that has started later.
+        claims.require(claim)
+        for record in records:
+            if record != _job_address(output):
+                storage.delete(record)
+    for _ in range(_ATTEMPTS):
+        data, generation = storage.read_versioned(_job_address(output))
+        ours = _dump({**job, "replaces": claim.is_own})
+        if data == ours or (not overwrite and data is not None and _compare_job(output, job) is not None):
+            return claim
+        claims.require(claim)
+        try:
+            if data is None:
+                storage.create(_job_address(output), ours)
+            else:
+                storage.replace(_job_address(output), ours, generation)
+        except (storage.AlreadyExists, storage.Conflict):
+            continue  # a job that started at the same moment was faster
+        return claim
+    raise UserError(f"{_job_address(output)} is written by others again and again")
+
+
+def _job_address(output: str) -> str:
+    return storage.join(output, RECORDS, JOB)
+
+
+def _is_ours(name: str) -> bool:
+    """Whether a file, by its path in the output folder, is one that the job writes."""
+    return name.startswith(f"{RECORDS}/") or name in (MANIFEST, ITEMS, REJECTS) or name.endswith(_OUTPUTS)
+
+
+def _compare_job(output: str, job: dict) -> bool | None:
+    """Whether an earlier run of the job was replacing outputs; None without an earlier run.
+
+    Raises:
+        UserError: the folder's outputs are of another job.
+    """
+    address = _job_address(output)
     data, _ = _JOB.read_versioned(address)
     if data is None:
-        # A run that resumes one that was replacing outputs goes on replacing them.
-        storage.create(address, _dump({**job, "replaces": overwrite}))
-        storage.delete(storage.join(output, MANIFEST))
-        return overwrite
+        return None
     try:
         earlier = _JOB.parse(data, address)
         replaces = earlier.pop("replaces") is True
@@ -94,8 +136,7 @@ def claim_output(output: str, job: dict, overwrite: bool) -> bool:
             f"{output} holds outputs of another job, {changed[0]} is {values[0]} and was {values[1]}: "
             "--overwrite, or choose another folder"
         )
-    storage.delete(storage.join(output, MANIFEST))
-    return replaces
+    return bool(replaces)
 
 
 # Skipping what is finished
@@ -148,7 +189,11 @@ def recall(item: Item, output: str) -> Iterator[dict | beam.pvalue.TaggedOutput]
 
 
 def write_result(
-    result: tuple[Task, Filled | Exception], settings: Settings, output: str, replaces: bool
+    result: tuple[Task, Filled | Exception],
+    settings: Settings,
+    output: str,
+    replaces: bool,
+    claim: Claim | None = None,
 ) -> Iterator[dict | beam.pvalue.TaggedOutput]:
     """Encodes and writes one output; its record, or a tagged `Reject` if it could not be computed or written."""
     task, filled = result
@@ -159,6 +204,7 @@ def write_result(
                 raise filled
         with blame(address, "encode", Exception):
             data = task.copy if task.copy is not None else _encode(filled.pixels, task.metadata, settings)
+        claims.require(claim)
         with blame(address, "write", Unwritable):
             height, width = filled.pixels.shape[:2]
             details = {
@@ -203,7 +249,15 @@ def write_output(item: Item, data: bytes, details: dict, output: str, replaces: 
     return record
 
 
-def write_outcome(outputs: int, folder: str, fields: dict, records: list[dict], rejects: list[Reject]) -> None:
+def write_outcome(
+    outputs: int,
+    folder: str,
+    fields: dict,
+    records: list[dict],
+    rejects: list[Reject],
+    claim: Claim | None = None,
+    job: dict | None = None,
+) -> None:
     """Writes ``items.jsonl`` and ``rejects.jsonl``, then ``manifest.json`` with the counts.
 
     Args:
@@ -212,7 +266,16 @@ def write_outcome(outputs: int, folder: str, fields: dict, records: list[dict], 
         fields: of the manifest: model, parameters and code version.
         records: of all outputs.
         rejects: of all other inputs.
+        claim, job: from `claim_output`, and as it takes it.
+
+    Raises:
+        UserError: outputs are gone, or the folder is of another job by now.
     """
+    claims.require(claim)
+    if job is not None and _compare_job(folder, job) is None:
+        raise UserError(f"{_job_address(folder)} is gone: the folder was removed or emptied while this job wrote to it")
+    made = {record["output"]: (record["bytes"], record["crc32c"]) for record in records if record["status"] == "done"}
+    claims.require_files(folder, {**dict.fromkeys(record["output"] for record in records), **made})
     lines = [(record["image"], record["mask"], _dump(record)) for record in records]
     lines += [(lost.source, "", _dump(_failure(lost))) for lost in rejects]
     before = sum(record["status"] != "done" for record in records)
@@ -220,7 +283,7 @@ def write_outcome(outputs: int, folder: str, fields: dict, records: list[dict], 
     storage.overwrite(storage.join(folder, ITEMS), b"".join(line for *_, line in sorted(lines)))
     storage.overwrite(storage.join(folder, REJECTS), reject_lines(rejects))
     manifest = json.dumps({**fields, "counts": counts}, indent=1, sort_keys=True).encode()
-    storage.overwrite(storage.join(folder, MANIFEST), manifest)
+    claims.publish(claim, storage.join(folder, MANIFEST), manifest, storage.overwrite)
 
 
 def _failure(lost: Reject) -> dict:

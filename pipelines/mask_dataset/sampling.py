@@ -20,6 +20,8 @@ from pipelines.transforms.rejects import REJECTED, Reject
 from trainer import storage
 from trainer.data import records
 from trainer.errors import UserError
+from trainer.storage import claims
+from trainer.storage.claims import Claim
 
 # Consecutive indices drawn as one element: Beam's cost per element is about that of a small mask.
 CHUNK = 64
@@ -189,8 +191,9 @@ def sheet_of(tally: Tally) -> bytes:
     return cv2.imencode(".png", contact_sheet(rows, columns))[1].tobytes()
 
 
-def write_summary(tally: Tally, folder: str) -> dict:
+def write_summary(tally: Tally, folder: str, claim: Claim | None = None) -> dict:
     """Writes the contact sheet into ``folder``; returns the ``statistics`` of the dataset's manifest."""
+    claims.require(claim)
     storage.overwrite(storage.join(folder, SHEET), sheet_of(tally))
     return {"histogram": histogram(tally)}
 

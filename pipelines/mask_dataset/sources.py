@@ -31,10 +31,11 @@ from masks.codec import HOLES, decode_mask, encode_mask, read_mask_image
 from masks.families import FAMILIES, occlusion
 from masks.sources import KINDS, Source
 from pipelines.mask_dataset.plan import Plan
-from pipelines.transforms.rejects import Reject, Rejected, blame, reject
+from pipelines.transforms.rejects import Reject, Rejected, blame, reject, reject_name
 from trainer import storage
 from trainer.errors import UserError
 from trainer.images import budget, rgb
+from trainer.storage.names import is_text
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
@@ -152,7 +153,7 @@ def list_sources(
         stills: photographs.
 
     Returns:
-        The inputs, and rejects for files of other kinds and for frames without a partner.
+        The inputs, and rejects for files of other kinds, for names that are not UTF-8, and for frames alone.
 
     Raises:
         UserError: an address matches no file.
@@ -161,10 +162,10 @@ def list_sources(
     rejects: list[Reject] = []
     for kind, address in (("mask", mask_files), ("still", stills)):
         if address is not None:
-            found += _find(kind, address)
+            found += _find(kind, address, rejects)
     if frames is not None:
         folders: dict[str, list[str]] = {}
-        for file in _find("video", frames):
+        for file in _find("video", frames, rejects):
             (name,) = file.addresses
             suffix = posixpath.splitext(name)[1].lower()
             if suffix in VIDEO_SUFFIXES:
@@ -183,11 +184,14 @@ def list_sources(
     return sorted(found, key=lambda file: (file.kind, file.key)), rejects
 
 
-def _find(kind: str, address: str) -> list[SourceFile]:
+def _find(kind: str, address: str, rejects: list[Reject]) -> list[SourceFile]:
+    """The files at an address; those with names that are not UTF-8 are appended to ``rejects``."""
     names = storage.find(address)
     if not names:
         raise UserError(f"{address} matches no file")
     base = storage.base_of(address)
+    rejects += [reject_name(name) for name in names if not is_text(name)]
+    names = [name for name in names if is_text(name)]
     return [SourceFile(kind=kind, key=storage.relative(name, base), addresses=(name,)) for name in names]
 
 

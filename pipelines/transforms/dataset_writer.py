@@ -7,6 +7,7 @@ rejects              -> group -> sort -> rejects/<split>.jsonl                  
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import itertools
 import operator
@@ -19,6 +20,8 @@ from trainer import storage
 from trainer.data import records
 from trainer.data.manifest import MANIFEST, REJECTS, Manifest, Shard, dump_manifest, shard_name
 from trainer.errors import Unwritable, UserError
+from trainer.storage import claims
+from trainer.storage.claims import Claim
 
 Record = tuple[str, str, bytes]  # split, key (unique within the split), serialized example
 
@@ -53,17 +56,37 @@ def place_record(record: Record, num_shards: dict[str, int]) -> tuple[tuple[str,
     return (split, shard_of(key, num_shards[split])), (key, serialized)
 
 
-def save_shard(serialized: Iterable[bytes], folder: str, split: str, shard: int, num_shards: dict[str, int]) -> dict:
+def write_claimed(claim: Claim | None, address: str, data: bytes) -> None:
+    """`create_or_compare`; a job that has claimed the folder for itself replaces what is there.
+
+    Raises:
+        UserError: a file with other contents exists, or another job has claimed the folder.
+    """
+    claims.require(claim)
+    write = storage.overwrite if claim is not None and claim.is_own else create_or_compare
+    write(address, data)
+
+
+def save_shard(
+    serialized: Iterable[bytes],
+    folder: str,
+    split: str,
+    shard: int,
+    num_shards: dict[str, int],
+    claim: Claim | None = None,
+) -> dict:
     """Writes serialized records as one shard; returns its `Shard` as a dict."""
     count = itertools.count()
     data = records.frame_records(record for record, _ in zip(serialized, count, strict=False))
     name = shard_name(split, shard, num_shards[split])
-    create_or_compare(storage.join(folder, name), data)
+    write_claimed(claim, storage.join(folder, name), data)
     info = Shard(name=name, split=split, records=next(count), bytes=len(data), crc32c=storage.crc32c(data))
     return dataclasses.asdict(info)
 
 
-def write_shard(group: tuple[tuple[str, int], Iterable], folder: str, num_shards: dict[str, int]) -> dict:
+def write_shard(
+    group: tuple[tuple[str, int], Iterable], folder: str, num_shards: dict[str, int], claim: Claim | None = None
+) -> dict:
     """Writes one shard, records in key order; returns its `Shard` as a dict.
 
     Args:
@@ -71,15 +94,15 @@ def write_shard(group: tuple[tuple[str, int], Iterable], folder: str, num_shards
     """
     (split, shard), items = group
     ordered = sorted(items)
-    return save_shard((record for _, record in ordered), folder, split, shard, num_shards)
+    return save_shard((record for _, record in ordered), folder, split, shard, num_shards, claim)
 
 
-def write_rejects(group: tuple[str, Iterable[Reject]], folder: str) -> int:
-    """Writes ``rejects/<split>.jsonl`` and returns its number of lines."""
+def write_rejects(group: tuple[str, Iterable[Reject]], folder: str, claim: Claim | None = None) -> tuple[str, int]:
+    """Writes ``rejects/<split>.jsonl``; returns this name and its number of lines."""
     split, rejects = group
-    data = reject_lines(rejects)
-    create_or_compare(storage.join(folder, REJECTS, f"{split}.jsonl"), data)
-    return data.count(b"\n")
+    data, name = reject_lines(rejects), f"{REJECTS}/{split}.jsonl"
+    write_claimed(claim, storage.join(folder, name), data)
+    return name, data.count(b"\n")
 
 
 def write_manifest(
@@ -88,25 +111,35 @@ def write_manifest(
     fields: dict,
     num_shards: dict[str, int],
     shards: list[dict],
-    rejects: list[int],
+    rejects: list[tuple[str, int]],
     statistics: list[dict],
+    claim: Claim | None = None,
 ) -> None:
     """Writes shards without records, then the manifest of ``inputs`` inputs; everything else it lists exists.
 
     Raises:
-        UserError: there is no record at all.
+        UserError: there is no record at all, a shard or a file of rejects is gone, or another job has claimed the
+            folder.
     """
+    lost = sum(lines for _, lines in rejects)
     if not any(shard["records"] for shard in shards):
-        raise UserError(f"no input can be used: {sum(rejects)} of {inputs} rejected, see {folder}/{REJECTS}")
+        raise UserError(f"no input can be used: {lost} of {inputs} rejected, see {folder}/{REJECTS}")
     written = {shard["name"] for shard in shards}
     keys = [(split, shard) for split, count in num_shards.items() for shard in range(count)]
     empty = [key for key in keys if shard_name(*key, num_shards[key[0]]) not in written]
-    shards = [*shards, *(save_shard((), folder, *key, num_shards) for key in empty)]
+    shards = [*shards, *(save_shard((), folder, *key, num_shards, claim) for key in empty)]
     listed = sorted((Shard(**shard) for shard in shards), key=lambda shard: shard.name)
-    counts = {"inputs": inputs, "records": sum(s.records for s in listed), "rejects": sum(rejects)}
+    counts = {
+        "inputs": inputs,
+        "records": sum(s.records for s in listed),
+        "rejects": sum(lines for _, lines in rejects),
+    }
     merged = {key: value for part in statistics for key, value in part.items()}
     manifest = Manifest(**fields, counts=counts, shards=tuple(listed), statistics=merged)
-    create_or_compare(storage.join(folder, MANIFEST), dump_manifest(manifest))
+    files = {shard.name: (shard.bytes, shard.crc32c) for shard in listed}
+    claims.require_files(folder, {**files, **dict.fromkeys(name for name, _ in rejects)})
+    write = functools.partial(write_claimed, claim)
+    claims.publish(claim, storage.join(folder, MANIFEST), dump_manifest(manifest), write)
 
 
 class FinishDataset(beam.PTransform):
@@ -119,11 +152,12 @@ class FinishDataset(beam.PTransform):
         folder: the dataset's address.
         num_shards: number of shards by split.
         fields: of the `Manifest`, all but counts, shards and statistics.
+        claim: on the folder.
     """
 
-    def __init__(self, folder: str, num_shards: dict[str, int], fields: dict):
+    def __init__(self, folder: str, num_shards: dict[str, int], fields: dict, claim: Claim | None = None):
         super().__init__()
-        self._folder, self._num_shards, self._fields = folder, num_shards, fields
+        self._folder, self._num_shards, self._fields, self._claim = folder, num_shards, fields, claim
 
     def expand(self, inputs):
         shards, rejects, count, *rest = inputs
@@ -131,12 +165,12 @@ class FinishDataset(beam.PTransform):
             rejects
             | "RejectSplit" >> beam.WithKeys(operator.attrgetter("split"))
             | "GroupRejects" >> beam.GroupByKey()
-            | "WriteRejects" >> beam.Map(write_rejects, self._folder)
+            | "WriteRejects" >> beam.Map(write_rejects, self._folder, self._claim)
         )
         statistics = rest[0] if rest else count.pipeline | "NoStatistics" >> beam.Create([])
         written = [beam.pvalue.AsList(part) for part in (shards, rejected, statistics)]
         return count | "WriteManifest" >> beam.Map(
-            write_manifest, self._folder, self._fields, self._num_shards, *written
+            write_manifest, self._folder, self._fields, self._num_shards, *written, self._claim
         )
 
 
@@ -146,12 +180,12 @@ class WriteDataset(beam.PTransform):
     Input: PCollections of `Record`, and what `FinishDataset` takes after the shards.
 
     Args:
-        folder, num_shards, fields: as of `FinishDataset`.
+        folder, num_shards, fields, claim: as of `FinishDataset`.
     """
 
-    def __init__(self, folder: str, num_shards: dict[str, int], fields: dict):
+    def __init__(self, folder: str, num_shards: dict[str, int], fields: dict, claim: Claim | None = None):
         super().__init__()
-        self._folder, self._num_shards, self._fields = folder, num_shards, fields
+        self._folder, self._num_shards, self._fields, self._claim = folder, num_shards, fields, claim
 
     def expand(self, inputs):
         examples, *rest = inputs
@@ -159,6 +193,6 @@ class WriteDataset(beam.PTransform):
             examples
             | "Place" >> beam.Map(place_record, self._num_shards)
             | "GroupByShard" >> beam.GroupByKey()
-            | "WriteShards" >> beam.Map(write_shard, self._folder, self._num_shards)
+            | "WriteShards" >> beam.Map(write_shard, self._folder, self._num_shards, self._claim)
         )
-        return (shards, *rest) | FinishDataset(self._folder, self._num_shards, self._fields)
+        return (shards, *rest) | FinishDataset(self._folder, self._num_shards, self._fields, self._claim)

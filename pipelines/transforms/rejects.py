@@ -25,6 +25,7 @@ from typing import Any
 import apache_beam as beam
 
 from trainer.errors import Outage, UserError, is_outage
+from trainer.storage.names import printable
 
 REJECTED = "rejected"  # tag of the output that rejects leave a transform by
 FAULTS = (ValueError, UserError, OSError, MemoryError)  # what reading and decoding a bad input raise
@@ -35,7 +36,7 @@ class Reject:
     """An input that could not be used, and why.
 
     Attributes:
-        source: the input's address.
+        source: the input's address; bytes of it that are not UTF-8 are ``\\xNN``, see `names.printable`.
         stage: what failed: ``read``, ``decode``, ``match`` ...
         error: class and message in one line.
         split: the part of the dataset it would have been in.
@@ -51,8 +52,13 @@ class Reject:
 
 def reject(source: str, stage: str, error: BaseException, split: str = "", member: str = "") -> Reject:
     """The `Reject` of an input whose ``stage`` raised ``error``."""
-    text = " ".join(f"{type(error).__name__}: {error}".split())
-    return Reject(source=source, stage=stage, error=text, split=split, member=member)
+    text = printable(" ".join(f"{type(error).__name__}: {error}".split()))
+    return Reject(source=printable(source), stage=stage, error=text, split=split, member=printable(member))
+
+
+def reject_name(address: str) -> Reject:
+    """The `Reject` of a file whose name is not UTF-8: Beam's coders take no other text."""
+    return reject(address, "match", ValueError("expected a path in UTF-8"))
 
 
 class Rejected(Exception):
