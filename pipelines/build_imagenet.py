@@ -50,7 +50,7 @@ def parser() -> ArgumentParser:
         type=integer(1),
         help="shards of each split (default: the power of two that makes shards of 100-200 MB)",
     )
-    add("--overwrite", action="store_true", help="rebuild a dataset that is already complete")
+    add("--overwrite", action="store_true", help="replace a dataset; a job that is writing there ends")
     return parser
 
 

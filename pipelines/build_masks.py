@@ -51,7 +51,7 @@ def parser() -> ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="another seed gives other masks (default 0)")
     parser.add_argument("--split", choices=SPLITS, help="name of the split; splits share no mask (default train)")
     parser.add_argument("--num-shards", type=int, help=f"number of shards (default: one per {MASKS_PER_SHARD} masks)")
-    parser.add_argument("--overwrite", action="store_true", help="rebuild the dataset if it is already complete")
+    parser.add_argument("--overwrite", action="store_true", help="replace a dataset; a job that is writing there ends")
     return parser
 
 

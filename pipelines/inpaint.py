@@ -71,7 +71,7 @@ def parser() -> ArgumentParser:
     add("--checkpoint", help="checkpoint of the run: best, latest or a step (default: best if there is one)")
     add("--format", default="png", choices=FORMATS, help="format of the outputs; png (default) and webp are lossless")
     add("--quality", type=integer(1, 100), default=95, help="JPEG quality, 1-100 (default 95)")
-    add("--overwrite", action="store_true", help="compute all outputs again")
+    add("--overwrite", action="store_true", help="compute all outputs again; a job that is writing there ends")
     add("--precision", choices=PRECISIONS, help="precision of the network (default: as trained)")
     add("--device", default="auto", choices=DEVICES, help="device to compute on (default auto: a GPU if there is one)")
     add("--batch-size", type=integer(1), help="images of 512 x 512 computed together (default: 8 on a GPU, else 1)")
