@@ -39,6 +39,15 @@ def test_paint_until_keeps_whole_marks_inside_the_interval():
     assert same(mask, "#####...", "#####...")
 
 
+@pytest.mark.parametrize("area", [0, 1, 5])
+@pytest.mark.parametrize(("target", "rows"), [(1, "#......."), (5, "#####...")])
+def test_paint_until_draws_nothing_more_once_the_target_is_met(target, rows, area):
+    mask = np.ones((2, 8), np.uint8)
+    marks = [row_mark(0, 0, target - 1, area, 0), row_mark(1, 0, 4, area, 0)]
+    exactness.paint_until(mask, marks, target, target)
+    assert same(mask, rows, "........")
+
+
 def test_paint_until_ends_when_marks_run_out():
     mask = np.ones((2, 8), np.uint8)
     exactness.paint_until(mask, [row_mark(0, 0, 4, 5, 0)], 6, 10)
