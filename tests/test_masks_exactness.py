@@ -54,6 +54,18 @@ def test_paint_until_ends_when_marks_run_out():
     assert same(mask, "#####...", "........")
 
 
+def test_paint_until_keeps_what_is_nearest_of_a_large_mark():
+    x, y = 31, 17
+    mark = exactness.Mark(cv2.rectangle, ((0, 0), (79, 59), 0, -1), 1.0, (x, y))
+    nearest = sorted(np.ndindex(60, 80), key=lambda at: ((at[0] - y) ** 2 + (at[1] - x) ** 2, at))
+    expected = np.ones((60, 80), np.uint8)
+    for target, at in enumerate(nearest[:-1], 1):
+        expected[at] = 0
+        mask = np.ones((60, 80), np.uint8)
+        exactness.paint_until(mask, [mark], target, target)
+        assert np.array_equal(mask, expected)
+
+
 def test_paint_until_on_a_view_leaves_the_rest():
     mask = np.ones((6, 9), np.uint8)
     exactness.paint_until(mask[1:-1, 1:-1], [row_mark(0, -5, 20, 7, 6)], 3, 3)
