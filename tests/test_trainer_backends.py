@@ -17,11 +17,12 @@ import sys
 import keras
 import numpy as np
 from keras import ops
-from trainer import losses, metrics
 from trainer.config import LossConfig, UNetConfig
-from trainer.model.vgg import build_features
+from trainer.metrics import image_quality
+from trainer.model import losses
 from trainer.model.layers import PartialConv2D
 from trainer.model.unet import build_unet
+from trainer.model.vgg import build_features
 
 assert keras.backend.backend() == sys.argv[1], keras.backend.backend()
 rng = np.random.default_rng(0)
@@ -54,8 +55,8 @@ features = build_features()
 results |= {f"pool{i}": x for i, x in enumerate(features(image), start=1)}
 results["total"], terms = losses.total_loss(output, target, mask, features, LossConfig())
 results |= terms
-results["psnr"] = metrics.psnr(image, target)
-results["ssim"] = metrics.ssim(image, target)
+results["psnr"] = image_quality.psnr(image, target)
+results["ssim"] = image_quality.ssim(image, target)
 np.savez(sys.argv[2], **{name: ops.convert_to_numpy(value) for name, value in results.items()})
 """
 
