@@ -208,6 +208,14 @@ def test_a_bucket_that_has_answered_is_doubted_for_longer(filled, gcs_server, mo
         assert sum("alt=media" in line for line in proxy.lines) == 7
 
 
+@pytest.mark.parametrize("other", [403, 503, "closed"])
+def test_absence_that_is_said_once_between_other_faults_is_not_believed(filled, gcs_server, other):
+    faults = [Fault(other, DOWNLOAD), Fault(404, DOWNLOAD, lambda number: number == 1)]
+    with proxied(gcs_server, *faults):
+        assert storage.read_versioned(f"{filled}/data")[0] == DATA
+    assert [fault.count for fault in faults] == [1, 1]
+
+
 def test_a_server_without_a_scheme_is_told_at_once(bucket, gcs_server, monkeypatch):
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", gcs_server.removeprefix("http://"))
     gcs.client.cache_clear()

@@ -296,27 +296,29 @@ def _request(address: str, verb: str, send: Callable[[], T], absence: float | No
 
     place, begin = (_split(address)[0], verb), time.monotonic()
     pause = wait_random_exponential(multiplier=_PAUSE, min=_PAUSE / 2, max=8)
+    seen: dict[float, tuple[int, float]] = {}  # how many answers that are doubted for so long, and when the first came
+    limit = 0.0  # of the last answer
 
-    def patience(error: BaseException) -> float | None:
-        return _patience(error, absence, place in _allowed)
+    def is_doubted(error: BaseException) -> bool:
+        nonlocal limit
+        found = _patience(error, absence, place in _allowed)
+        if found is None:
+            return False
+        limit = found
+        count, first = seen.get(limit, (0, time.monotonic()))
+        seen[limit] = count + 1, first
+        return True
 
-    def error_of(state: RetryCallState) -> BaseException:
-        error = state.outcome.exception() if state.outcome else None
-        assert error is not None
-        return error
+    def left() -> float:
+        return seen[limit][1] + limit - time.monotonic()
 
-    def is_over(state: RetryCallState) -> bool:
-        limit = patience(error_of(state)) or 0.0
-        least = 2 if limit == _TWICE else _LEAST
-        return state.attempt_number >= least and time.monotonic() - begin >= limit
+    def is_over(_: RetryCallState) -> bool:
+        return seen[limit][0] >= (2 if limit == _TWICE else _LEAST) and left() <= 0
 
     def wait(state: RetryCallState) -> float:
-        left = (patience(error_of(state)) or 0.0) - (time.monotonic() - begin)
-        return min(pause(state), max(left, 0.0))
+        return min(pause(state), max(left(), 0.0))
 
-    retrying = Retrying(
-        retry=retry_if_exception(lambda error: patience(error) is not None), stop=is_over, wait=wait, reraise=True
-    )
+    retrying = Retrying(retry=retry_if_exception(is_doubted), stop=is_over, wait=wait, reraise=True)
     try:
         answer = retrying(send)
     except Exception as error:
