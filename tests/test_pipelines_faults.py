@@ -111,6 +111,21 @@ def no_pauses(monkeypatch):
     monkeypatch.setattr(gcs, "_PAUSE", 0.004)
 
 
+# Every fault with every job takes eight minutes, which make soak has; make test has each kind of fault once or twice.
+IN_MAKE_TEST = {
+    *(("answers", job) for job in ("folder", "inpaint")),
+    ("refusals", "tar"),
+    *(("inputs", job, kind) for job, kind in (("masks", "cut"), ("evaluate", 403))),
+    *(("output", job) for job in ("tar", "inpaint")),
+    *(("disk", job) for job in ("masks", "inpaint")),
+}
+
+
+def choose(soak: bool, *case) -> None:
+    if not soak and case not in IN_MAKE_TEST:
+        pytest.skip("make soak runs it")
+
+
 def nth(start: int):
     return lambda number: number % 7 == start
 
@@ -128,7 +143,8 @@ def healing(faults: str, job: str) -> list[Fault]:
 @pytest.mark.slow
 @pytest.mark.parametrize("faults", ["answers", "refusals"])
 @pytest.mark.parametrize("job", JOBS)
-def test_faults_that_heal_change_nothing(root, expected, gcs_server, job, faults):
+def test_faults_that_heal_change_nothing(root, expected, gcs_server, job, faults, soak):
+    choose(soak, faults, job)
     output, done = f"{root}/{job}-{faults}", healing(faults, job)
     with proxied(gcs_server, *done):
         code = run(job, root, output)
@@ -150,7 +166,8 @@ INPUTS = {"masks": "holes", "folder": "photos", "tar": "ILSVRC", "inpaint": "in%
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["cut", 403])
 @pytest.mark.parametrize("job", JOBS)
-def test_an_outage_of_the_inputs_fails_the_job(root, expected, gcs_server, job, kind, monkeypatch):
+def test_an_outage_of_the_inputs_fails_the_job(root, expected, gcs_server, job, kind, monkeypatch, soak):
+    choose(soak, "inputs", job, kind)
     for name in ("_OUTAGE", "_LOST", "_DOUBT"):
         monkeypatch.setattr(gcs, name, 0.05)
     output = f"{root}/{job}-{kind}-stays"
@@ -165,7 +182,8 @@ def test_an_outage_of_the_inputs_fails_the_job(root, expected, gcs_server, job, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("job", JOBS)
-def test_an_outage_of_the_output_fails_the_job(root, expected, gcs_server, job, monkeypatch):
+def test_an_outage_of_the_output_fails_the_job(root, expected, gcs_server, job, monkeypatch, soak):
+    choose(soak, "output", job)
     monkeypatch.setattr(gcs, "_OUTAGE", 0.05)
     output = f"{root}/{job}-unwritable"
     with proxied(gcs_server, Fault(503, UPLOAD, lambda number: number > 0)), pytest.raises(Outage):
@@ -198,7 +216,8 @@ def small_disk(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("job", JOBS)
-def test_a_full_disk_is_one_line_and_the_same_command_goes_on(job, small_disk, tmp_path):
+def test_a_full_disk_is_one_line_and_the_same_command_goes_on(job, small_disk, tmp_path, soak):
+    choose(soak, "disk", job)
     local = str(tmp_path / "local")
     fill(local)
     code, files = run(job, local, str(tmp_path / "expected")), contents(str(tmp_path / "expected"))
