@@ -239,7 +239,7 @@ def test_a_run_starts_through_faults(bucket, gcs_server, kind):
 def test_an_output_folder_is_claimed_through_faults(bucket, gcs_server, kind):
     fault = Fault(kind, UPLOAD)
     with proxied(gcs_server, fault):
-        assert outputs.claim_output(f"{bucket}/out", {"model": "m"}, False) is False
+        assert not outputs.claim_output(f"{bucket}/out", {"model": "m"}, False).is_own
     assert fault.count == 1
 
 
