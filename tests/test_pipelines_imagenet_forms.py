@@ -237,11 +237,16 @@ def test_other_kinds_become_the_same_picture_upright_in_rgb(name, written):
     assert error < 6 and all(np.abs(other - expected).mean() > 2 * error for other in wrong)
 
 
+def shown(name: str) -> str:
+    """A name as rejects have it: bytes that are not UTF-8 as backslash, x and two digits."""
+    return name.replace("\udcff", "\\xff")
+
+
 def test_rejects_name_the_archive_the_member_and_the_reason(written, tars):
     lines = {line["member"]: line for line in read_rejects(written)}
-    assert sorted(lines) == sorted(f"{PLANTED}.tar/{name}" for name in WRONG)
+    assert sorted(lines) == sorted(f"{PLANTED}.tar/{shown(name)}" for name in WRONG)
     for name, (_, reason) in WRONG.items():
-        line = lines[f"{PLANTED}.tar/{name}"]
+        line = lines[f"{PLANTED}.tar/{shown(name)}"]
         assert line["source"] == str(tars / "ILSVRC2012_img_train.tar")
         assert (line["stage"], line["split"]) == ("decode", "train") and re.match(reason, line["error"]), line
 
@@ -249,7 +254,7 @@ def test_rejects_name_the_archive_the_member_and_the_reason(written, tars):
 def test_folders_give_the_same_bytes(tree, written, tmp_path):
     assert shard_bytes(build(tree, tmp_path)) == shard_bytes(written)
     names = {Path(line["source"]).relative_to(tree / "train" / PLANTED).as_posix() for line in read_rejects(tmp_path)}
-    assert names == set(WRONG)
+    assert names == set(map(shown, WRONG))
 
 
 def test_kaggles_folders_give_the_same_bytes(ilsvrc, written, tmp_path):
@@ -297,6 +302,6 @@ def test_labels_do_not_depend_on_the_splits_that_are_read(tree, written, tmp_pat
 def test_from_tars_in_a_bucket(bucket, tars, written):
     for path in tars.iterdir():
         storage.create(f"{bucket}/in/{path.name}", path.read_bytes())
-    assert main(["--input", f"{bucket}/in", "--output", f"{bucket}/out", *OPTIONS]) == 0
+    assert main(["--input", f"{bucket}/in", "--output", f"{bucket}/out", *OPTIONS]) == 3
     for name, data in shard_bytes(written).items():
         assert storage.read(f"{bucket}/out/{name}") == data
