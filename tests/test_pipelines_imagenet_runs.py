@@ -88,7 +88,8 @@ RUNNERS = {
 @pytest.mark.parametrize("runner", RUNNERS)
 def test_every_runner_writes_the_same_bytes(runner, tar, written, tmp_path):
     command = [sys.executable, "-m", "pipelines.build_imagenet", "--input", tar, "--output", tmp_path / "set"]
-    subprocess.run([*command, "--num-shards", "6", *RUNNERS[runner]], check=True, timeout=600, capture_output=True)
+    done = subprocess.run([*command, "--num-shards", "6", *RUNNERS[runner]], timeout=600, capture_output=True)
+    assert done.returncode == 3, done.stderr  # of the images that are none
     assert contents(tmp_path / "set") == contents(written)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import posixpath
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -137,9 +138,14 @@ def _read_rows(address: str) -> list[tuple[int, Any]]:
             reader = csv.DictReader(io.StringIO(text), strict=True)
             return [(reader.line_num, row) for row in reader]
         lines = [(n, line.encode()) for n, line in enumerate(text.splitlines(), 1) if line.strip()]
-        return [(n, documents.parse(line, _LINE)) for n, line in lines]
-    except (ValueError, csv.Error) as error:
+        return [(n, _parse_line(line)) for n, line in lines]
+    except (ValueError, RecursionError, csv.Error) as error:
         raise UserError(f"--pairs: {address} is not {'CSV' if is_csv else 'JSON lines'}: {error}") from None
+
+
+def _parse_line(line: bytes) -> Any:
+    """One line of JSON; a name that is not UTF-8 has lone surrogates there, which only Python's reader takes."""
+    return json.loads(line) if b"\\ud" in line.lower() else documents.parse(line, _LINE)
 
 
 def _beside(address: str, path: str) -> str:

@@ -41,11 +41,13 @@ def create_or_compare(address: str, data: bytes) -> None:
     """Creates a file; an existing one must be what an earlier attempt wrote.
 
     Raises:
-        Unwritable: a file with other contents exists.
+        Unwritable: a file with other contents exists, or something that is no file.
     """
     try:
         storage.create(address, data)
     except storage.AlreadyExists:
+        if not storage.exists(address):
+            raise Unwritable(f"cannot write to {address}: expected a free name. Received that of a folder.") from None
         if storage.checksum(address) != storage.crc32c(data):
             raise Unwritable(f"{address} exists with other contents: --overwrite, or choose another folder") from None
 
