@@ -74,7 +74,7 @@ def test_exports_that_are_none_are_refused(exported, tmp_path):
     storage.overwrite(f"{folder}/model.keras", b"PK\x03\x04 no zip")
     with pytest.raises(storage.Corrupt, match="is corrupt"):
         predict.load_model(pin)
-    with pytest.raises(UserError, match="model.keras does not fit"):
+    with pytest.raises(UserError, match="model.keras: expected a .keras file. Received a damaged or different file"):
         predict.load_model(predict.find_export(folder))
 
 
