@@ -186,8 +186,10 @@ def _report(output: str) -> int:
     from trainer.documents import COUNTED
 
     counts = COUNTED.read(storage.join(output, MANIFEST)).counts
-    earlier = f", {counts['finished_before']} of them from an earlier run" if counts["finished_before"] else ""
-    print(f"{counts['outputs']} inpainted images in {output}{earlier}")
+    holeless = f", {counts['without_holes']} without holes" if counts["without_holes"] else ""
+    earlier = f"; {counts['finished_before']} of them from an earlier run" if counts["finished_before"] else ""
+    images = f"{counts['outputs']} image{'' if counts['outputs'] == 1 else 's'}"
+    print(f"{images}: {counts['outputs'] - counts['without_holes']} inpainted{holeless}{earlier}; {output}")
     if not counts["rejects"]:
         return 0
     print(f"{counts['rejects']} of {counts['inputs']} inputs rejected, see {output}/{REJECTS}", file=sys.stderr)

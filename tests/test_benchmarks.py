@@ -36,8 +36,8 @@ PRINTED = {
     ],
     "imagenet.py --only sizes": [r"", r"sizes", r"4 photographs # ms each, after # s for the start and 2 photographs"],
     "inpaint.py float32": [
-        r"18 inpainted images in .*",
-        r"36 inpainted images in .*",
+        r"18 images: 18 inpainted; .*",
+        r"36 images: 36 inpainted; .*",
         r"float32: bare loop # images/s, end to end # images/s, #% of it",
         r"float32: no holes # ms per image, #% of one with holes",
     ],

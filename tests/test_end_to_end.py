@@ -133,7 +133,7 @@ def check_inference(bucket: str, val: list[Path], resumed: checkpoints.Checkpoin
         np.testing.assert_array_equal(output[valid], target[valid])
         assert (output[~valid] != target[~valid]).mean() > 0.5
     outcome = json.loads(storage.read(f"{bucket}/out/manifest.json"))
-    assert outcome["counts"] == {"inputs": 2, "outputs": 2, "rejects": 0, "finished_before": 0}
+    assert outcome["counts"] == {"inputs": 2, "outputs": 2, "rejects": 0, "finished_before": 0, "without_holes": 0}
     assert outcome["model"] == {"address": resumed.pin.address, "crc32c": resumed.pin.crc32c}
 
     rows = [json.loads(line) for line in storage.read(f"{bucket}/report/pairs.jsonl").splitlines()]

@@ -99,7 +99,7 @@ def test_outputs_are_written_through_no_link(files, run, victim):
     (files / "out").mkdir()
     (files / "out" / "sub").symlink_to(victim)
     assert fill(files, run, "--overwrite") == 3
-    assert counts(f"{files}/out") == {"inputs": 3, "outputs": 1, "rejects": 2, "finished_before": 0}
+    assert counts(f"{files}/out") == {"inputs": 3, "outputs": 1, "rejects": 2, "finished_before": 0, "without_holes": 0}
     assert all("out/sub is a link" in error for error in errors(f"{files}/out"))
 
 
@@ -264,7 +264,7 @@ def test_images_with_odd_names_and_what_is_no_file_are_rejects(files, run):
     (files / "in" / "sub" / "up").symlink_to("..")
     assert fill(files, run) == 3
     # The mask of such a name is a reject of its own, as a mask without an image is.
-    assert counts(f"{files}/out") == {"inputs": 8, "outputs": 3, "rejects": 5, "finished_before": 0}
+    assert counts(f"{files}/out") == {"inputs": 8, "outputs": 3, "rejects": 5, "finished_before": 0, "without_holes": 0}
     found = sources(files / "out")
     assert found.pop(r"caf\xe9.png") == "ValueError: expected a path in UTF-8"
     assert set(found) == {"pipe.png", "socket.png", "device.png"}
@@ -277,7 +277,7 @@ def test_pairs_with_names_that_are_not_utf8_are_rejects(files, run):
     (files / "pairs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     arguments = ["--pairs", f"{files}/pairs.jsonl", "--hole", "black", "--run", run, "--output", f"{files}/out"]
     assert inpaint.main(arguments) == 3
-    assert counts(f"{files}/out") == {"inputs": 3, "outputs": 1, "rejects": 2, "finished_before": 0}
+    assert counts(f"{files}/out") == {"inputs": 3, "outputs": 1, "rejects": 2, "finished_before": 0, "without_holes": 0}
     assert set(sources(files / "out")) == {r"caf\xe9.png", r"\ud800.png"}
 
 

@@ -135,7 +135,7 @@ def items(folder: str) -> list[dict]:
 
 def test_outcome_of_a_run_without_rejects(done, run):
     manifest = json.loads(storage.read(f"{done}/out/manifest.json"))
-    assert manifest["counts"] == {"inputs": 6, "outputs": 6, "rejects": 0, "finished_before": 0}
+    assert manifest["counts"] == {"inputs": 6, "outputs": 6, "rejects": 0, "finished_before": 0, "without_holes": 0}
     expected = {"images": f"{done}/in", "masks": f"{done}/holes", "hole": "black", "format": "png", "match": "stem"}
     assert expected.items() <= manifest["parameters"].items()
     pin = predict.find_model(run).checkpoint
@@ -174,7 +174,13 @@ def test_from_bucket_to_bucket(bucket, done, run):
     assert {n: d for n, d in found.items() if n.endswith(".png")} == {
         name: data for name, data in outputs(f"{done}/out").items() if name.endswith(".png")
     }
-    assert counts(f"{bucket}/out") == {"inputs": 6, "outputs": 6, "rejects": 0, "finished_before": 0}
+    assert counts(f"{bucket}/out") == {
+        "inputs": 6,
+        "outputs": 6,
+        "rejects": 0,
+        "finished_before": 0,
+        "without_holes": 0,
+    }
 
 
 def test_every_input_is_an_output_or_a_reject_with_a_reason(run, tmp_path, capsys):
@@ -189,11 +195,17 @@ def test_every_input_is_an_output_or_a_reject_with_a_reason(run, tmp_path, capsy
     storage.create(f"{tmp_path}/out/manifest.json", b"of an earlier run")
     assert inpaint(str(tmp_path), run) == SOME_REJECTED == 3
     shown = capsys.readouterr()
-    assert shown.out == f"1 inpainted images in {tmp_path}/out\n"
+    assert shown.out == f"1 image: 1 inpainted; {tmp_path}/out\n"
     assert shown.err.splitlines()[-1] == f"9 of 10 inputs rejected, see {tmp_path}/out/rejects.jsonl"
     found = outputs(f"{tmp_path}/out")
     assert sorted(found) == ["good.png", *REPORTS]
-    assert counts(f"{tmp_path}/out") == {"inputs": 10, "outputs": 1, "rejects": 9, "finished_before": 0}
+    assert counts(f"{tmp_path}/out") == {
+        "inputs": 10,
+        "outputs": 1,
+        "rejects": 9,
+        "finished_before": 0,
+        "without_holes": 0,
+    }
     assert {item["status"] for item in items(f"{tmp_path}/out")} == {"done", "rejected"}
     rejects = [json.loads(line) for line in found["rejects.jsonl"].splitlines()]
     expected = {

@@ -78,10 +78,10 @@ def test_a_second_run_makes_what_is_missing_alone(run, small, capsys):
     storage.overwrite(f"{small}/out/a.png", b"left alone")
     save(f"{small}/in/c.png", noise(30, 40, 3, 9))
     assert inpaint(small, "--run", run) == 3  # c has no mask
-    assert counts(f"{small}/out") == {"inputs": 3, "outputs": 2, "rejects": 1, "finished_before": 1}
+    assert counts(f"{small}/out") == {"inputs": 3, "outputs": 2, "rejects": 1, "finished_before": 1, "without_holes": 0}
     save_mask(f"{small}/holes/c.png", block(30, 40))
     assert inpaint(small, "--run", run) == 0
-    assert counts(f"{small}/out") == {"inputs": 3, "outputs": 3, "rejects": 0, "finished_before": 2}
+    assert counts(f"{small}/out") == {"inputs": 3, "outputs": 3, "rejects": 0, "finished_before": 2, "without_holes": 0}
     assert storage.read(f"{small}/out/a.png") == b"left alone"
     lines = [json.loads(line) for line in storage.read(f"{small}/out/items.jsonl").splitlines()]
     assert [line["status"] for line in lines] == ["finished before", "finished before", "done"]
@@ -114,7 +114,7 @@ def test_files_of_others_in_the_output_folder_are_not_replaced(run, small):
     assert inpaint(small, "--run", run) == 3
     assert storage.read(f"{small}/out/a.png") == b"not ours"
     assert "exists with other contents" in errors(f"{small}/out")[0]
-    assert counts(f"{small}/out") == {"inputs": 2, "outputs": 1, "rejects": 1, "finished_before": 0}
+    assert counts(f"{small}/out") == {"inputs": 2, "outputs": 1, "rejects": 1, "finished_before": 0, "without_holes": 0}
     assert inpaint(small, "--run", run, "--overwrite") == 0
     assert storage.read(f"{small}/out/a.png") != b"not ours"
 

@@ -210,7 +210,11 @@ def output_of(name: str, names) -> str:
 def test_every_input_is_an_output_or_a_reject(files, done):
     reasons = files[2]
     rejects, outputs = rejects_of(done), pictures_of(done)
+    good, holeless = files[1], 0
+    for name, made in good.items():
+        holeless += made.mask.all() and name.rpartition("/")[2] not in rejects
     expected = {"inputs": 300, "outputs": len(outputs), "rejects": len(rejects), "finished_before": 0}
+    expected["without_holes"] = holeless
     assert json.loads(storage.read(f"{done}/manifest.json"))["counts"] == expected
     assert len(outputs) + len(rejects) == GOOD + BAD == 300
     for name, reason in reasons.items():

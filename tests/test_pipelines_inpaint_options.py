@@ -113,7 +113,13 @@ def test_lists_of_pairs(run, tmp_path):
     storage.create(f"{folder}/list.csv", "\n".join(lines).encode())
     arguments = ["--pairs", f"{folder}/list.csv", "--hole", "black", "--run", run, "--output", f"{folder}/out"]
     assert main(arguments) == 3
-    assert counts(f"{folder}/out") == {"inputs": 5, "outputs": 1, "rejects": 4, "finished_before": 0}
+    assert counts(f"{folder}/out") == {
+        "inputs": 5,
+        "outputs": 1,
+        "rejects": 4,
+        "finished_before": 0,
+        "without_holes": 0,
+    }
     np.testing.assert_array_equal(load(f"{folder}/out/x/a.png"), predict.inpaint(image, mask, model_of(run, "best")))
     found = errors(f"{folder}/out")
     assert sum("expected one image for each output. Received 2 for y/a.png" in error for error in found) == 2
@@ -201,7 +207,7 @@ def test_formats(run, tmp_path):
             assert jpeg.shape == png.shape and 0 < np.abs(jpeg - png).mean() < 25
 
 
-def test_files_without_holes_are_copied_if_they_are_of_the_format(run, tmp_path):
+def test_files_without_holes_are_copied_if_they_are_of_the_format(run, tmp_path, capsys):
     folder, picture = str(tmp_path), Picture(noise(30, 40, 3))
     for kind, name in (("png", "a.png"), ("jpeg", "b.jpg")):
         storage.create(f"{folder}/in/{name}", encode(picture, kind))
@@ -213,4 +219,15 @@ def test_files_without_holes_are_copied_if_they_are_of_the_format(run, tmp_path)
     assert storage.read(f"{folder}/jpeg/b.jpg") == storage.read(f"{folder}/in/b.jpg")
     np.testing.assert_array_equal(load(f"{folder}/png/b.png"), load(f"{folder}/in/b.jpg"))
     for line in storage.read(f"{folder}/png/items.jsonl").splitlines():
-        assert json.loads(line)["windows"] == 0
+        assert json.loads(line)["windows"] == 0 and json.loads(line)["without_holes"] is True
+    assert capsys.readouterr().out.splitlines()[-1] == f"2 images: 0 inpainted, 2 without holes; {folder}/jpeg"
+    # One with a hole beside them, of which the others are told apart, in a second run too.
+    save(f"{folder}/in/c.png", noise(30, 40, 3))
+    save_mask(f"{folder}/holes/c.png", block(30, 40))
+    assert main([*arguments, "--output", f"{folder}/png"]) == 0
+    told = f"3 images: 1 inpainted, 2 without holes; 2 of them from an earlier run; {folder}/png"
+    assert capsys.readouterr().out.splitlines()[-1] == told
+    expected = {"inputs": 3, "outputs": 3, "rejects": 0, "finished_before": 2, "without_holes": 2}
+    assert counts(f"{folder}/png") == expected
+    lines = [json.loads(line) for line in storage.read(f"{folder}/png/items.jsonl").splitlines()]
+    assert [line["without_holes"] for line in lines] == [True, True, False]

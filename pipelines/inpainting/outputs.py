@@ -2,7 +2,7 @@
 
 OUTPUT/x/a.png               an output
        manifest.json         model, parameters, counts; written last
-       items.jsonl           one line per input: status, hole ratio, windows, seconds, crc32c
+       items.jsonl           one line per input: status, hole ratio, whether it had no holes, windows, seconds, crc32c
        rejects.jsonl         one line per input that could not be used
        .items/job.json       model and parameters that all outputs share
               x/a.png.json   the output's line of items.jsonl, written after it: a second run skips the output
@@ -276,10 +276,13 @@ def write_outcome(
         raise UserError(f"{_job_address(folder)} is gone: the folder was removed or emptied while this job wrote to it")
     made = {record["output"]: (record["bytes"], record["crc32c"]) for record in records if record["status"] == "done"}
     claims.require_files(folder, {**dict.fromkeys(record["output"] for record in records), **made})
+    # Records of earlier versions have no field that says so.
+    records = [{**record, "without_holes": record.get("hole_ratio") == 0} for record in records]
     lines = [(record["image"], record["mask"], _dump(record)) for record in records]
     lines += [(lost.source, "", _dump(_failure(lost))) for lost in rejects]
     before = sum(record["status"] != "done" for record in records)
     counts = {"inputs": outputs + len(rejects), "outputs": outputs, "rejects": len(rejects), "finished_before": before}
+    counts["without_holes"] = sum(record["without_holes"] for record in records)
     storage.overwrite(storage.join(folder, ITEMS), b"".join(line for *_, line in sorted(lines)))
     storage.overwrite(storage.join(folder, REJECTS), reject_lines(rejects))
     manifest = json.dumps({**fields, "counts": counts}, indent=1, sort_keys=True).encode()
