@@ -59,6 +59,13 @@ class MemoryStore:
     def checksum(self, address):
         return storage.crc32c(self.read_range(address, 0, 1 << 40))
 
+    def stamp(self, address, own=False):
+        return ""
+
+    def changed(self, address, outside=""):
+        below = [file for file in self.files if file == address or file.startswith(address + "/")]
+        return max((float(self.files[file][1]) for file in below if not file.startswith(f"{outside}/")), default=0.0)
+
     def read_versioned(self, address, max_bytes=None):
         data, generation = self.files.get(address, (None, 0))
         require_size(address, len(data or b""), max_bytes)

@@ -5,6 +5,7 @@ from trainer.errors import AlreadyExists, Conflict, Corrupt, Denied, NotFound, O
 from trainer.storage.api import (
     SCHEMES,
     base_of,
+    changed,
     checksum,
     compile_glob,
     confine,
@@ -31,6 +32,7 @@ from trainer.storage.api import (
     require_writable,
     scan,
     size,
+    stamp,
     store_of,
     sweep,
 )

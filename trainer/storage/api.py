@@ -144,6 +144,16 @@ def checksum(address: str) -> str:
     return store_of(address).checksum(address)
 
 
+def stamp(address: str, own: bool = False) -> str:
+    """What tells without reading a file that it is as it was before; empty if nothing does: see `store.Store.stamp`."""
+    return store_of(address).stamp(address, own)
+
+
+def changed(address: str, outside: str = "") -> float:
+    """When a file, or what is below a folder but not below ``outside``, was changed last: see `store.Store.changed`."""
+    return store_of(address).changed(address, outside)
+
+
 # Reading
 
 

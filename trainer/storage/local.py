@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import stat
+import time
 from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
@@ -16,6 +17,7 @@ from trainer.storage import beneath
 from trainer.storage.store import crc32c, encode_crc32c, require_size
 
 _BLOCK = 1 << 20
+_TICK_S, _COARSE_TICK_S = 0.1, 2.5  # no less than the ticks of any file system's clock
 
 
 class LocalStore:
@@ -62,6 +64,30 @@ class LocalStore:
             while block := file.read(_BLOCK):
                 total.update(block)
         return encode_crc32c(total.digest())
+
+    def stamp(self, address: str, own: bool = False) -> str:
+        """Size, times and inode of the file, unless these may stay the same while its contents do not.
+
+        The time of the last write can be set back, that of the last change of any kind cannot: it lies only for what
+        is changed twice within one of its ticks. So nothing is told of a file that somebody else has only just
+        written, nor, for longer, where times are whole hundredths of a second: such file systems have coarse ticks.
+        """
+        with contextlib.suppress(OSError, ValueError):
+            state = os.stat(address)
+            is_coarse = state.st_ctime_ns % 10_000_000 == 0
+            if (own and not is_coarse) or time.time() - state.st_ctime > (_COARSE_TICK_S if is_coarse else _TICK_S):
+                return f"{state.st_size}-{state.st_mtime_ns}-{state.st_ctime_ns}-{state.st_ino}"
+        return ""
+
+    def changed(self, address: str, outside: str = "") -> float:
+        """The latest time of a change of any kind, of files and of the folders that they are in."""
+        places = {address}
+        try:
+            for path in beneath.walk(address, deep=True):
+                places |= {path, os.path.dirname(path)}
+        except OSError:
+            return time.time()  # of what cannot be listed nothing is known
+        return max(map(_changed, (p for p in places if not (outside and f"{p}/".startswith(f"{outside}/")))), default=0)
 
     def read_versioned(self, address: str, max_bytes: int | None = None) -> tuple[bytes | None, object]:
         """The whole file and its `crc32c`."""
@@ -126,6 +152,13 @@ class LocalStore:
     def remove_folder(self, folder: str) -> None:
         """Removes folders without files."""
         beneath.remove_folder(folder)
+
+
+def _changed(path: str) -> float:
+    with contextlib.suppress(OSError, ValueError):
+        state = os.stat(path)
+        return max(state.st_mtime, state.st_ctime)
+    return 0.0
 
 
 def _open(path: str) -> BinaryIO:

@@ -67,6 +67,18 @@ class Store(Protocol):
     def checksum(self, address: str) -> str:
         """`crc32c` of the file, without reading it if the store knows it. Raises `NotFound`."""
 
+    def stamp(self, address: str, own: bool = False) -> str:
+        """A text that the file has as long as its contents are the same, told without reading them; may be empty.
+
+        Where `checksum` needs no reading either, it is. ``own``: this process has just written the file.
+        """
+
+    def changed(self, address: str, outside: str = "") -> float:
+        """When the file, or the last one below the folder, was changed, in seconds since 1970; 0 if there is none.
+
+        Files below the folder ``outside`` do not count; of local folders, those that files are in count, too.
+        """
+
     def read_versioned(self, address: str, max_bytes: int | None = None) -> tuple[bytes | None, object]:
         """The whole file and its generation, a value that `replace` takes; ``(None, 0)`` if it does not exist.
 
