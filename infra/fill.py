@@ -1,8 +1,9 @@
-"""Prints a file with ${PCONV_NAME} and ${PCONV_NAME:-default} replaced from the environment.
+"""Prints a file with ${PCONV_NAME}, ${PCONV_NAME:-default} and ${PCONV_NAME:+text} replaced from the environment.
 
     python infra/fill.py infra/ray/cluster.yaml > cluster.local.yaml
 
-Other shell variables stay as they are. Exit code 2 if a variable without a default is not set.
+As in a shell, the default is for a variable that is not set or empty, and the text for one that is neither. Other
+shell variables stay as they are. Exit code 2 if a variable without a default is not set.
 """
 
 from __future__ import annotations
@@ -12,15 +13,17 @@ import re
 import sys
 from collections.abc import Mapping
 
-VARIABLE = re.compile(r"\$\{(PCONV_[A-Z_]+)(?::-([^}]*))?\}")
+VARIABLE = re.compile(r"\$\{(PCONV_[A-Z_]+)(?::([-+])([^}]*))?\}")
 
 
 def fill(text: str, values: Mapping[str, str]) -> str:
     """``text`` with its variables replaced. Raises KeyError for one that has neither a value nor a default."""
 
     def value(match: re.Match) -> str:
-        name, default = match.groups()
-        return values.get(name) or (values[name] if default is None else default)
+        name, sign, text = match.groups()
+        if sign == "+":
+            return text if values.get(name) else ""
+        return values.get(name) or (values[name] if sign is None else text)
 
     return VARIABLE.sub(value, text)
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import copy
 import importlib.util
 import logging
+import subprocess
 from pathlib import Path
 
 import jsonschema
 import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
+
+from trainer.config import DataConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 VALUES = {
@@ -121,14 +124,53 @@ def test_the_cluster_is_closed():
     assert config["provider"]["use_internal_ips"] is True and "start-iap-tunnel" in config["auth"]["ssh_proxy_command"]
     starts = " ".join(config["head_start_ray_commands"])
     assert "--dashboard-host=127.0.0.1" in starts and "0.0.0.0" not in starts
-    assert "--env RAY_AUTH_MODE=token" in config["docker"]["run_options"]
-    assert config["file_mounts"] == {"/home/pconv/.ray/auth_token": "~/.ray/auth_token"}
+    assert {"--env RAY_AUTH_MODE=token", "--env RAY_AUTH_TOKEN_PATH=/run/pconv/auth_token"} <= set(
+        config["docker"]["run_options"]
+    )
+    assert config["file_mounts"]["/run/pconv/auth_token"] == "~/.ray/auth_token"
     for name, kind in config["available_node_types"].items():
         node = kind["node_config"]
         account = "pconv-ray-head" if name == "head" else "pconv-trainer"
         assert [a["email"].split("@")[0] for a in node["serviceAccounts"]] == [account]
-        assert [set(face) for face in node["networkInterfaces"]] == [{"subnetwork"}]
+        assert [set(face) for face in node["networkInterfaces"]] == [{"subnetwork", "nicType"}]
         assert node["tags"] == {"items": ["pconv-ray"]}
+        metadata = {item["key"]: item["value"] for item in node["metadata"]["items"]}
+        assert metadata["enable-oslogin"] == "FALSE" and metadata["ssh-keys"] == "ray:ssh-ed25519 AAAA ray"
+
+
+def test_machines_get_a_disk_and_a_network_that_g2_takes():
+    """https://cloud.google.com/compute/docs/accelerator-optimized-machines#g2-disks, and -vms#gvnic."""
+    (config,) = filled("infra/ray/cluster.yaml", PCONV_ZONE="us-east1-d")
+    for kind in config["available_node_types"].values():
+        (disk,) = kind["node_config"]["disks"]
+        assert disk["initializeParams"]["diskType"] == "zones/us-east1-d/diskTypes/pd-balanced"
+        assert [face["nicType"] for face in kind["node_config"]["networkInterfaces"]] == ["GVNIC"]
+
+
+def test_a_machine_with_a_gpu_waits_for_its_driver_and_the_others_do_not(tmp_path):
+    """Run by bash: the driver answers at the third time, the container runtime at the fourth."""
+    (config,) = filled("infra/ray/cluster.yaml")
+    types = config["available_node_types"]
+    wait = types["gpu"]["initialization_commands"][-1]
+    assert types["gpu_spot"]["initialization_commands"][-1] == wait
+    assert types["gpu"]["initialization_commands"][:-1] == config["initialization_commands"]
+    assert "initialization_commands" not in types["head"]
+    answers = {
+        "nvidia-smi": '[ "$(wc -l < asked)" -gt 2 ]',
+        "docker": 'echo "map[runc:{runc} $([ "$(wc -l < asked)" -gt 3 ] && echo nvidia:{nvidia-container-runtime})]"',
+        "sleep": "true",
+    }
+    for name, answer in answers.items():
+        count = "echo >> asked" if name == "nvidia-smi" else "true"
+        (tmp_path / name).write_text(f"#!/bin/bash\n{count}\n{answer}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    done = subprocess.run(["bash", "-c", wait], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and (tmp_path / "asked").read_text() == "\n" * 4
+    (tmp_path / "nvidia-smi").write_text("#!/bin/bash\nexit 9\n")
+    wait = wait.replace("timeout 900", "timeout 0.2")
+    done = subprocess.run(["bash", "-c", wait], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1 and "no NVIDIA driver" in done.stderr
 
 
 def split_job() -> tuple[list[dict], dict]:
@@ -194,3 +236,52 @@ def test_the_job_ends_and_is_closed():
     assert limits["nvidia.com/gpu"] == "1"
     policy = core[2]["spec"]
     assert policy["podSelector"] == {} and policy["ingress"][1]["ports"] == [{"protocol": "TCP", "port": 8265}]
+
+
+# Labels of the operator's pod: KubeRay 1.5.1's Helm chart, its Kustomize base, and pods that are neither.
+@pytest.mark.parametrize(
+    ("name", "component", "admitted"),
+    [
+        ("kuberay-operator", "kuberay-operator", True),
+        ("kuberay", "kuberay-operator", True),
+        ("kuberay", "kuberay-apiserver", False),
+        ("prometheus", "server", False),
+    ],
+)
+def test_the_operator_reaches_the_dashboard_however_it_was_installed(name, component, admitted):
+    core, _ = split_job()
+    labels = {"app.kubernetes.io/name": name, "app.kubernetes.io/component": component}
+    _, rule = core[2]["spec"]["ingress"]
+    assert all(peer["namespaceSelector"] == {} for peer in rule["from"])
+    wanted = [peer["podSelector"]["matchLabels"] for peer in rule["from"]]
+    assert any(selector.items() <= labels.items() for selector in wanted) is admitted
+
+
+def test_a_queue_is_named_only_if_one_is_given():
+    """An empty label would be refused by Kueue: it takes names of objects alone."""
+    label = "kueue.x-k8s.io/queue-name"
+    *_, job = filled("infra/kuberay/rayjob.yaml")
+    assert job["metadata"]["labels"] == {"app": "pconv"}
+    *_, job = filled("infra/kuberay/rayjob.yaml", PCONV_QUEUE="gpus")
+    assert job["metadata"]["labels"] == {"app": "pconv", label: "gpus"}
+    assert job["spec"]["shutdownAfterJobFinishes"] is True  # Kueue requires it
+
+
+def test_pods_have_room_for_what_they_write():
+    """On disk the shard cache, in memory Ray's object store; a pod that exceeds its share of the disk is evicted."""
+    _, job = split_job()
+    cluster = job["spec"]["rayClusterSpec"]
+    for group in [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]:
+        pod = group["template"]["spec"]
+        (shared,) = [v["emptyDir"]["sizeLimit"] for v in pod["volumes"] if v["name"] == "shared-memory"]
+        assert int(group["rayStartParams"]["object-store-memory"]) < gibibytes(shared) << 30
+    for pod in pods_of(job):
+        (container,) = pod["spec"]["containers"]
+        requested, limit = (container["resources"][kind]["ephemeral-storage"] for kind in ("requests", "limits"))
+        assert 1 <= gibibytes(requested) <= gibibytes(limit)
+    worker = pods_of(job)[1]["spec"]["containers"][0]["resources"]["requests"]
+    assert gibibytes(worker["ephemeral-storage"]) << 30 > 1.5 * DataConfig().cache_gb * 1e9
+
+
+def gibibytes(size: str) -> int:
+    return int(size.removesuffix("Gi"))

@@ -53,7 +53,7 @@ def test_the_python_on_a_page_runs():
 
 
 def variables_of(text: str) -> set[str]:
-    return set(re.findall(r"\$\{?(PCONV_[A-Z_]+)(?![A-Z_]|:-)", text))
+    return set(re.findall(r"\$\{?(PCONV_[A-Z_]+)(?![A-Z_]|:[-+])", text))
 
 
 def test_outputs_of_terraform_are_the_values_that_the_other_folders_ask_for():
