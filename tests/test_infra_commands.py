@@ -36,8 +36,24 @@ ENVIRONMENT = {
     **{"PCONV_REPOSITORY": "us-central1-docker.pkg.dev/some-project/pconv", "PCONV_TAG": "1"},
 }
 # Programs that need not be here: subcommands, with the options that the pages use. Compared with gcloud 528,
-# terraform 1.11, kubectl 1.32 and docker 28.2; compose was not at hand.
+# terraform 1.11, kubectl 1.32 and docker 28.2; compose, and gcloud's compute, container, iam and projects, by their
+# documentation alone.
 ELSEWHERE = {
+    "gcloud compute project-info describe": {"--project", "--flatten", "--format"},
+    "gcloud compute regions describe": {"--project", "--flatten", "--format"},
+    "gcloud compute images list": {"--project"},
+    "gcloud compute images create": {"--family", "--source-disk", "--source-disk-zone", "--guest-os-features"},
+    "gcloud compute images delete": {"--project", "--quiet"},
+    "gcloud compute instances create": {
+        *("--zone", "--machine-type", "--maintenance-policy", "--boot-disk-size", "--boot-disk-type"),
+        *("--image-project", "--image-family", "--metadata", "--scopes"),
+    },
+    "gcloud compute instances stop": {"--zone"},
+    "gcloud compute instances delete": {"--zone", "--quiet"},
+    "gcloud compute ssh": {"--zone", "--command"},
+    "gcloud container clusters get-credentials": {"--location", "--dns-endpoint"},
+    "gcloud iam service-accounts add-iam-policy-binding": {"--role", "--member"},
+    "gcloud projects remove-iam-policy-binding": {"--all", "--role", "--member"},
     "gcloud auth application-default login": set(),
     "gcloud auth configure-docker": {"--quiet"},
     "gcloud dataflow jobs list": {"--region", "--status"},

@@ -1,15 +1,19 @@
 # Services, the image registry, and a network without public addresses.
 
 resource "google_project_service" "used" {
-  for_each = toset([
+  for_each = toset(concat([
     "artifactregistry.googleapis.com",
     "cloudresourcemanager.googleapis.com",
     "compute.googleapis.com",
     "dataflow.googleapis.com",
     "iam.googleapis.com",
+    "iamcredentials.googleapis.com",
     "iap.googleapis.com",
+    "logging.googleapis.com",
+    "monitoring.googleapis.com",
+    "oslogin.googleapis.com",
     "storage.googleapis.com",
-  ])
+  ], var.kubernetes ? ["container.googleapis.com", "containerfilesystem.googleapis.com"] : []))
 
   service            = each.key
   disable_on_destroy = false

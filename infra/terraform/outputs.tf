@@ -4,7 +4,8 @@ output "environment" {
     {
       PROJECT    = var.project
       REGION     = var.region
-      ZONE       = var.zone
+      ZONE       = var.zones[0]
+      ZONES      = join(" ", var.zones)
       NAME       = var.name
       SUBNETWORK = "regions/${var.region}/subnetworks/${google_compute_subnetwork.jobs.name}"
       REPOSITORY = "${var.region}-docker.pkg.dev/${var.project}/${google_artifact_registry_repository.images.name}"

@@ -9,10 +9,15 @@ variable "region" {
   default     = "us-central1"
 }
 
-variable "zone" {
-  type        = string
-  description = "Zone of the Ray cluster; it must offer the GPU."
-  default     = "us-central1-a"
+variable "zones" {
+  type        = list(string)
+  description = "Zones that offer the GPU: a cluster of `ray up` is in the first, unless PCONV_ZONE names another; Kubernetes takes nodes from any."
+  default     = ["us-central1-a", "us-central1-b", "us-central1-c"]
+
+  validation {
+    condition     = length(var.zones) > 0 && alltrue([for zone in var.zones : startswith(zone, "${var.region}-")])
+    error_message = "zones: expected zones of the region, at least one."
+  }
 }
 
 variable "name" {
@@ -47,9 +52,56 @@ variable "launchers" {
   }
 }
 
+variable "operators" {
+  type        = list(string)
+  description = "Who may push images, make Ray clusters and apply RayJobs, for example [\"user:ada@example.org\"]."
+  default     = []
+
+  validation {
+    condition     = alltrue([for who in var.operators : can(regex("^(user|group|serviceAccount):", who))])
+    error_message = "operators: expected user:, group: or serviceAccount: members; never allUsers."
+  }
+}
+
+variable "dataflow_condition" {
+  type        = bool
+  description = "Keep Dataflow's own role from storage; false if workers are then refused what they need elsewhere."
+  default     = true
+}
+
 variable "kubernetes" {
   type        = bool
-  description = "Let the Kubernetes service account pconv/trainer act as the trainer; the project needs a GKE cluster with Workload Identity."
+  description = "Make a GKE cluster with GPU nodes and KubeRay, whose pods act as the trainer."
+  default     = false
+}
+
+variable "kuberay_version" {
+  type        = string
+  description = "Of KubeRay's Helm chart."
+  default     = "1.5.1"
+}
+
+variable "gpu" {
+  type        = string
+  description = "GPU of a Kubernetes node, one each."
+  default     = "nvidia-l4"
+}
+
+variable "gpu_machine" {
+  type        = string
+  description = "Machine type of a Kubernetes node with a GPU."
+  default     = "g2-standard-8"
+}
+
+variable "gpu_nodes" {
+  type        = number
+  description = "The most Kubernetes nodes with a GPU; there are none while no job needs them."
+  default     = 4
+}
+
+variable "gpu_spot" {
+  type        = bool
+  description = "Take spot machines for Kubernetes nodes with a GPU."
   default     = false
 }
 
