@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import shlex
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from trainer import stopping
 from trainer.command import ArgumentParser, quiet_imports, run_command
 from trainer.errors import UserError
 from trainer.presets import resolve_config
@@ -54,14 +54,23 @@ def stage(number: int, title: str) -> None:
 
 
 def run_stage(module: str, *arguments: str) -> None:
-    """Runs one stage command in a process of its own.
+    """Runs one stage command in a process of its own, which ends when the demo is interrupted.
 
     Raises:
+        SystemExit: it was interrupted, or both. It has said so.
         UserError: the command failed. It has printed why.
     """
     command = ["python", "-m", module, *arguments]
     print(f"$ {shlex.join(command)}", flush=True)
-    code = subprocess.run([sys.executable, *command[1:]]).returncode
+    with stopping.start_bound([sys.executable, *command[1:]]) as process:
+        try:
+            code = process.wait()
+        except stopping.Interrupted as interrupt:
+            process.send_signal(interrupt.number)
+            if (code := process.wait()) <= 128:  # it was about to end anyway
+                raise
+    if code > 128:
+        sys.exit(code)
     if code:
         raise UserError(f"{module} ended with exit code {code}")
 

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import logging
+import queue
 import re
 import sys
+import threading
 from collections.abc import Callable, Iterable, Sequence
 
 import apache_beam as beam
+import grpc
 from apache_beam.options.pipeline_options import PipelineOptions, PortableOptions, StandardOptions
 from apache_beam.runners.portability.fn_api_runner import worker_handlers
 
-from trainer import storage
+from pipelines import worker_processes
+from trainer import stopping, storage
 from trainer.command import SOME_REJECTED, ArgumentParser
 from trainer.data import manifest
-from trainer.errors import UserError, outage_in, user_error_in
+from trainer.errors import Outage, UserError, outage_in, user_error_in
 from trainer.storage import claims
 from trainer.storage.claims import Claim
 
@@ -27,6 +32,11 @@ DEFAULT_RUNNER = "FnApiRunner"
 # Of a dataset: the files that a job of another split, or one that was killed, may have left.
 _SHARD = re.compile(r"([^/]+)-\d{5,}-of-\d{5,}\.tfrecord")
 _OURS = re.compile(rf"{_SHARD.pattern}|{manifest.REJECTS}/[^/]+\.jsonl|manifest\.json|contact_sheet\.png")
+# Runners whose jobs get a thread of their own: an interrupt then finds the main thread here, and not in a library that
+# would catch it. The others start programs, which they end with the interpreter, and ask for the main thread.
+_ENDS_WITH_US = ("FnApiRunner", "PortableRunner")
+# Seconds in which a job says what is wrong with it after one of its worker processes has died.
+_GATHER_S = 2.0
 
 # Beam's RunInference cannot measure memory where PyTorch is missing, and warns on every load.
 _NOISE = re.compile(r"Resource module is not available|No semi_persistent_directory found")
@@ -78,7 +88,8 @@ def parse_options(parser: ArgumentParser, argv: Sequence[str]) -> tuple[argparse
             "--runner PortableRunner: expected --job_endpoint: HOST:PORT, or embed to start one in this process"
         )
     try:
-        beam.Pipeline(options=options)
+        with stopping.temporary_files_in_scratch():
+            beam.Pipeline(options=options)
     except (ValueError, ImportError, AttributeError) as error:
         raise UserError(f"--runner {standard.runner}: {error}") from None
     return ours, options
@@ -101,10 +112,11 @@ def _require_known(rest: Sequence[str], parser: ArgumentParser) -> None:
 
 
 def _is_worth_logging(record: logging.LogRecord) -> bool:
-    """Whether a log record is neither noise nor a traceback of which one line is enough: see `run_pipeline`."""
-    text = record.getMessage()
-    raised = (RuntimeError(text), record.exc_info[1] if record.exc_info else None)
-    return not _NOISE.search(text) and not any(error and _in_one_line(error) for error in raised)
+    """Whether a log record is none of noise, a lost connection, a traceback of which one line is enough."""
+    text, error = record.getMessage(), record.exc_info[1] if record.exc_info else None
+    if _NOISE.search(text) or isinstance(error, grpc.RpcError):
+        return False
+    return not any(raised and _in_one_line(raised) for raised in (RuntimeError(text), error))
 
 
 def _in_one_line(error: BaseException) -> Exception | None:
@@ -112,26 +124,74 @@ def _in_one_line(error: BaseException) -> Exception | None:
     return outage_in(error) or user_error_in(error)
 
 
+class _Job(threading.Thread):
+    """Builds and runs a pipeline.
+
+    Attributes:
+        ends: gets an item when the job is over, and one for each of its worker processes that dies: a sentence.
+        over: whether it is.
+        error: what the job failed with, if it did.
+    """
+
+    def __init__(self, options: PipelineOptions, build: Callable[[beam.Pipeline], None]):
+        super().__init__(name="job", daemon=True)
+        self._options, self._build = options, build
+        self.ends: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self.over = False
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            pipeline = beam.Pipeline(options=self._options)
+            self._build(pipeline)
+            pipeline.run().wait_until_finish()
+        except BaseException as error:
+            self.error = error
+        finally:
+            self.over = True
+            self.ends.put(None)
+
+    def wait(self) -> str | None:
+        """Waits until the job is over; the sentence of a worker process that died before."""
+        death = self.ends.get()
+        if death:
+            # Perhaps the job has an error of its own, and that is why.
+            with contextlib.suppress(queue.Empty):
+                while self.ends.get(timeout=_GATHER_S):
+                    pass
+        return death
+
+
 def run_pipeline(options: PipelineOptions, build: Callable[[beam.Pipeline], None]) -> None:
     """Builds a pipeline, runs it, and waits for it to finish.
 
     Raises:
         UserError: the job failed because of something the user can fix.
-        Outage: it failed because a store or a disk did, or because a permission was lost. The runner has tried the
-            work again, if it does so (the in-process runner does not).
+        Outage: it failed because a store or a disk did, because a permission was lost, or because a worker process was
+            killed. The runner has tried the work again, if it does so (the in-process runner does not).
     """
     disable_flush_timer()
     dismiss_late_workers()
+    logging.basicConfig()  # as the first record would
     for handler in logging.getLogger().handlers:
         handler.addFilter(_is_worth_logging)
-    try:
-        pipeline = beam.Pipeline(options=options)
-        build(pipeline)
-        pipeline.run().wait_until_finish()
-    except Exception as error:
-        if found := _in_one_line(error):
-            raise found from None
-        raise
+    job = _Job(options, build)
+    with stopping.temporary_files_in_scratch(), worker_processes.managed(job.ends.put):
+        if options.view_as(StandardOptions).runner in _ENDS_WITH_US:
+            job.start()
+        else:
+            job.run()
+        try:
+            death = job.wait()
+        finally:
+            if not job.over:
+                stopping.abandon_threads()
+    error = job.error or (Outage(death) if death and not job.over else None)
+    if error is None:
+        return
+    if found := _in_one_line(error):
+        raise found from None
+    raise Outage(death) if death else error
 
 
 def report_rejects(output: str, kind: str) -> int:

@@ -38,7 +38,8 @@ trainer.errors trainer.metrics. trainer.metrics.table
 trainer.storage
 trainer.documents
 trainer.config trainer.presets
-trainer.command
+trainer.stopping
+trainer.command trainer. pipelines.
 trainer.weight_files
 trainer.images
 trainer.data
@@ -50,6 +51,7 @@ trainer.tensorboard
 trainer.inference
 trainer.training
 trainer.train trainer.export trainer.import_weights
+pipelines.worker_processes
 pipelines.launch
 pipelines.transforms
 pipelines.mask_dataset pipelines.image_dataset pipelines.inpainting pipelines.evaluation
@@ -227,7 +229,7 @@ def test_no_modules_import_each_other():
         ("trainer.data.order", "if True:\n    import tests.samples", ["trainer.data.order -> tests.samples"]),
         ("trainer.train", "import trainer.training.loop, trainer.storage, masks.codec", []),
         ("trainer.helpers", "", ["trainer.helpers is on no line"]),
-        ("trainer.data.order", "import trainer", ["trainer.data.order -> trainer"]),
+        ("trainer.config", "import trainer", ["trainer.config -> trainer"]),
         ("pipelines.inpainting.job", "from pipelines.evaluation import job", []),
         ("pipelines.launch", "from pipelines.transforms import progress", ["-> pipelines.transforms.progress"]),
     ],

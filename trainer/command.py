@@ -1,26 +1,29 @@
 """Shared by all commands: option parsing, one-line errors, exit codes, quiet imports.
 
-Exit codes: 0 done, 1 failure, 2 wrong use, 3 done but some inputs were rejected, 130 interrupted.
+Exit codes: 0 done, 1 failure, 2 wrong use, 3 done but some inputs were rejected, 130 interrupted (143 by SIGTERM).
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import importlib.metadata
+import io
 import os
+import signal
 import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
+from trainer import stopping
 from trainer.errors import Outage, UserError, is_outage
 
 FAILURE = 1
 WRONG_USE = 2
 SOME_REJECTED = 3
-INTERRUPTED = 130  # as shells report it: 128 + SIGINT
 
 
 def code_version() -> str:
@@ -69,21 +72,77 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
+class _Output(io.TextIOWrapper):
+    """stdout or stderr that may be lost (``| head`` has read enough, the disk of the log is full): the work goes on."""
+
+    def write(self, text: str) -> int:
+        try:
+            return super().write(text)
+        except OSError as error:
+            self._lose(error)
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            super().flush()
+        except OSError as error:
+            self._lose(error)
+            super().flush()
+
+    def _lose(self, error: OSError) -> None:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self.fileno())  # what native code and other processes write is lost with it
+        os.close(nowhere)
+        if not isinstance(error, BrokenPipeError) and self.fileno() == 1:
+            print(f"stdout: {error.strerror}; going on without", file=sys.stderr)
+
+
+@functools.cache
+def prepare() -> None:
+    """Makes this process stop as `stopping` says, and its work independent of stdin, stdout and stderr.
+
+    A descriptor that is closed is opened on the null device: the next file to be opened would get its number, and
+    with it what native code writes to stderr.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest number that is free: this one
+    for name, descriptor in (("stdout", 1), ("stderr", 2)):
+        old = getattr(sys, name) or open(descriptor, "w", closefd=False, errors="backslashreplace")
+        new = _Output(open(descriptor, "wb", closefd=False), old.encoding, old.errors)
+        new.reconfigure(line_buffering=old.line_buffering, write_through=old.write_through)
+        setattr(sys, name, new)
+    stopping.watch()
+
+
 def run_command(main: Callable[[Sequence[str]], int | None]) -> None:
-    """Runs ``main(argv)`` and exits with its exit code; a `UserError` or an outage is printed as one line on stderr."""
+    """Runs ``main(argv)`` and exits with its exit code; what the user must know of an error is one line on stderr."""
+    prepare()
     # Google's clients warn about Python 3.10's end of life on every import.
     warnings.filterwarnings("ignore", "You are using a (non-supported )?Python version", FutureWarning)
     try:
-        code = main(sys.argv[1:])
-    except (UserError, Outage, OSError) as error:
-        if not isinstance(error, UserError) and not is_outage(error):
-            raise
-        print(f"error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
-        code = WRONG_USE if isinstance(error, UserError) else FAILURE
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        code = INTERRUPTED
-    sys.exit(code or 0)
+        with stopping.tidying():
+            code = main(sys.argv[1:])
+    except BaseException as error:
+        code = _exit_code(error)
+    stopping.leave(code or 0)
+
+
+def _exit_code(error: BaseException) -> int:
+    """The exit code for what ``main`` has raised, which is printed; raises it again if that is no line for a user."""
+    number = stopping.asked()
+    if isinstance(error, SystemExit):
+        raise error  # of --help, or of who has told the user
+    if isinstance(error, KeyboardInterrupt) or number is not None:  # whatever an interrupt has become on its way
+        number = number or signal.SIGINT
+        stopping.say(number)
+        return 128 + number
+    if not isinstance(error, UserError | Outage) and not (isinstance(error, OSError) and is_outage(error)):
+        raise error
+    print(f"error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
+    return WRONG_USE if isinstance(error, UserError) else FAILURE
 
 
 @contextlib.contextmanager
@@ -92,7 +151,10 @@ def quiet_imports() -> Iterator[None]:
 
     TensorFlow 2.21 prints before it reads ``TF_CPP_MIN_LOG_LEVEL``, so file descriptor 2 itself is redirected. The
     variable is set too, unless the user has set it: TensorFlow's later log calls a machine without a GPU an error, and
-    real failures are raised as exceptions anyway.
+    real failures are raised as exceptions anyway. A signal ends the process: libraries catch what is raised meanwhile.
+
+    Raises:
+        UserError: an import failed for want of docstrings.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     sys.stderr.flush()
@@ -100,8 +162,14 @@ def quiet_imports() -> Iterator[None]:
     with tempfile.TemporaryFile() as held:
         os.dup2(held.fileno(), 2)
         try:
-            yield
-        except BaseException:
+            with stopping.tidying(needed=False, stderr=terminal):
+                yield
+        except Exception as error:
+            if sys.flags.optimize > 1:
+                raise UserError(
+                    "PYTHONOPTIMIZE=2 (python -OO): expected 0 or 1. It removes docstrings, and Apache Beam reads some "
+                    f"while it is imported ({error})"
+                ) from None
             sys.stderr.flush()
             held.seek(0)
             os.write(terminal, held.read())

@@ -43,7 +43,7 @@ class ConfigChanged(UserError):
 
 
 class Outage(Exception):
-    """A store, a network or a disk does not do its work: no answer, a full disk. It says nothing about the file.
+    """A store, a network, a disk or a process does not do its work: no answer, a full disk. It is no file's fault.
 
     Commands print it as one line and exit with code 1: the same command may succeed later.
     """

@@ -130,7 +130,8 @@ def main(argv: Sequence[str]) -> int:
         f"{config.per_worker_batch_size} examples, {config.precision}; {plan.validation}",
         flush=True,
     )
-    from trainer.training.ray_workers import run_on_ray
+    with quiet_imports():
+        from trainer.training.ray_workers import run_on_ray
 
     job = {"images": plan.images, "masks": plan.masks, "run": plan.run, "held_out": plan.held_out}
     run_on_ray(config, job, arguments.address, arguments.verbose)

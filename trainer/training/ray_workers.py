@@ -15,8 +15,8 @@ from typing import Any
 import cv2
 import tensorflow as tf
 
-from trainer import presets
-from trainer.command import printable
+from trainer import presets, stopping
+from trainer.command import printable, quiet_imports
 from trainer.config import TrainConfig
 from trainer.errors import UserError, user_error_in
 from trainer.training.loop import train
@@ -90,20 +90,22 @@ def run_on_ray(config: TrainConfig, job: dict[str, Any], address: str | None, ve
     Raises:
         UserError: the workers failed for a reason the user can fix.
     """
-    import ray
-    from ray.util.queue import Queue
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+    with quiet_imports():
+        import ray
+        from ray.util.queue import Queue
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     scaling = config.scaling
     local: dict[str, Any] = {"num_cpus": scaling.workers * scaling.cpus_per_worker, "include_dashboard": False}
     environment = {"TF_CPP_MIN_LOG_LEVEL": "0" if verbose else "3"} | _ALLOCATION
-    ray.init(
-        address=address,
-        log_to_driver=verbose,
-        logging_level=logging.INFO if verbose else logging.ERROR,
-        runtime_env={"env_vars": environment},
-        **({} if address else local),
-    )
+    with stopping.own_handlers():
+        ray.init(
+            address=address,
+            log_to_driver=verbose,
+            logging_level=logging.INFO if verbose else logging.ERROR,
+            runtime_env={"env_vars": environment},
+            **({} if address else local),
+        )
     # On this process's node: on a worker's it would be lost with that node, and the run with it.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     events = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})

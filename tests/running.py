@@ -1,0 +1,94 @@
+"""Commands that tests run for real and stop when they print something."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+# A module named sitecustomize: says on stderr, past all that holds it back, that a module is about to be imported.
+_TELLER = """
+import os, sys
+TERMINAL = os.dup(2)
+
+class Teller:
+    def find_spec(self, name, path=None, target=None):
+        if name in os.environ["TOLD_MODULES"].split(","):
+            os.write(TERMINAL, f"importing {name}\\n".encode())
+
+sys.meta_path.insert(0, Teller())
+"""
+
+
+class Running:
+    """A command, with stdout and stderr in one pipe.
+
+    Attributes:
+        told: what it has printed so far.
+        process: its process.
+    """
+
+    def __init__(self, *command: str, cwd: Path, modules: str = "", **environment: str):
+        """``modules``, separated by commas: before one of them is imported ``importing NAME`` is printed."""
+        variables = os.environ | environment
+        if modules:
+            (cwd / "sitecustomize.py").write_text(_TELLER)
+            paths = [str(cwd), os.environ.get("PYTHONPATH", "")]
+            variables |= {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "TOLD_MODULES": modules}
+        self.process = subprocess.Popen(
+            [sys.executable, *command], cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=variables
+        )
+        self.told = ""
+
+    def __enter__(self) -> Running:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+        self.process.stdout.close()
+
+    def wait_for(self, text: str) -> None:
+        """Reads until ``text`` has been printed."""
+        while text not in self.told:
+            read = os.read(self.process.stdout.fileno(), 65536)
+            assert read, f"expected {text!r}\n{self.told}"
+            self.told += read.decode()
+
+    def stop(self, number: int = signal.SIGINT) -> tuple[int, str]:
+        """Sends a signal; returns the exit code and what is printed from then on, by all processes that it started."""
+        before = len(self.told)
+        self.process.send_signal(number)
+        return self.wait(before)
+
+    def wait(self, before: int = 0) -> tuple[int, str]:
+        while read := os.read(self.process.stdout.fileno(), 65536):
+            self.told += read.decode()
+        return self.process.wait(), self.told[before:]
+
+    def below(self, *words: str) -> list[int]:
+        """Processes that it has started, directly or not, whose command line has one of ``words``."""
+        parents, found = {}, []
+        for entry in Path("/proc").iterdir():
+            try:
+                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+                command = (entry / "cmdline").read_bytes().decode(errors="replace")
+            except (ValueError, OSError):  # not a process, or gone by now
+                continue
+            if not words or any(word in command for word in words):
+                found.append(int(entry.name))
+
+        def descends(pid: int) -> bool:
+            return pid in parents and (parents[pid] == self.process.pid or descends(parents[pid]))
+
+        return [pid for pid in found if descends(pid)]
+
+
+def is_alive(pid: int) -> bool:
+    """Whether the process has not ended; one that nobody has waited for has."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
