@@ -21,6 +21,7 @@ from pipelines import launch
 from trainer import presets
 from trainer.command import ArgumentParser
 from trainer.errors import UserError
+from trainer.training import ray_session
 
 ROOT = Path(__file__).resolve().parents[1]
 READMES = sorted(
@@ -122,7 +123,8 @@ def check_ours(module: str, argv: list[str], monkeypatch) -> None:
     def parse_args(self, *args, **kwargs):
         arguments = real_parse(self, *args, **kwargs)
         if module == "trainer.train":
-            presets.override(presets.PRESETS[arguments.preset], arguments.set)
+            config = presets.override(presets.PRESETS[arguments.preset], arguments.set)
+            ray_session.check_place(arguments.address, config.scaling, arguments.trusted_network)
         raise Parsed
 
     def parse_options(*args):

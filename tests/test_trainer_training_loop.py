@@ -18,7 +18,7 @@ from trainer.metrics.intervals import ALL
 from trainer.model.unet import build_unet  # noqa: F401 - exports are made of its layers
 
 PROGRAM = """
-import dataclasses, json, sys
+import dataclasses, json, os, shutil, sys
 import numpy as np
 import tensorflow as tf
 from trainer import presets
@@ -61,6 +61,11 @@ with open(last + "/ema.npz", "r+b") as file:
     file.write(b"broken")
 saw["fallback"] = train("full", *settings, held_out=held)
 saw["again"] = train("full", *settings, held_out=held)
+shutil.copytree(f"{root}/full", f"{root}/killed")  # between its last checkpoint and the export
+os.unlink(f"{root}/killed/summary.json")
+shutil.rmtree(f"{root}/killed/exports")
+saw["killed"] = train("killed", *settings, held_out=held)
+saw["killed again"] = train("killed", *settings, held_out=held)
 
 notices = iter([None, None, "notice", "notice", "notice"])
 saw["notice"] = train("notice", "initial.steps=5", "finetune.steps=0", "checkpoint.every=9",
@@ -209,6 +214,19 @@ def test_a_broken_newest_checkpoint_is_told_and_the_one_before_is_used(events):
 
 def test_a_finished_run_is_left_as_it_is(events):
     assert [e["event"] for e in events["again"]] == ["Started", "Exported"]
+
+
+def test_a_run_killed_before_its_summary_gets_it_from_the_same_command(runs, events):
+    """All that does not tell of the process is what the process that was killed would have written."""
+    assert [e["event"] for e in events["killed"]] == ["Started", "Exported", "SummaryWritten"]
+    full, killed = (json.loads((runs / run / "summary.json").read_text()) for run in ("full", "killed"))
+    for name in ("step", "terms", "last_validation", "best_validation", "skipped_steps", "code_version"):
+        assert killed[name] == full[name], name
+    assert killed["steps_of_this_process"] == 0 and killed["images_per_second"] is None
+    assert killed["checkpoints"]["latest"]["crc32c"] == full["checkpoints"]["latest"]["crc32c"]
+    card = json.loads((runs / "killed" / "exports" / "step-00000005" / "card.json").read_text())
+    assert card["metrics"] == full["terms"] and card["checkpoint_crc32c"] == full["checkpoints"]["latest"]["crc32c"]
+    assert [e["event"] for e in events["killed again"]] == ["Started", "Exported"]
 
 
 def test_the_export_has_the_averages(runs):

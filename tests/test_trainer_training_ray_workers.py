@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import pickle
 import queue
 import subprocess
@@ -11,10 +13,11 @@ import threading
 import cv2
 import numpy as np
 import pytest
+from google.cloud.storage.exceptions import DataCorruption
 
 from samples import image_record, mask_record, write_dataset
 from trainer import presets
-from trainer.errors import UserError
+from trainer.errors import Outage, UserError
 from trainer.training import ray_workers
 from trainer.training.monitor import Exported, SummaryWritten, WorkerError
 
@@ -73,6 +76,46 @@ def test_failures_of_ray_are_raised():
     wrapped = RuntimeError("ray::worker\ntrainer.errors.UserError: gs://b/x is corrupt\nmore")
     with pytest.raises(UserError, match="^gs://b/x is corrupt$"):
         follow([], Fit(over=True, error=wrapped))
+
+
+def test_a_full_disk_is_no_wrong_use():
+    told = WorkerError(worker=0, message="cannot write to /r: No space left on device", outage=True)
+    with pytest.raises(Outage, match="^cannot write to /r: No space left on device$"):
+        follow([told], Fit(over=False), workers=1)
+
+
+def test_an_outage_that_outlasted_all_attempts_is_told():
+    wrapped = RuntimeError("ray::worker\ntrainer.errors.Outage: gs://b/x: no answer for 120 s\nmore")
+    with pytest.raises(Outage, match="^gs://b/x: no answer for 120 s$"):
+        follow([], Fit(over=True, error=wrapped))
+
+
+# In a worker
+
+
+def crossing(error):
+    """What comes of an error when a worker sends it to another process."""
+    return pickle.loads(pickle.dumps(error))
+
+
+def test_an_error_that_cannot_be_unpickled_keeps_its_cause():
+    error = DataCorruption(None, "Checksum mismatch while downloading:\nexpected a, received b")
+    assert str(crossing(error)) == ""  # and with other arguments a TypeError: what Ray would make of it
+    failure = ray_workers.describe_failure(error)
+    arrived = crossing(failure.error)
+    assert isinstance(arrived, Outage) and not failure.final
+    assert str(arrived) == "DataCorruption: Checksum mismatch while downloading: expected a, received b"
+
+
+def test_a_full_disk_ends_the_training_and_an_outage_does_not():
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/run/file")
+    for error in (full, Outage("cannot write to /run/file: No space left on device"), UserError("a is corrupt")):
+        failure = ray_workers.describe_failure(error)
+        assert failure.final and isinstance(crossing(failure.error), UserError | Outage)
+    assert "No space left on device" in str(ray_workers.describe_failure(full).error)
+    assert not ray_workers.describe_failure(Outage("gs://b/x: no answer")).final
+    bug = KeyError("a")
+    assert ray_workers.describe_failure(bug) == ray_workers.Failure(bug, final=False)
 
 
 def test_each_number_of_workers_that_may_be_left_divides_the_batch():

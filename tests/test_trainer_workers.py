@@ -1,4 +1,7 @@
-"""The same training on one worker and on two: real processes under TensorFlow's multi-worker strategy."""
+"""The same training on one worker, on two and on one with two devices, under TensorFlow's strategies for each.
+
+Two workers are real processes, each with a server of TensorFlow's; two devices are of one process, which has none.
+"""
 
 from __future__ import annotations
 
@@ -26,11 +29,11 @@ from trainer import presets
 from trainer.data import batches as data
 from trainer.errors import UserError
 from trainer.training import loop, validation
+from trainer.training.devices import prepare_devices
 
-root, run, worker, workers = *sys.argv[1:3], *map(int, sys.argv[3:5])
-tf.config.threading.set_intra_op_parallelism_threads(1)
-tf.config.threading.set_inter_op_parallelism_threads(1)
-config = presets.override(presets.PRESETS["demo"], [f"scaling.workers={workers}", *sys.argv[5:]])
+root, run, worker, workers, devices = *sys.argv[1:3], *map(int, sys.argv[3:6])
+prepare_devices("cpu", devices, 1)
+config = presets.override(presets.PRESETS["demo"], [f"scaling.workers={workers}", *sys.argv[6:]])
 held = validation.HeldOut(images=f"{root}/images", masks=f"{root}/masks", pairs=13)
 if run == "planted" and worker == 1:
     real = data.training_batches
@@ -42,7 +45,8 @@ if run == "planted" and worker == 1:
 events, folders = [], (f"{root}/images", f"{root}/masks", f"{root}/{run}")
 report = lambda event: events.append({"event": type(event).__name__, **dataclasses.asdict(event)})
 try:
-    loop.train(config, *folders, worker=worker, workers=workers, report=report, held_out=held)
+    options = dict(worker=worker, workers=workers, devices=devices, report=report, held_out=held)
+    loop.train(config, *folders, **options)
 except UserError as error:
     events.append({"event": "raised", "message": str(error)})
 open(f"{root}/{run}-{worker}.json", "w").write(json.dumps(events))
@@ -54,7 +58,7 @@ SMALL += ["validation.split=train", "validation.every=25", "clip_norm=0.3", "ema
 SMALL += ["loss.valid=1", "loss.total_variation=0.1", "initial.warmup_steps=10"]
 
 
-def train(root, run, workers, *settings):
+def train(root, run, workers, *settings, devices=1):
     """Events of each worker."""
     with contextlib.ExitStack() as stack:
         probes = [stack.enter_context(socket.socket()) for _ in range(workers)]
@@ -65,8 +69,9 @@ def train(root, run, workers, *settings):
         started = []
         for worker in range(workers):
             task = {"cluster": {"worker": hosts}, "task": {"type": "worker", "index": worker}}
-            environment = os.environ | {"TF_CONFIG": json.dumps(task)}
-            command = [sys.executable, "-c", PROGRAM, str(root), run, str(worker), str(workers), *SMALL, *settings]
+            environment = os.environ | ({"TF_CONFIG": json.dumps(task)} if workers > 1 else {})
+            numbers = [str(number) for number in (worker, workers, devices)]
+            command = [sys.executable, "-c", PROGRAM, str(root), run, *numbers, *SMALL, *settings]
             process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
             stack.enter_context(process)  # closes its pipe and waits for it
             stack.callback(process.kill)
@@ -88,18 +93,30 @@ def place(tmp_path_factory):
     return root
 
 
+ONE, WORKERS, DEVICES = "one", "workers", "devices"  # runs
+
+
 @pytest.fixture(scope="module")
 def curves(place):
+    """Events of worker 0, by run."""
     settings = [f"initial.steps={STEPS}", f"finetune.steps={FINETUNE}", "finetune.learning_rate=0.002"]
     settings += ["checkpoint.every=50", "checkpoint.keep=9"]
     with ThreadPoolExecutor() as pool:
-        runs = {workers: pool.submit(train, place, f"of{workers}", workers, *settings) for workers in (1, 2)}
-        return {workers: run.result()[0] for workers, run in runs.items()}
+        runs = {
+            ONE: pool.submit(train, place, ONE, 1, *settings),
+            WORKERS: pool.submit(train, place, WORKERS, 2, *settings),
+            DEVICES: pool.submit(train, place, DEVICES, 1, *settings, devices=2),
+        }
+        return {name: run.result()[0] for name, run in runs.items()}
 
 
-def test_the_loss_curve_is_the_same_on_two_workers(curves):
+both_divisions = pytest.mark.parametrize("divided", [WORKERS, DEVICES])
+
+
+@both_divisions
+def test_the_loss_curve_is_the_same_on_two_workers(curves, divided):
     """Every term of every step; float32, synchronized BatchNorm, clipped by the norm of the whole gradient."""
-    one, two = (of(curves[workers], "StepDone") for workers in (1, 2))
+    one, two = (of(curves[run], "StepDone") for run in (ONE, divided))
     assert len(one) == len(two) == STEPS + FINETUNE
     for event, other in zip(one[:STEPS], two[:STEPS], strict=True):
         for name, value in event["terms"].items():
@@ -108,8 +125,9 @@ def test_the_loss_curve_is_the_same_on_two_workers(curves):
     assert np.mean(totals[40:50]) < 0.8 * np.mean(totals[:10])  # it learns: a curve of constants would agree too
 
 
-def test_validation_is_the_same_on_two_workers(curves):
-    one, two = (of(curves[workers], "Validated") for workers in (1, 2))
+@both_divisions
+def test_validation_is_the_same_on_two_workers(curves, divided):
+    one, two = (of(curves[run], "Validated") for run in (ONE, divided))
     assert [event["step"] for event in one] == [event["step"] for event in two] == [25, 50, 70]
     for event, other in zip(one, two, strict=True):
         assert event["cells"].keys() == other["cells"].keys()
@@ -121,13 +139,13 @@ def test_validation_is_the_same_on_two_workers(curves):
                 assert other["cells"][bucket][name] == close, (bucket, name)
 
 
-def load(place, workers, step, parts=None):
-    return checkpoints.load_checkpoint(checkpoints.find(f"{place}/of{workers}", step), parts)
+def load(place, run, step, parts=None):
+    return checkpoints.load_checkpoint(checkpoints.find(f"{place}/{run}", step), parts)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_finetune_leaves_the_encoders_batch_norm_bit_for_bit(place, curves, workers):
-    before, after = (load(place, workers, step).variables["model"] for step in (STEPS, STEPS + FINETUNE))
+@pytest.mark.parametrize("run", [ONE, WORKERS, DEVICES])
+def test_finetune_leaves_the_encoders_batch_norm_bit_for_bit(place, curves, run):
+    before, after = (load(place, run, step).variables["model"] for step in (STEPS, STEPS + FINETUNE))
     frozen = {name for name in before if name.startswith("encoder_") and "_bn/" in name}
     assert len(frozen) == 2 * 4  # two levels: gamma, beta, mean, variance
     assert {name for name in before if np.array_equal(before[name], after[name])} == frozen
@@ -135,11 +153,20 @@ def test_finetune_leaves_the_encoders_batch_norm_bit_for_bit(place, curves, work
         assert np.mean(before[name] != after[name]) > 0.9, name
 
 
-def test_weights_and_averages_end_up_the_same(place, curves):
-    one, two = (load(place, workers, STEPS).variables for workers in (1, 2))
+@both_divisions
+def test_weights_and_averages_end_up_the_same(place, curves, divided):
+    one, two = (load(place, run, STEPS).variables for run in (ONE, divided))
     for part in ("model", "ema"):
         for name, array in one[part].items():
             np.testing.assert_allclose(two[part][name], array, rtol=1e-2, atol=1e-3, err_msg=f"{part} {name}")
+
+
+def test_a_division_among_devices_is_that_among_workers(place, curves):
+    """The same rows on each, and the sum of two does not depend on their order: nothing has to differ, bit for bit."""
+    workers, devices = (load(place, run, STEPS).variables for run in (WORKERS, DEVICES))
+    for part in ("model", "ema", "optimizer"):
+        for name, array in workers[part].items():
+            np.testing.assert_array_equal(devices[part][name], array, err_msg=f"{part} {name}")
 
 
 def test_a_nan_on_one_worker_stops_all_at_the_same_step(place):

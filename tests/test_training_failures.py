@@ -149,6 +149,7 @@ class Command:
         settings |= {"checkpoint.every": every, "validation.every": 0, "scaling.max_failures": 99}
         self._command = [sys.executable, str(ROOT / "infra/local/cluster.py"), "run", "--folder", place.folder, "--"]
         self._command += [sys.executable, "-m", "trainer.train", "--address", place.address, "--preset", "demo"]
+        self._command += ["--trusted-network"]
         self._command += ["--images", "gs://pconv/images", "--masks", "gs://pconv/masks", "--run", run]
         self._command += [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
         self._place, self._log = place, Path(tempfile.mkstemp(dir=place.records, suffix=".log")[1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
 from collections.abc import Callable, Iterator
 from typing import TypeVar
@@ -90,6 +91,21 @@ def outage_in(error: BaseException) -> Outage | None:
         return is_outage(found) and not connection
 
     return _find(error, is_wanted, (Outage, Denied), Outage)
+
+
+def is_full_disk(error: BaseException) -> bool:
+    """Whether ``error``, or what caused it, is a disk or a quota that is full: waiting makes no room."""
+    texts = tuple(os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT))
+    return any(text in str(found) for found in _chain(error, set()) for text in texts)
+
+
+def no_gpu(asked: str, expected: int = 1, found: int = 0) -> DeviceError:
+    """The error of a machine with fewer GPUs than ``asked`` for; ``asked`` names the option or setting."""
+    have = f"{found} of {expected} GPUs" if found else "no GPU"
+    return DeviceError(
+        f"{asked}: this machine has {have} that TensorFlow can use: check that NVIDIA's driver runs (nvidia-smi) and "
+        "that LD_LIBRARY_PATH leads to the libraries of CUDA and cuDNN"
+    )
 
 
 def user_error_in(error: BaseException) -> UserError | None:

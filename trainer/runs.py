@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # light commands import this module, and checkpoints load Num
 
 CONFIG, SUMMARY = "config.json", "summary.json"
 
+_SUMMARY = documents.Form[dict[str, Any]]("the summary of a run", dict[str, documents.Json])
 _ATTEMPTS = 100  # each failed one means that another process's succeeded
 
 # What may change when a run continues: none of these alter what a step computes.
@@ -103,6 +104,15 @@ def plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [plain(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def summarized_step(run: str) -> int | None:
+    """The last step that the run's summary tells of; None if there is no summary, or one that cannot be read."""
+    try:
+        step = (_SUMMARY.read_if_any(storage.join(run, SUMMARY)) or {}).get("step")
+    except UserError:
+        return None
+    return step if isinstance(step, int) else None
 
 
 def write_summary(run: str, pins: dict[str, Pin | None], export: str, export_files: dict[str, str], facts: dict) -> str:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import io
 import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
@@ -122,7 +122,19 @@ def read_curves(run: str, tags: Iterable[str]) -> dict[str, Curve]:
 
     A process that resumed after step n replaces what an earlier one logged beyond it.
     """
-    wanted, found = set(tags), dict[str, dict[int, float]]()
+    wanted = set(tags)
+    found = _read_logs(run, lambda tag: tag in wanted)
+    return {tag: thin(sorted(curve.items())) for tag, curve in sorted(found.items()) if curve}
+
+
+def read_scalars(run: str, step: int) -> dict[str, float]:
+    """Scalars that a run logged after ``step``, by tag."""
+    return {tag: curve[step] for tag, curve in _read_logs(run, lambda tag: True).items() if step in curve}
+
+
+def _read_logs(run: str, wanted: Callable[[str], bool]) -> dict[str, dict[int, float]]:
+    """Value by step, by tag."""
+    found: dict[str, dict[int, float]] = {}
     files = storage.find(storage.join(run, FOLDER))
     for address in sorted(name for name in files if _PREFIX in name):
         for data in records.read_records(address):
@@ -132,9 +144,9 @@ def read_curves(run: str, tags: Iterable[str]) -> dict[str, Curve]:
                     for step in [step for step in curve if step > event.step]:
                         del curve[step]
             for value in event.summary.value:
-                if value.tag in wanted and value.HasField("simple_value"):
+                if wanted(value.tag) and value.HasField("simple_value"):
                     found.setdefault(value.tag, {})[event.step] = value.simple_value
-    return {tag: thin(sorted(curve.items())) for tag, curve in sorted(found.items()) if curve}
+    return found
 
 
 def thin(curve: Curve, max_points: int = MAX_POINTS) -> Curve:

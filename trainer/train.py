@@ -17,6 +17,7 @@ from trainer import presets, runs, storage
 from trainer.command import ArgumentParser, quiet_imports, run_command
 from trainer.config import TrainConfig
 from trainer.errors import ConfigChanged, UserError
+from trainer.training.ray_session import TENSORFLOW_PORTS, check_cluster, check_place
 
 if TYPE_CHECKING:
     from trainer.training.validation import HeldOut
@@ -44,7 +45,16 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--dry-run", action="store_true", help="show what would be done and check all addresses; start nothing"
     )
-    parser.add_argument("--address", help="Ray cluster to join (default: workers on this machine)")
+    parser.add_argument(
+        "--address",
+        help="Ray cluster to join, HOST:PORT or auto (default: this machine alone, in one process, on loopback)",
+    )
+    parser.add_argument(
+        "--trusted-network",
+        action="store_true",
+        help="the network between the cluster's machines is private; several workers need it, for TensorFlow's servers "
+        f"in them ask for no password (ports {TENSORFLOW_PORTS[0]} to {TENSORFLOW_PORTS[-1]})",
+    )
     parser.add_argument("--verbose", action="store_true", help="show the logs of Ray and of the workers")
     return parser.parse_args(argv)
 
@@ -54,6 +64,7 @@ class Plan(NamedTuple):
 
     Attributes:
         images, masks, run: addresses.
+        address: of the Ray cluster to train on; None for this machine.
         image_count, mask_count: records to train on.
         held_out: what to validate on, if anything.
         validation: a sentence about it.
@@ -63,6 +74,7 @@ class Plan(NamedTuple):
     images: str
     masks: str
     run: str
+    address: str | None
     image_count: int
     mask_count: int
     held_out: HeldOut | None
@@ -76,6 +88,9 @@ def check(arguments: argparse.Namespace) -> Plan:
         UserError: a value, dataset, weights file or the run's folder is not as it should be.
     """
     config = presets.resolve_config(arguments.preset, arguments.set)
+    address = check_place(arguments.address, config.scaling, arguments.trusted_network)
+    if address is not None:
+        check_cluster(address)
     images, masks, run = (storage.normalize(a) for a in (arguments.images, arguments.masks, arguments.run))
     val_images, val_masks = (a and storage.normalize(a) for a in (arguments.val_images, arguments.val_masks))
     with quiet_imports():
@@ -94,7 +109,7 @@ def check(arguments: argparse.Namespace) -> Plan:
         runs.compare_config(run, config, arguments.allow_config_change)
     except ConfigChanged as error:
         raise UserError(f"{error} --allow-config-change KEY permits it.") from None
-    return Plan(config, images, masks, run, image_count, mask_count, held_out, validation)
+    return Plan(config, images, masks, run, address, image_count, mask_count, held_out, validation)
 
 
 def show_plan(plan: Plan) -> None:
@@ -125,8 +140,9 @@ def main(argv: Sequence[str]) -> int:
         return 0
     config = plan.config
     runs.settle_config(plan.run, config, arguments.allow_config_change)
+    many = "workers" if plan.address else f"{config.scaling.device} devices"
     print(
-        f"{plan.image_count} images, {plan.mask_count} masks; {config.scaling.workers} workers x "
+        f"{plan.image_count} images, {plan.mask_count} masks; {config.scaling.workers} {many} x "
         f"{config.per_worker_batch_size} examples, {config.precision}; {plan.validation}",
         flush=True,
     )
@@ -134,7 +150,7 @@ def main(argv: Sequence[str]) -> int:
         from trainer.training.ray_workers import run_on_ray
 
     job = {"images": plan.images, "masks": plan.masks, "run": plan.run, "held_out": plan.held_out}
-    run_on_ray(config, job, arguments.address, arguments.verbose)
+    run_on_ray(config, job, plan.address, arguments.verbose)
     return 0
 
 

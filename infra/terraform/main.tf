@@ -56,7 +56,8 @@ resource "google_compute_subnetwork" "jobs" {
   }
 }
 
-# Ray and TensorFlow choose their ports freely.
+# Ray chooses its ports freely, and asks for a token. TensorFlow's servers listen on 20000 to 20999 and ask for nothing:
+# this rule, which lets in nodes of the cluster alone, is their only guard. Training is started with --trusted-network.
 resource "google_compute_firewall" "ray" {
   name        = "${var.name}-ray"
   network     = google_compute_network.jobs.id

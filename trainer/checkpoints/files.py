@@ -268,7 +268,8 @@ def newest_first(run: str) -> list[tuple[int, str]]:
     return sorted(((_step_of(name), name) for name in complete), reverse=True)
 
 
-def _remove(run: str, name: str, files: set[str]) -> None:
+def remove(run: str, name: str, files: set[str]) -> None:
+    """Deletes the ``files`` of a folder, and the folder itself."""
     # The manifest goes first: what is left of a half-deleted folder is not a checkpoint.
     for address in sorted(files, key=lambda a: (not a.endswith("/" + MANIFEST), a)):
         storage.delete(address)
@@ -285,11 +286,16 @@ def prune(run: str, keep: int, writer: str | None = None) -> list[str]:
     Raises:
         UserError: another writer has claimed the run.
     """
+    return _remove_all(run, find_outdated(run, keep, writer))
+
+
+def find_outdated(run: str, keep: int, writer: str | None = None) -> dict[str, set[str]]:
+    """What `prune` deletes: addresses of the files by name of the folder."""
     listed = _list(run)  # before the pointers: what is not listed yet is not deleted
     latest, best = (pointers.read(run, which) for which in (pointers.LATEST, pointers.BEST))
     pointers.require_turn(run, writer)
     if latest is None or latest.step is None:
-        return []
+        return {}
     # What is newer than the pointer may be just about to be named by it.
     older = [
         name
@@ -298,10 +304,7 @@ def prune(run: str, keep: int, writer: str | None = None) -> list[str]:
     ]
     older.sort(key=lambda name: (_step_of(name), name), reverse=True)
     doomed = [name for name in older[keep - 1 :] if best is None or name != best.checkpoint]
-    doomed = [name for name in doomed if _step_of(name) < latest.step]
-    for name in doomed:
-        _remove(run, name, listed[name])
-    return doomed
+    return {name: listed[name] for name in doomed if _step_of(name) < latest.step}
 
 
 def sweep(run: str, writer: str) -> list[str]:
@@ -314,14 +317,28 @@ def sweep(run: str, writer: str) -> list[str]:
     Raises:
         UserError: another writer has claimed the run, or a checkpoint is a link.
     """
+    swept = _remove_all(run, find_unfinished(run, writer))
+    sweep_drafts(run)
+    return swept
+
+
+def find_unfinished(run: str, writer: str) -> dict[str, set[str]]:
+    """What `sweep` deletes: addresses of the files by name of the folder."""
     listed = _list(run)
     for name in listed:  # those that are complete too: `prune` would meet them in the midst of a training
         storage.require_confined(storage.join(pointers.folder(run), name))
     # Only if the turn is still ours now were none of the listed folders begun by a writer after us.
     pointers.require_turn(run, writer)
     named = {pointer.checkpoint for which in (pointers.LATEST, pointers.BEST) if (pointer := pointers.read(run, which))}
-    left = [name for name, files in listed.items() if name not in named and not _is_complete(run, name, files)]
-    for name in left:
-        _remove(run, name, listed[name])
+    return {name: files for name, files in listed.items() if name not in named and not _is_complete(run, name, files)}
+
+
+def sweep_drafts(run: str) -> None:
+    """Deletes the drafts that writers who were killed left anywhere in the run."""
     storage.sweep(run, lambda name: name.partition("/")[0] in _IN_RUN)
-    return left
+
+
+def _remove_all(run: str, doomed: Mapping[str, set[str]]) -> list[str]:
+    for name, files in doomed.items():
+        remove(run, name, files)
+    return list(doomed)

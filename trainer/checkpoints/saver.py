@@ -16,9 +16,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from trainer import storage
-from trainer.checkpoints import pointers
-from trainer.checkpoints.files import Arrays, State, is_whole, prune, require_storable, sweep, write_checkpoint
+from trainer.checkpoints import files, pointers
+from trainer.checkpoints.files import Arrays, State, is_whole, prune, require_storable, write_checkpoint
 from trainer.checkpoints.pointers import Pin, Score
+from trainer.checkpoints.retention import Retention
 from trainer.config import TrainConfig
 from trainer.storage.retry import persist
 
@@ -31,8 +32,8 @@ class Saved:
 
     Attributes:
         latest, best: whether the pointer was moved to it.
-        deleted: names of the checkpoints that made room for it.
-        seconds: from the snapshot's end to the last deletion, waiting for the store included.
+        deleted: names of the checkpoints that have been deleted since the one before.
+        seconds: from the snapshot's end until it was in the store, waiting for that included.
     """
 
     step: int
@@ -46,10 +47,11 @@ class Saved:
 class Saver:
     """The only writer of a run's checkpoints: a `Saver` made earlier can no longer move any pointer.
 
-    At most one upload is in flight. Its error is raised by the next call of `save`, `wait` or `close`.
+    At most one upload is in flight. Its error is raised by the next call of `save`, `finished`, `wait` or `close`.
+    Deleting holds nothing up and raises nothing, see `retention_error`.
 
     Attributes:
-        swept: names of the folders that earlier writers left unfinished and that are deleted now.
+        swept: names of the folders that earlier writers left unfinished; they are being deleted.
     """
 
     def __init__(self, run: str, config: TrainConfig, *, patience_s: float = PATIENCE):
@@ -67,7 +69,12 @@ class Saver:
         self._run, self._config, self._patience = run, config, patience_s
         storage.confine(run)
         self._writer = persist(lambda: pointers.claim(run), patience_s)
-        self.swept = tuple(persist(lambda: sweep(run, self._writer), patience_s))
+        persist(lambda: files.sweep_drafts(run), patience_s)
+        # Found now, before the first checkpoint is begun; a store that does not delete is not waited for.
+        unfinished = persist(lambda: files.find_unfinished(run, self._writer), patience_s)
+        self.swept = tuple(unfinished)
+        self._retention = Retention(run, config.checkpoint.keep, self._writer, unfinished)
+        self._retention.wait()
         self._thread = ThreadPoolExecutor(1, "checkpoints") if config.checkpoint.background else None
         self._upload: Future | None = None
         self._saved: list[Saved] = []
@@ -101,15 +108,21 @@ class Saver:
         # Best first: once latest has moved, this step will not be computed again.
         best = score is not None and persist(lambda: pointers.move_best(run, pin, step, score, writer), self._patience)
         latest = persist(lambda: pointers.move_latest(run, pin, step, writer, is_whole), self._patience)
-        keep = self._config.checkpoint.keep
-        deleted = persist(lambda: prune(run, keep, writer), self._patience)
         seconds = time.monotonic() - begin
-        self._saved.append(Saved(step=step, pin=pin, latest=latest, best=best, deleted=tuple(deleted), seconds=seconds))
+        self._retention.begin()
+        deleted = self._retention.take_deleted()
+        self._saved.append(Saved(step=step, pin=pin, latest=latest, best=best, deleted=deleted, seconds=seconds))
 
     def finished(self) -> list[Saved]:
-        """Checkpoints saved since the last call, oldest first."""
+        """Checkpoints saved since the last call, oldest first. Raises the error of an upload that has failed."""
+        if self._upload is not None and self._upload.done():
+            self.wait()
         done, self._saved = self._saved, []
         return done
+
+    def retention_error(self) -> str | None:
+        """Why old checkpoints could not be deleted since the last call, if so; the next checkpoint tries again."""
+        return self._retention.take_error()
 
     def wait(self) -> float:
         """Waits for the upload in flight; returns the seconds that took. Raises the upload's error."""
@@ -127,6 +140,7 @@ class Saver:
         finally:
             if self._thread is not None:
                 self._thread.shutdown()
+            self._retention.wait()
 
     def __enter__(self) -> Saver:
         return self

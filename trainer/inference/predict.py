@@ -23,7 +23,7 @@ import tensorflow as tf
 from trainer import checkpoints, runs, storage, weight_files
 from trainer.checkpoints import pointers
 from trainer.config import TrainConfig
-from trainer.errors import DeviceError, UserError
+from trainer.errors import UserError, no_gpu
 from trainer.inference import DEVICES, export_formats
 from trainer.inference.filling import Model, fill_images
 from trainer.inference.windows import Tiling, make_sides
@@ -110,7 +110,7 @@ def load_model(
         raise ValueError(f"device: expected one of {DEVICES}. Received {device!r}.")
     gpus = tf.config.list_logical_devices("GPU")
     if device == "gpu" and not gpus:
-        raise DeviceError("device gpu: this machine has no GPU")
+        raise no_gpu("device gpu")
     uses_gpu = bool(gpus) and device != "cpu"
     place = (lambda: tf.device("CPU:0")) if device == "cpu" else nullcontext
     unet_config = pin.config.unet

@@ -8,6 +8,7 @@ from typing import TypeVar
 from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
 from trainer import storage
+from trainer.errors import is_full_disk
 
 T = TypeVar("T")
 
@@ -18,15 +19,19 @@ _WAIT = wait_random_exponential(multiplier=0.25, min=0.125, max=8)
 def persist(action: Callable[[], T], patience: float) -> T:
     """The result of ``action``, which only calls `storage` functions; retried while a store refuses.
 
+    A full disk is no reason to wait: its error is raised at once.
+
     A bucket's store repeats requests for 120 seconds by itself before it raises; that time counts.
 
     Args:
         patience: seconds from the first attempt. The first attempt to fail after that is the last: its error is raised.
     """
-    retrying = Retrying(
-        stop=stop_after_delay(patience), wait=_WAIT, retry=retry_if_exception(storage.is_transient), reraise=True
-    )
+    retrying = Retrying(stop=stop_after_delay(patience), wait=_WAIT, retry=retry_if_exception(_may_pass), reraise=True)
     return retrying(action)
+
+
+def _may_pass(error: BaseException) -> bool:
+    return storage.is_transient(error) and not is_full_disk(error)
 
 
 def create(address: str, data: bytes, patience: float) -> None:

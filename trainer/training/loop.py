@@ -17,10 +17,13 @@ from trainer.checkpoints.files import State
 from trainer.checkpoints.saver import Saver
 from trainer.config import TrainConfig
 from trainer.data import batches as data
+from trainer.errors import UserError
 from trainer.inference.export_formats import export_model
 from trainer.metrics.intervals import interval_tag
 from trainer.model import losses, unet, vgg
-from trainer.runs import write_summary
+from trainer.runs import summarized_step, write_summary
+from trainer.tensorboard import read_scalars
+from trainer.training.devices import divide_batch, make_strategy
 from trainer.training.monitor import (
     CheckpointSaved,
     CheckpointUnreadable,
@@ -30,6 +33,7 @@ from trainer.training.monitor import (
     Monitor,
     PreemptionNotice,
     Report,
+    RetentionFailed,
     Started,
     StepDone,
     SummaryWritten,
@@ -54,6 +58,7 @@ def train(
     *,
     worker: int,
     workers: int,
+    devices: int = 1,
     report: Report,
     held_out: HeldOut | None = None,
     get_notice: Callable[[], object | None] = lambda: None,
@@ -64,19 +69,20 @@ def train(
         images, masks: addresses of the two datasets.
         run: address of the run's folder; worker 0 writes checkpoints, logs, the export and the summary into it.
         worker, workers: index of this worker and their number. All must call this with the same config.
+        devices: of this process, among which a worker that is alone divides its batch (see `devices`).
         report: called with the events of `monitor`; by workers other than 0 for skipped steps only.
         held_out: what to validate on.
         get_notice: returns something other than None once a machine is about to be taken away, for which a
             checkpoint is saved at once. All workers call it together, every ``log_every`` steps.
 
     Raises:
-        UserError: the loss is not finite, the checkpoint does not fit, an example cannot be read.
+        UserError: the loss is not finite, the checkpoint does not fit, an example cannot be read, there is no GPU.
     """
     if workers != config.scaling.workers:
         raise ValueError(f"workers: expected {config.scaling.workers}, as in the config. Received {workers}.")
     if not config.total_steps:
         raise ValueError("config: expected steps. Received epochs (see presets.resolve_epochs).")
-    strategy = tf.distribute.MultiWorkerMirroredStrategy()
+    strategy = make_strategy(config.scaling.device, devices, workers)
     state = TrainState.build(config, strategy)
     with strategy.scope():
         features = None
@@ -91,6 +97,9 @@ def train(
             parameters = state.model.count_params()
             report(Started(step=state.step, total_steps=config.total_steps, parameters=parameters))
         writer = _Writer(config, run, saver, pin, report, state.step) if saver else None
+        if _lacks_summary(config, run, worker, strategy, state.step):
+            # An earlier process was killed between its last checkpoint and its summary.
+            monitor.rescore(state.step, state.inference_weights())
         batches = _read_batches(config, images, masks, worker, state.step)
         loop = _Loop(config, worker, strategy, state, features, monitor, writer, report, get_notice)
         return loop.run_steps(iter(batches))
@@ -176,6 +185,14 @@ def _restore(
     return found.checkpoint.pin if found else None
 
 
+def _lacks_summary(config: TrainConfig, run: str, worker: int, strategy: tf.distribute.Strategy, step: int) -> bool:
+    """Whether all steps are done and the run's summary does not tell of them; all workers get worker 0's answer."""
+    if step < config.total_steps:
+        return False
+    lacks = worker == 0 and summarized_step(run) != step
+    return bool(make_sum(strategy)(np.array([float(lacks)]))[0])
+
+
 def _read_batches(config: TrainConfig, images: str, masks: str, worker: int, step: int) -> tf.data.Dataset:
     """Batches of this worker from step number ``step`` on: target, mask, filenames, mask indices."""
     return data.training_batches(
@@ -228,7 +245,7 @@ class _Loop:
                 train_step = self.make_step(phase)
             state.optimizer.learning_rate.assign(learning_rate_at(self.config, state.step))
             batch = self.meter.next(batches)
-            result = train_step(*batch[:2])
+            result = train_step(*divide_batch(self.strategy, *batch[:2]))
             state.step += 1
             self.watch.follow(state.step, result, batch)
             if state.step % self.config.log_every == 0 or state.step == last:
@@ -326,12 +343,14 @@ class _Writer:
             self._report(
                 CheckpointSaved(step=saved.step, address=saved.pin.address, best=saved.best, seconds=saved.seconds)
             )
+        if why := self._saver.retention_error():
+            self._report(RetentionFailed(why=why))
 
     def finish(self, state: TrainState, terms: dict, seconds: float, validated: Validated | None) -> None:
-        """Exports the network and, unless the run was finished before, writes the summary.
+        """Exports the network and writes the summary, unless that tells of the last step already.
 
         Args:
-            terms: the last loss terms.
+            terms: the last loss terms; none if this process took no step, for they are in the logs of the one that did.
             seconds: that this process trained.
             validated: the last validation of this process.
         """
@@ -339,20 +358,23 @@ class _Writer:
         self.report_saved()
         if self._latest is None:
             raise RuntimeError("expected a checkpoint of the last step")
+        steps = state.step - self._begin
+        summarized = not steps and summarized_step(self._run) == state.step
+        if not steps and not summarized:
+            terms = _read_terms(self._run, state.step)
         folder = export_model(self._run, self._config, checkpoints.load_for_inference(self._latest), terms)
         self._report(Exported(step=state.step, address=folder))
-        if state.step == self._begin:
+        if summarized:
             return
         cells = {interval_tag(bucket): cell for bucket, cell in validated.cells.items()} if validated else None
         best = pointers.read(self._run, pointers.BEST)
         if best and best.checkpoint is None:  # of a pointer that was found broken
             best = None
-        steps = state.step - self._begin
         facts = {
             "step": state.step,
             "steps_of_this_process": steps,
             "seconds_of_this_process": seconds,
-            "images_per_second": steps * self._config.global_batch_size / seconds,
+            "images_per_second": steps * self._config.global_batch_size / seconds if steps else None,
             "terms": terms,
             "last_validation": {"step": validated.step, "cells": cells} if validated else None,
             "best_validation": {"step": best.step, "metric": best.metric, "value": best.value} if best else None,
@@ -361,3 +383,12 @@ class _Writer:
         files = {storage.relative(file, folder): storage.checksum(file) for file in storage.find(folder)}
         pins = {"latest": self._latest, "best": best.pin(self._run) if best else None}
         self._report(SummaryWritten(address=write_summary(self._run, pins, folder, files, facts)))
+
+
+def _read_terms(run: str, step: int) -> dict[str, float]:
+    """The loss terms of a step as an earlier process logged them; none if its logs do not have them."""
+    try:
+        logged = read_scalars(run, step)
+    except UserError:
+        return {}
+    return {tag.removeprefix("loss/"): value for tag, value in logged.items() if tag.startswith("loss/")}

@@ -29,9 +29,6 @@ _MAX_NAMED = 8  # examples of a step named in a message
 Report = Callable[[Any], None]  # takes a `Validated` or one of the events below
 
 
-# Events
-
-
 @dataclass(frozen=True, kw_only=True)
 class Started:
     """Training starts, or resumes after ``step`` > 0 steps; ``parameters`` of the network."""
@@ -92,6 +89,14 @@ class CheckpointSaved:
 
     def __str__(self) -> str:
         return f"checkpoint {self.address}" + (" (best so far)" if self.best else "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetentionFailed:
+    why: str
+
+    def __str__(self) -> str:
+        return f"could not delete old checkpoints, will retry: {self.why}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,16 +174,14 @@ class SummaryWritten:
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerError:
-    """A worker stopped for a reason that the user can fix."""
+    """A worker stopped for a reason that the user can fix; ``outage``: a disk that is full, not a wrong use."""
 
     worker: int
     message: str
+    outage: bool = False
 
     def __str__(self) -> str:
         return self.message
-
-
-# Observation
 
 
 class Meter:
@@ -356,6 +359,11 @@ class Monitor:
         # Means leave out the pairs that failed; weights that fail on any are never the best.
         value = math.nan if cells[ALL]["failed"] else cells[ALL][metric]
         return Score(metric=metric, value=value, higher_is_better=METRICS[metric].higher_is_better)
+
+    def rescore(self, step: int, weights: Mapping[str, np.ndarray]) -> None:
+        """Scores weights that an earlier process has logged the scores of; all workers must call this together."""
+        if self.validates(step):
+            self.validated = self._load(weights).validate(step)
 
     def draw_batch(self, step: int, weights: Mapping[str, np.ndarray], targets: tf.Tensor, masks: tf.Tensor) -> None:
         """Logs sample images of a training batch, if nothing is held out."""

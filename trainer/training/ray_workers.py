@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import logging
 import os
 import pickle
 import queue
-import tempfile
+import sys
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import cv2
 import tensorflow as tf
 
-from trainer import presets, stopping
+from trainer import presets
 from trainer.command import printable, quiet_imports
-from trainer.config import TrainConfig
-from trainer.errors import UserError, user_error_in
+from trainer.config import ScalingConfig, TrainConfig
+from trainer.errors import Outage, UserError, is_full_disk, outage_in, user_error_in
+from trainer.training.devices import prepare_devices
 from trainer.training.loop import train
 from trainer.training.monitor import WorkerError
+from trainer.training.ray_session import open_session
 
 # Workers that meet the same error report it within this time of the first.
 _GATHER_S = 2.0
@@ -36,17 +39,16 @@ def train_loop_per_worker(job: dict[str, Any]) -> None:
 
     Args:
         job: ``config`` (JSON of a `TrainConfig`), ``images``, ``masks`` and ``run`` (addresses), ``held_out`` (a
-            `HeldOut` or None) and ``events``, a ``ray.util.queue.Queue`` for the pickled events of `loop.train`.
+            `HeldOut` or None), ``devices`` (how many compute in this process) and ``events``, a
+            ``ray.util.queue.Queue`` for the pickled events of `loop.train`.
     """
     import ray.train
 
-    context, config = ray.train.get_context(), presets.from_json(job["config"])
+    context, config, devices = ray.train.get_context(), presets.from_json(job["config"]), job["devices"]
+    prepare_devices(config.scaling.device, devices, config.scaling.cpus_per_worker)
     # There may be fewer than were asked for: as many as the cluster has room for, scaling.min_workers at least.
     scaling = dataclasses.replace(config.scaling, workers=context.get_world_size(), min_workers=0)
     config = dataclasses.replace(config, scaling=scaling)
-    # Without this every worker of a host would start a thread for each of the host's cores.
-    tf.config.threading.set_intra_op_parallelism_threads(scaling.cpus_per_worker)
-    tf.config.threading.set_inter_op_parallelism_threads(scaling.cpus_per_worker)
     cv2.setNumThreads(1)  # the reader makes as many batches at a time as there are threads
     if scaling.xla:
         # Parts of the step: compiled as a whole it would have to contain the exchange between workers.
@@ -58,65 +60,103 @@ def train_loop_per_worker(job: dict[str, Any]) -> None:
         job["events"].put(pickle.dumps(event))
 
     try:
-        terms = train(
-            config,
-            job["images"],
-            job["masks"],
-            job["run"],
-            worker=worker,
-            workers=scaling.workers,
-            report=report,
-            held_out=job["held_out"],
-            get_notice=ray.train.get_preemption_info,
-        )
+        with _removing_generated_code():
+            terms = train(
+                config,
+                job["images"],
+                job["masks"],
+                job["run"],
+                worker=worker,
+                workers=scaling.workers,
+                devices=devices,
+                report=report,
+                held_out=job["held_out"],
+                get_notice=ray.train.get_preemption_info,
+            )
     except Exception as error:
-        # What the user must fix would fail again: whoever started the workers need not retry.
-        if found := user_error_in(error):
-            report(WorkerError(worker=worker, message=str(found)))
-        raise
+        failure = describe_failure(error)
+        # What would fail again ends the training: whoever started the workers need not retry.
+        if failure.final:
+            report(WorkerError(worker=worker, message=str(failure.error), outage=isinstance(failure.error, Outage)))
+        if failure.error is error:
+            raise
+        raise failure.error from None
     ray.train.report(terms)
+
+
+@dataclasses.dataclass(frozen=True)
+class Failure:
+    """Why a worker stopped: an error that can be sent to another process, and whether a retry would meet it again."""
+
+    error: Exception
+    final: bool
+
+
+def describe_failure(error: Exception) -> Failure:
+    """What to tell of an error in a worker; a client's own exceptions may be of no use in another process.
+
+    A `UserError` and a full disk are final. An `Outage` has been waited for, and may be over when workers start again.
+    """
+    line = " ".join(f"{type(error).__name__}: {error}".split())
+    if is_full_disk(error):
+        return Failure(outage_in(error) or Outage(line), final=True)
+    if found := user_error_in(error):
+        return Failure(found, final=True)
+    if outage := outage_in(error):
+        return Failure(outage, final=False)
+    try:
+        arrives = str(pickle.loads(pickle.dumps(error))) == str(error)
+    except Exception:  # the classes of Google's client take other arguments than they keep
+        arrives = False
+    return Failure(error if arrives else Outage(line), final=False)
+
+
+@contextlib.contextmanager
+def _removing_generated_code() -> Iterator[None]:
+    """Removes the files that TensorFlow's AutoGraph makes: it would at the exit of Python, which Ray's workers omit."""
+    try:
+        yield
+    finally:
+        for name, module in list(sys.modules.items()):
+            if name.startswith("__autograph_generated_file") and module.__file__:
+                with contextlib.suppress(OSError):
+                    os.unlink(module.__file__)
 
 
 def run_on_ray(config: TrainConfig, job: dict[str, Any], address: str | None, verbose: bool) -> None:
     """Runs `train_loop_per_worker` on Ray workers and prints its events.
+
+    On this machine there is one worker, with as many devices as ``scaling.workers`` says: its batch is divided among
+    them as it would be among workers, and no port is opened for TensorFlow. On a cluster each worker has one.
 
     Workers that die are restarted as often as ``scaling.max_failures`` allows; an error that the user must fix ends
     the run at once.
 
     Args:
         job: what the workers get besides the config.
-        address: of a Ray cluster; None starts workers on this machine.
+        address: of a Ray cluster; None starts a worker on this machine.
 
     Raises:
         UserError: the workers failed for a reason the user can fix.
+        Outage: a store or a disk failed for longer than the workers wait.
     """
-    with quiet_imports():
-        import ray
-        from ray.util.queue import Queue
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    scaling = config.scaling
-    local: dict[str, Any] = {"num_cpus": scaling.workers * scaling.cpus_per_worker, "include_dashboard": False}
     environment = {"TF_CPP_MIN_LOG_LEVEL": "0" if verbose else "3"} | _ALLOCATION
-    with stopping.own_handlers():
-        ray.init(
-            address=address,
-            log_to_driver=verbose,
-            logging_level=logging.INFO if verbose else logging.ERROR,
-            runtime_env={"env_vars": environment},
-            **({} if address else local),
-        )
-    # On this process's node: on a worker's it would be lost with that node, and the run with it.
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    events = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
-    with tempfile.TemporaryDirectory(prefix="pconv-ray-", ignore_cleanup_errors=True) as scratch:
-        fit = _Fit(config, {**job, "config": presets.to_json(config), "events": events}, scratch)
+    with open_session(address, config.scaling, verbose, environment) as scratch:
+        with quiet_imports():
+            import ray
+            from ray.util.queue import Queue
+            from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        # On this process's node: on a worker's it would be lost with that node, and the run with it.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        events = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
+        scaling = config.scaling
+        devices, workers = (scaling.workers, 1) if address is None else (1, scaling.workers)
+        job = {**job, "config": presets.to_json(config), "devices": devices, "events": events}
+        fit = _Fit(scaling, job, scratch)
         # In a thread: Ray waits for all workers, also where they wait for one that has given up.
         threading.Thread(target=fit, daemon=True).start()
-        try:
-            _follow(events, fit, scaling.workers)
-        finally:
-            ray.shutdown()
+        _follow(events, fit, workers)
 
 
 class _Fit:
@@ -127,8 +167,8 @@ class _Fit:
         error: what it failed with; None if it succeeded.
     """
 
-    def __init__(self, config: TrainConfig, job: dict[str, Any], scratch: str):
-        self._config, self._job, self._scratch = config, job, scratch
+    def __init__(self, scaling: ScalingConfig, job: dict[str, Any], scratch: str):
+        self._scaling, self._job, self._scratch = scaling, job, scratch
         self.done = threading.Event()
         self.error: BaseException | None = None
 
@@ -141,22 +181,28 @@ class _Fit:
             self.done.set()
 
     def _trainer(self):
-        from ray.train import FailureConfig, RunConfig, ScalingConfig
+        from ray.train import FailureConfig, RunConfig
+        from ray.train import ScalingConfig as RayScalingConfig
         from ray.train.tensorflow import TensorflowTrainer
 
-        scaling = self._config.scaling
-        if scaling.min_workers:
+        from trainer.training.tensorflow_cluster import ClusterConfig
+
+        scaling, devices = self._scaling, self._job["devices"]
+        workers: int | tuple[int, int] = scaling.workers // devices
+        if scaling.min_workers and devices == 1:
             os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(_ELASTIC_WAIT_S))
-        workers = (scaling.min_workers, scaling.workers) if scaling.min_workers else scaling.workers
+            workers = (scaling.min_workers, scaling.workers)
+        resources = {"CPU": scaling.cpus_per_worker * devices}
         # Ray's own bookkeeping only; checkpoints and exports go to the run's folder by themselves.
         return TensorflowTrainer(
             train_loop_per_worker,
             train_loop_config=self._job,
-            scaling_config=ScalingConfig(
+            tensorflow_config=ClusterConfig(),
+            scaling_config=RayScalingConfig(
                 # Ray's own class for V2 takes the pair; the name it exports is annotated with the older one.
                 num_workers=workers,  # type: ignore[arg-type]
                 use_gpu=scaling.device == "gpu",
-                resources_per_worker={"CPU": scaling.cpus_per_worker} | ({"GPU": 1} if scaling.device == "gpu" else {}),
+                resources_per_worker=resources | ({"GPU": devices} if scaling.device == "gpu" else {}),
             ),
             run_config=RunConfig(
                 name="pconv",
@@ -171,8 +217,10 @@ def _follow(events, fit: _Fit, workers: int) -> None:
 
     Raises:
         UserError: a worker reported what the user must fix.
+        Outage: a worker reported a full disk, or the last attempt met an outage.
     """
     messages: dict[int, str] = {}
+    kind: type[Exception] = UserError
     gather_until = float("inf")
     while len(messages) < workers:
         over = fit.done.is_set()  # asked before the queue: everything reported by then is in it
@@ -187,11 +235,12 @@ def _follow(events, fit: _Fit, workers: int) -> None:
             continue
         if not messages:
             gather_until = time.monotonic() + _GATHER_S
+            kind = Outage if event.outage else UserError
         messages[event.worker] = event.message
     if messages:
-        raise UserError(_join(messages))
+        raise kind(_join(messages))
     if fit.error is not None:
-        raise user_error_in(fit.error) or fit.error from None
+        raise user_error_in(fit.error) or outage_in(fit.error) or fit.error from None
 
 
 def _join(messages: dict[int, str]) -> str:

@@ -15,6 +15,7 @@ from trainer.config import LossConfig, TrainConfig
 from trainer.errors import UserError
 from trainer.model import losses
 from trainer.model.layers import BatchNormalization
+from trainer.training.devices import num_devices
 
 INITIAL_SCALE, GROWTH_STEPS, MIN_SCALE, MAX_SCALE = 2.0**15, 2000, 1.0, 2.0**24
 
@@ -162,6 +163,8 @@ def make_train_step(
 ) -> StepFunction:
     """A compiled step: target [B, H, W, 3] and mask [B, H, W, 1] of this worker in, `StepResult` out.
 
+    A worker of several devices gives it what `devices.divide_batch` makes of them.
+
     A step whose loss or gradient is not finite on any worker changes nothing on all of them, BatchNorm's
     statistics included. Keras's own ``fit`` does not run under a multi-worker strategy (keras-team/keras#20585);
     a step called through ``strategy.run`` does. The set of trainable variables is read now: make a new step after
@@ -259,6 +262,8 @@ def make_sum(strategy: tf.distribute.Strategy) -> Callable[[np.ndarray], np.ndar
 
     Where each element is nonzero on one worker at most, the sum is exact.
     """
+    if strategy.num_replicas_in_sync == num_devices(strategy):  # this is the only worker
+        return lambda values: np.array(values, np.float64)
 
     def add(values):
         # A copy on this worker's device: a tensor from outside has none yet.

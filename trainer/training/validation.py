@@ -25,6 +25,7 @@ from trainer.images import rgb
 from trainer.metrics import IMAGE, METRICS, image_quality, intervals, validation_metrics
 from trainer.metrics.intervals import ALL, interval_tag
 from trainer.model.unet import build_unet
+from trainer.training.devices import num_devices
 from trainer.training.step import make_sum
 
 
@@ -179,7 +180,8 @@ class Validator:
 
     def __init__(self, strategy: tf.distribute.Strategy, config: TrainConfig, pairs: list[Pair], count: int):
         self._pairs, self._count = pairs, count
-        self._batch, self._num_drawn = config.per_worker_batch_size, config.validation.pictures
+        self._batch = config.per_worker_batch_size // num_devices(strategy)  # it computes on one of them
+        self._num_drawn = config.validation.pictures
         self._network = build_unet(config.unet, dtype=config.precision, name="validated")
         signature = [tf.TensorSpec([None, None, None, channels], tf.float32) for channels in (3, 1)]
         self._predict = tf.function(
