@@ -149,7 +149,7 @@ def test_outcome_of_a_run_without_rejects(done, run):
         written = {"status": "done", "bytes": len(data), "crc32c": storage.crc32c(data)}
         assert (measured | written).items() <= lines[name].items()
         assert lines[name]["image"].startswith(f"{done}/in/") and lines[name]["mask"].startswith(f"{done}/holes/")
-        assert 0 < lines[name]["seconds"] < 60
+        assert lines[name]["seconds"] > 0
 
 
 def test_white_holes_and_batches(done, run, tmp_path):

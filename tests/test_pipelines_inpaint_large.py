@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -42,24 +42,31 @@ def photograph(height, width):
 
 
 def test_one_percent_of_holes_takes_a_tenth_of_the_whole_frame(model, soak):
+    """Of the pixels that go through the network: its time is theirs, on any machine."""
     height, width = (4000, 6000) if soak else (1000, 1500)
     image, mask = photograph(height, width), np.ones((height, width), np.uint8)
     side = round((height * width * 0.005) ** 0.5)
     mask[side : 2 * side, side : 2 * side] = 0
     mask[-3 * side : -2 * side, -4 * side : -3 * side] = 0
     assert 0.009 < np.mean(mask == 0) < 0.011
-    predict.inpaint(image[:200, :200], mask[:200, :200], model)  # traced
+    computed = []
+
+    def counted(pixels, valid):
+        computed.append(valid.size)
+        return model.predict(pixels, valid)
+
+    counting = dataclasses.replace(model, predict=counted)
     frame = [make_group(Box(0, 0, height, width), mask.shape, model.tiling, model.sides, model.stride)]
     taken, filled = {}, {}
     for name in ("frame", "holes"):
         pixels = image.copy()
-        begin = time.process_time()  # whatever else runs on the machine
+        computed.clear()
         if name == "frame":
-            windows = filling.fill_groups(pixels, mask, frame, model, skip_holeless=False)
+            windows = filling.fill_groups(pixels, mask, frame, counting, skip_holeless=False)
         else:
-            windows = filling.fill_groups(pixels, mask, plan_groups(mask, model.tiling, model.sides, 16), model)
-        taken[name], filled[name] = (time.process_time() - begin, windows), pixels
-    assert taken["holes"][0] < taken["frame"][0] / 10
+            windows = filling.fill_groups(pixels, mask, plan_groups(mask, model.tiling, model.sides, 16), counting)
+        taken[name], filled[name] = (sum(computed), windows), pixels
+    assert 0 < taken["holes"][0] < taken["frame"][0] / 10
     assert taken["holes"][1] < taken["frame"][1] / 10
     same = image.copy()
     filling.fill_groups(same, mask, frame, model)  # the frame's windows, those with holes alone

@@ -48,7 +48,7 @@ def test_windows_and_seconds_are_told_and_batches_are_filled(batch_size):
     model = predict.Model(predict_gray, stride=2, batch_size=batch_size)
     results = FillModelHandler(None, batch_size).run_inference(batch, model)
     assert [result.windows for result in results] == [1, 1, 1]
-    assert all(0 < result.seconds < 10 for result in results)
+    assert all(result.seconds > 0 for result in results)
     assert shapes == {None: [3], 1: [1, 1, 1], 4: [4]}[batch_size]
 
 

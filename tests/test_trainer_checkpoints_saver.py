@@ -82,7 +82,7 @@ def test_checkpoints_and_pointers_are_those_of_the_last_steps(run, background):
         saved = saver.finished()
         assert saver.finished() == []
     assert [x.step for x in saved] == [1, 2, 3, 4] and [x.best for x in saved] == [True, False, False, False]
-    assert all(x.latest for x in saved) and all(0 < x.seconds < 60 for x in saved)
+    assert all(x.latest for x in saved) and all(x.seconds > 0 for x in saved)
     assert [x.deleted for x in saved] == [(), (), (), (saved[1].pin.address.rpartition("/")[2],)]
     assert [step for step, _ in files.newest_first(run)] == [4, 3, 1]
     assert checkpoints.find(run, "best") == saved[0].pin and checkpoints.find_latest(run) == saved[3].pin

@@ -25,6 +25,13 @@ def coverage(shape, groups):
     return total
 
 
+def test_margin_and_overlap_are_an_eighth_of_the_size():
+    assert Tiling() == Tiling(size=1024, margin=128, overlap=128) and Tiling().support == 768
+    assert SMALL == Tiling(size=64, margin=8, overlap=8) and SMALL.support == 48
+    assert Tiling(size=64, margin=0, overlap=1).support == 64
+    assert Tiling(size=8, margin=1, overlap=2).support == 6  # the least of each
+
+
 def test_sides_are_few_and_hold_any_length():
     assert make_sides(256, 512, largest=1024) == (256, 512, 768, 1024)
     assert make_sides(8, 40, largest=64) == (8, 16, 24, 32, 40, 48, 64)
