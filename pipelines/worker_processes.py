@@ -107,8 +107,10 @@ def managed(on_death: Callable[[str], None]) -> Iterator[None]:
 
 def main() -> None:
     """Works until the job has no more to do, or is gone."""
-    from apache_beam.runners.worker import sdk_worker_main
+    from apache_beam.runners.worker import log_handler, sdk_worker_main
 
+    # Without its job the client of the logs would say so, and try again, until this process has ended.
+    vars(log_handler)["print"] = lambda *_args, **_options: None
     for number in stopping.SIGNALS:
         signal.signal(number, signal.SIG_DFL)
     hush_broken_connections()

@@ -6,6 +6,8 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Collection
 from pathlib import Path
 
 # A module named sitecustomize: says on stderr, past all that holds it back, that a module is about to be imported.
@@ -92,3 +94,13 @@ def is_alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except OSError:
         return False
+
+
+def have_ended(pids: Collection[int], within: float = 60) -> bool:
+    """Whether all these processes end ``within`` so many seconds: what they have open is closed a moment earlier."""
+    until = time.monotonic() + within
+    while left := any(map(is_alive, pids)):
+        if time.monotonic() > until:
+            break
+        time.sleep(0.01)
+    return not left

@@ -8,7 +8,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from running import Running, is_alive
+from running import Running, have_ended, is_alive
 
 from pipelines.worker_processes import describe_end
 from trainer import storage
@@ -86,7 +86,7 @@ def test_worker_processes_end_with_a_job_that_is_killed(tmp_path):
         assert len(workers) == 2
         code, said = running.stop(signal.SIGKILL)  # until the last of them has closed the pipe
     assert (code, without_progress(said)) == (-9, "")
-    assert not any(map(is_alive, workers))
+    assert have_ended(workers)
 
 
 @pytest.mark.slow
@@ -111,7 +111,7 @@ def test_the_demo_ends_with_its_stage(tmp_path, number):
         code, said = demo.stop(number)
     name = "" if number == signal.SIGINT else " by SIGTERM"
     assert (code, said) == (-9 if number == signal.SIGKILL else 128 + number, f"interrupted{name}\n")
-    assert not is_alive(stage)
+    assert have_ended([stage])
 
 
 @pytest.mark.parametrize(

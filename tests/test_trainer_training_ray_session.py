@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 import pytest
+from running import have_ended, is_alive
 
 from samples import write_noise
 from trainer import presets
@@ -156,13 +157,6 @@ def addresses_listened_on(processes: set[int]) -> dict[int, list[str]]:
     return found
 
 
-def is_alive(process: int) -> bool:
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
 def test_a_local_training_listens_on_loopback_alone_and_a_kill_leaves_nothing(folder, datasets):
     line = command(datasets, folder / "run", "--set", "scaling.workers=2", "--set", "initial.steps=100000")
     log = open(folder / "log", "wb")
@@ -186,10 +180,8 @@ def test_a_local_training_listens_on_loopback_alone_and_a_kill_leaves_nothing(fo
         training.wait()
         training.stdout.close()
         log.close()
+    assert have_ended(processes)
     deadline = time.monotonic() + 30
-    while left := [process for process in processes if is_alive(process)]:
-        assert time.monotonic() < deadline, [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in left]
-        time.sleep(0.1)
     while (names := [name for name in os.listdir(folder / "tmp") if name.startswith("pconv-ray-")]) or list(
         (folder / "tmp" / "ray").glob("session_*")
     ):

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Mapping
 
 from trainer.checkpoints import files
+from trainer.errors import UserError
 from trainer.storage.retry import persist
 
 # For how long a step is retried; nothing waits for it.
@@ -39,20 +40,33 @@ class Retention:
             self._start()
 
     def begin(self) -> None:
-        """Lets the thread delete what may go by now; waits for it for `GRACE` seconds unless it is late already."""
+        """Lets the thread delete what may go by now; waits for it for `GRACE` seconds unless it is late already.
+
+        Raises:
+            UserError: the run is another writer's by now, or a link leads out of it.
+        """
         with self._lock:
             self._due = True
         self._start()
         if not self._late:
             self.wait()
+        self._raise_what_is_wrong()
 
     def wait(self) -> None:
-        """Waits for what is being deleted, but not for longer than `GRACE`."""
+        """Waits for what is being deleted, but not for longer than `GRACE`. Raises as `begin` does."""
         with self._lock:
             thread = self._thread
         if thread is not None:
             thread.join(GRACE)
             self._late = thread.is_alive()
+        self._raise_what_is_wrong()
+
+    def _raise_what_is_wrong(self) -> None:
+        """Raises, once, what is not a store's refusal and what no later attempt mends."""
+        with self._lock:
+            if isinstance(self._error, UserError):
+                error, self._error = self._error, None
+                raise error
 
     def take_deleted(self) -> tuple[str, ...]:
         """Names of the folders deleted since the last call."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import socket
 
 import ray
@@ -22,7 +23,9 @@ from trainer.training.ray_session import TENSORFLOW_PORTS
 def find_address(rank: int, workers: int) -> str:
     """An address of this machine with a port of the range that is free, and that no other worker of the group takes."""
     host = ray.util.get_node_ip_address()
-    for port in TENSORFLOW_PORTS[rank::workers]:
+    # Any of them: workers of an earlier group that still run, cut off, must not take this one for theirs.
+    mine = TENSORFLOW_PORTS[rank::workers]
+    for port in random.sample(mine, len(mine)):
         with contextlib.suppress(OSError), socket.socket() as probe:
             probe.bind(("", port))
             return f"{host}:{port}"
