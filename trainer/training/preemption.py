@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import fcntl
+import logging
 import os
 import socket
 import subprocess
@@ -71,7 +72,7 @@ def drain(address: str, deadline: float) -> bool:
     host, _, port = address.rpartition(":")
     try:  # Ray's own attempts take minutes
         socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, ValueError, RuntimeError) as error:
         print(f"{address}: {error}", flush=True)
         return False
