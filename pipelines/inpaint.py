@@ -26,12 +26,11 @@ from pipelines.inpainting import MATCHES
 from trainer import storage
 from trainer.command import SOME_REJECTED, ArgumentParser, code_version, integer, quiet_imports, run_command
 from trainer.config import PRECISIONS
-from trainer.errors import UserError
+from trainer.errors import Denied, UserError
 from trainer.images import EXTENSIONS, FORMATS, MAX_PIXELS_HELP
 from trainer.images.rgb import PILLOWS_LIMIT
 from trainer.inference import DEVICES
 from trainer.storage import claims
-from trainer.storage.names import is_text, printable
 
 if TYPE_CHECKING:
     from pipelines.inpainting.inputs import Inputs
@@ -113,8 +112,6 @@ def _find_inputs(ours: argparse.Namespace) -> tuple[Inputs, list[str], list[str]
 
     if ours.pairs:
         listed = storage.normalize(ours.pairs)
-        if not is_text(listed):
-            raise UserError(f"--pairs: expected an address in UTF-8. Received {printable(listed)}.")
         pairs = inputs.read_pairs(listed)
         if not pairs:
             raise UserError(f"--pairs: {listed} lists no images")
@@ -123,7 +120,7 @@ def _find_inputs(ours: argparse.Namespace) -> tuple[Inputs, list[str], list[str]
     images = _list_files("--images", ours.images)
     masks = _list_files("--masks", ours.masks) if ours.masks else []
     where = inputs.Inputs(
-        base=storage.base_of(storage.normalize(ours.images)),
+        base=storage.select(ours.images).base,
         images=storage.normalize(ours.images),
         masks=storage.normalize(ours.masks) if ours.masks else "",
         match=ours.match or "stem",
@@ -134,12 +131,10 @@ def _find_inputs(ours: argparse.Namespace) -> tuple[Inputs, list[str], list[str]
 def _list_files(option: str, pattern: str) -> list[str]:
     from pipelines.inpainting.inputs import list_files
 
-    address = storage.normalize(pattern)
-    if not is_text(address):
-        raise UserError(f"{option}: expected an address in UTF-8. Received {printable(address)}.")
-    if found := list_files(address):
+    selected, lost = storage.select(pattern), dict[str, Denied]()
+    if found := list_files(selected, lost):
         return found
-    raise UserError(f"{option}: no files at {address}")
+    raise next(iter(lost.values()), UserError(f"{option}: no files at {selected.address}"))
 
 
 def _resolve_hole(hole: str | None, where: Inputs, masks: list[str]) -> str:
@@ -150,7 +145,7 @@ def _resolve_hole(hole: str | None, where: Inputs, masks: list[str]) -> str:
     """
     from pipelines.inpainting.inputs import hole_of_folder, shared_folder
 
-    folder = storage.base_of(where.masks) if where.masks else shared_folder(masks)
+    folder = storage.select(where.masks).base if where.masks else shared_folder(masks)
     stated = hole_of_folder(folder) if folder else None
     if hole and stated and hole != stated:
         raise UserError(f"--hole: the manifest.json of {folder} says {stated!r}. Received {hole!r}.")

@@ -330,10 +330,10 @@ def test_a_report_whose_folder_is_claimed_meanwhile_is_none(files, run, monkeypa
 
 def test_folders_whose_names_are_not_utf8_are_refused_in_one_line(files, run):
     odd = os.fsdecode(b"caf\xe9")
-    with pytest.raises(UserError, match=r"expected a folder whose name is UTF-8. Received .*caf\\xe9"):
+    with pytest.raises(UserError, match=r"expected an address in UTF-8. Received .*caf\\xe9"):
         draw(files / odd)
     os.rename(files / "in", files / odd)
-    with pytest.raises(UserError, match=r"--images: expected an address in UTF-8. Received .*caf\\xe9"):
+    with pytest.raises(UserError, match=r"expected an address in UTF-8. Received .*caf\\xe9"):
         inpaint.main(["--images", f"{files}/{odd}", "--holes", "alpha", "--run", run, "--output", f"{files}/out"])
 
 

@@ -157,7 +157,7 @@ TRUTH = "ILSVRC2012_validation_ground_truth.txt"
 )
 def test_development_kits_that_are_none(files, message, tmp_path):
     write(str(tmp_path), files)
-    (address,) = storage.find(f"{tmp_path}/*.gz") or [str(tmp_path)]
+    (address,) = storage.select(f"{tmp_path}/*.gz").find() or [str(tmp_path)]
     with pytest.raises(UserError, match=message):
         ilsvrc.read_devkit(address)
 

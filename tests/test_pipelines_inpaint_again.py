@@ -153,9 +153,9 @@ def test_mutated_images_and_masks_are_outputs_or_rejects(run, tmp_path, soak):
     arguments = ["--images", f"{folder}/in", "--masks", f"{folder}/holes", "--hole", "black", "--run", run]
     assert main([*arguments, "--output", f"{folder}/out", "--max-pixels", "1000000"]) == 3
     rejects = [json.loads(line)["source"] for line in storage.read(f"{folder}/out/rejects.jsonl").splitlines()]
-    outputs = [address.removesuffix(".png") for address in storage.find(f"{folder}/out/*.png")]
+    outputs = [address.removesuffix(".png") for address in storage.select(f"{folder}/out/*.png").find()]
     names = [address.rpartition("/")[2] for address in (*rejects, *outputs)]
     assert sorted(names) == [f"{number:04d}" for number in range(count)]
     assert 0.2 * count < len(rejects) < 0.95 * count
-    for address in storage.find(f"{folder}/out/*.png"):
+    for address in storage.select(f"{folder}/out/*.png").find():
         Image.open(io.BytesIO(storage.read(address))).load()

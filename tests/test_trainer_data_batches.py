@@ -228,7 +228,7 @@ def test_a_bucket_gives_the_same_batches_through_a_verified_cache(bucket, tmp_pa
     cached[0].write_bytes(cached[0].read_bytes()[:-5])
     assert_same(batches(bucket, 7), expected)
     assert sorted((tmp_path / "cache").glob("*.tfrecord")) == cached
-    for address in storage.find(bucket + "/**/*.tfrecord"):
+    for address in storage.select(bucket + "/**/*.tfrecord").find():
         storage.delete(address)
     assert_same(batches(bucket, 7), expected)
 

@@ -166,7 +166,7 @@ def test_what_is_not_there_is_named(place):
         assert not storage.exists(address)
         with pytest.raises(storage.NotFound, match=f"{address} does not exist"):
             storage.read(address)
-    assert storage.find(place + "/nothing") == [] and storage.find(place + "/nothing/*.png") == []
+    assert storage.find(place + "/nothing") == [] and storage.select(place + "/nothing/*.png").find() == []
 
 
 def test_read_compares_checksums(place):
@@ -179,7 +179,7 @@ def test_read_compares_checksums(place):
 def test_a_missing_bucket_is_named(bucket):
     missing = bucket + "-not"
     for use in (
-        lambda: storage.find(missing + "/a/*"),
+        lambda: storage.select(missing + "/a/*").find(),
         lambda: storage.find(missing),
         lambda: storage.read(missing + "/a"),
         lambda: storage.create(missing + "/a", b""),

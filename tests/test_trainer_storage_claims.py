@@ -132,7 +132,7 @@ def test_what_a_stale_list_lacks_is_asked_for_by_name(place, monkeypatch):
     storage.create(f"{place}/a", b"12")
     claim = claims.take(place, replaces=True)
     monkeypatch.setattr(storage, "scan", lambda address: iter(()))
-    monkeypatch.setattr(storage, "find", lambda address: [])
+    monkeypatch.setattr(storage, "find", lambda address, deep: [])
     claims.require_files(place, {"a": (2, storage.crc32c(b"12"))})
     claims.require(claim)
 

@@ -56,7 +56,7 @@ def test_find_a_folder_or_a_file(place):
     assert storage.find(place + "/train/a") == []
     # A hidden name that is asked for is found.
     assert storage.find(place + "/.hidden.png") == [place + "/.hidden.png"]
-    assert storage.find(place + "/.cache") == storage.find(place + "/.cache/*") == [place + "/.cache/a.png"]
+    assert storage.find(place + "/.cache") == storage.select(place + "/.cache/*").find() == [place + "/.cache/a.png"]
 
 
 @pytest.mark.parametrize(
@@ -93,13 +93,13 @@ def test_find_agrees_with_pathlib(pattern, tmp_path, bucket):
         grow_tree(root)
     expected = {path.relative_to(tmp_path).as_posix() for path in tmp_path.glob(pattern) if path.is_file()}
     for root in places:
-        assert names(storage.find(f"{root}/{pattern}"), root) == sorted(expected & set(SHOWN))
+        assert names(storage.select(f"{root}/{pattern}").find(), root) == sorted(expected & set(SHOWN))
 
 
 def test_two_stars_at_the_end_are_everything_below(place):
     grow_tree(place)
-    assert storage.find(place + "/**") == storage.find(place)
-    assert storage.find(place + "/train/**") == storage.find(place + "/train")
+    assert storage.select(place + "/**").find() == storage.find(place)
+    assert storage.select(place + "/train/**").find() == storage.find(place + "/train")
 
 
 def test_find_the_whole_bucket(bucket):
@@ -110,18 +110,18 @@ def test_find_the_whole_bucket(bucket):
 def test_objects_that_stand_for_folders_are_no_files(bucket):
     gcs.client().bucket(bucket[5:]).blob("photos/").upload_from_string(b"", if_generation_match=0)
     storage.create(bucket + "/photos/a.png", b"")
-    assert storage.find(bucket + "/photos") == storage.find(bucket + "/photos/*") == [bucket + "/photos/a.png"]
+    assert storage.find(bucket + "/photos") == storage.select(bucket + "/photos/*").find() == [bucket + "/photos/a.png"]
 
 
 def test_base_of(place):
     grow_tree(place)
-    assert storage.base_of(place + "/train") == storage.base_of(place + "/train/") == place + "/train"
-    assert storage.base_of(place + "/train/*/*.png") == place + "/train"
-    assert storage.base_of(place + "/tr*") == place
-    assert storage.base_of(place + "/train/n01/a.png") == place + "/train/n01"
+    assert storage.select(place + "/train").base == storage.select(place + "/train/").base == place + "/train"
+    assert storage.select(place + "/train/*/*.png").base == place + "/train"
+    assert storage.select(place + "/tr*").base == place
+    assert storage.select(place + "/train/n01/a.png").base == place + "/train/n01"
     for address in (place, place + "/**/a.png", place + "/train/n0[12]/*", place + "/a.png"):
-        base = storage.base_of(address)
-        found = storage.find(address)
+        base = storage.select(address).base
+        found = storage.select(address).find()
         assert found and all(storage.join(base, storage.relative(name, base)) == name for name in found)
         assert not any(storage.relative(name, base).startswith("..") for name in found)
 

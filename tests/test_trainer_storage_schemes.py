@@ -41,7 +41,7 @@ class MemoryStore:
     def normalize(self, address):
         return address.rstrip("/")
 
-    def scan(self, folder, deep):
+    def scan(self, folder, deep, enters=None, lost=None):
         for address, (data, _) in sorted(self.files.items()):
             if address.startswith(folder + "/") and (deep or "/" not in address[len(folder) + 1 :]):
                 yield address, len(data)
@@ -143,11 +143,11 @@ def test_files_are_found(store):
     for name in ("a.png", "deep/er/b.png", "deep/.hidden", "c.txt"):
         storage.create(f"mem://b/{name}", b"12")
     assert storage.find("mem://b/") == ["mem://b/a.png", "mem://b/c.txt", "mem://b/deep/er/b.png"]
-    assert storage.find("mem://b/**/*.png") == ["mem://b/a.png", "mem://b/deep/er/b.png"]
-    assert storage.find("mem://b/*") == ["mem://b/a.png", "mem://b/c.txt"]
+    assert storage.select("mem://b/**/*.png").find() == ["mem://b/a.png", "mem://b/deep/er/b.png"]
+    assert storage.select("mem://b/*").find() == ["mem://b/a.png", "mem://b/c.txt"]
     assert list(storage.scan("mem://b/a.png")) == [("mem://b/a.png", 2)]
-    assert storage.folders("mem://b") == ["deep"] and storage.base_of("mem://b/deep/*") == "mem://b/deep"
-    assert storage.base_of("mem://b/a.png") == "mem://b"
+    assert storage.folders("mem://b") == ["deep"] and storage.select("mem://b/deep/*").base == "mem://b/deep"
+    assert storage.select("mem://b/a.png").base == "mem://b"
     with pytest.raises(storage.Corrupt):
         storage.read("mem://b/a.png", storage.crc32c(b"21"))
 

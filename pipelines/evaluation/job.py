@@ -72,27 +72,27 @@ class Data:
 
     Attributes:
         images: of a dataset; None if they are files.
-        image_files: addresses that the glob found; empty for a dataset.
-        image_address: the dataset or the glob.
+        image_files: addresses of the files; empty for a dataset.
+        selected: the dataset or the files.
         places: place in the seed's order by position, of the images that can be needed.
     """
 
     masks: Split
     images: Split | None
     image_files: tuple[str, ...]
-    image_address: str
+    selected: storage.Selection
     places: dict[int, int]
 
     @classmethod
     def find(cls, images: str, split: str, masks: str, mask_split: str, seed: int) -> Data:
         """Raises `UserError` for datasets that do not exist, are unfinished or have no records."""
-        address = storage.normalize(images)
-        is_glob = any(sign in address for sign in "*?[")
+        selected = storage.select(images)
+        is_dataset = not (selected.glob or selected.name)
         found = cls(
             masks=Split.find(masks, "mask", mask_split),
-            images=None if is_glob else Split.find(images, "image", split),
-            image_files=tuple(storage.find(address)) if is_glob else (),
-            image_address=address,
+            images=Split.find(images, "image", split) if is_dataset else None,
+            image_files=() if is_dataset else tuple(selected.find()),
+            selected=selected,
             places={},
         )
         if not found.num_images:
@@ -107,7 +107,7 @@ class Data:
 
     def describe(self) -> dict:
         """For metrics.json."""
-        files = {"address": self.image_address, "files": len(self.image_files)}
+        files = {"address": self.selected.address, "files": len(self.image_files)}
         return {"masks": self.masks.facts, "images": self.images.facts if self.images else files}
 
 
@@ -147,7 +147,7 @@ def build(pipeline: beam.Pipeline, job: Job) -> None:
     rounds, plan = pipeline | MakeRounds(
         mask_shards=data.masks.shards,
         image_shards=data.images.shards if data.images else (),
-        image_files=(data.image_files, storage.base_of(data.image_address)),
+        image_files=(data.image_files, data.selected.base),
         places=data.places,
         num_images=data.num_images,
         seed=job.seed,

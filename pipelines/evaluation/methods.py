@@ -4,6 +4,8 @@ RUN              newest checkpoint of a training run
 RUN@best         its best checkpoint; RUN@400 that of step 400
 FILE.keras       an exported network, with its card.json beside it
 NAME=...         any of these, under a name of its own
+
+What exists under the whole text is meant by it, whatever signs it has: runs/me@work, lr=0.1.
 """
 
 from __future__ import annotations
@@ -53,15 +55,28 @@ def find_networks(texts: Sequence[str]) -> list[Network]:
     """
     found: list[Network] = []
     for text in texts:
-        named = re.match(r"([\w.-]+)=(.+)", text)
-        name, address = named.groups() if named else (None, text)
-        address, _, which = address.partition("@")
+        name, address, which = _split(text)
+        if which and address.endswith(".keras"):
+            raise UserError(f"--run: expected {address} alone: an export has no checkpoints. Received @{which}.")
         network = _find_export(address) if address.endswith(".keras") else _find_run(address, which)
         network = dataclasses.replace(network, name=name or (network.name if len(texts) > 1 else "network"))
         if network.name in [other.name for other in found]:
             raise UserError(f"--run: expected different names (NAME=ADDRESS). Received {network.name!r} twice.")
         found.append(network)
     return found
+
+
+def _split(text: str) -> tuple[str, str, str]:
+    """Name, address and checkpoint in ``[NAME=]ADDRESS[@CHECKPOINT]``; name and checkpoint may be empty.
+
+    An address may have both signs as well: what is there under the whole text is not split.
+    """
+    named = re.match(r"([\w.-]+)=(.+)", text)
+    name, address = named.groups() if named and not storage.is_there(storage.normalize(text)) else ("", text)
+    run, _, which = address.rpartition("@")
+    if not run or "/" in which or storage.is_there(storage.normalize(address)):
+        return name, address, ""
+    return name, run, which
 
 
 def _find_run(address: str, which: str) -> Network:

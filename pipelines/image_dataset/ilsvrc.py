@@ -49,8 +49,9 @@ def _devkit_files(address: str) -> dict[str, bytes]:
             wanted = [info for info in archive if _TRUTH.search(info.name) or _NAMES.search(info.name)]
             opened = {info.name: archive.extractfile(info) for info in wanted if info.isreg()}
             return {name: file.read() for name, file in opened.items() if file}
-    folder = address.rpartition("/")[0] + "/*" if address.endswith(".txt") else address
-    return {name: storage.read(name) for name in storage.find(folder) if _TRUTH.search(name) or _NAMES.search(name)}
+    is_text = address.endswith(".txt")
+    found = storage.find(address.rpartition("/")[0] if is_text else address, deep=not is_text)
+    return {name: storage.read(name) for name in found if _TRUTH.search(name) or _NAMES.search(name)}
 
 
 def read_devkit(address: str) -> dict[int, str]:

@@ -19,6 +19,8 @@ from typing import NamedTuple
 from pipelines.image_dataset import ilsvrc
 from pipelines.transforms.rejects import Reject, reject
 from trainer import storage
+from trainer.errors import Denied
+from trainer.storage import names
 from trainer.storage.names import to_bytes
 
 _MIN_READ, _MAX_READ = 4 << 10, 8 << 20  # bytes read at once
@@ -60,9 +62,9 @@ class Part:
 
     Attributes:
         split: that they belong to.
-        address: a pattern that matches the files; of a tar, the file that it is or lies in.
         bytes: of all files; of a tar, its size.
-        folder: that names are relative to; empty for a tar.
+        files: the files; None for a tar.
+        address: of a tar, the file that it is or lies in.
         start: first byte of the tar in its file.
         member: name of the tar, if it lies in another.
         synset: of all images.
@@ -70,9 +72,9 @@ class Part:
     """
 
     split: str
-    address: str
     bytes: int
-    folder: str = ""
+    files: storage.Selection | None = None
+    address: str = ""
     start: int = 0
     member: str = ""
     synset: str = ""
@@ -80,14 +82,20 @@ class Part:
 
 
 def list_part(part: Part) -> Iterator[Item | Reject]:
-    """The images in a part, in no particular order; a tar, or a member of one, that cannot be read is a `Reject`."""
+    """The images in a part, in no particular order.
+
+    A tar, a member of one, or a folder that cannot be read is a `Reject`.
+    """
     truth = ilsvrc.validation_synsets(part.truth) if part.truth else {}
-    yield from _list_files(part, truth) if part.folder else _list_tar(part, truth)
+    yield from _list_files(part, part.files, truth) if part.files else _list_tar(part, truth)
 
 
-def _list_files(part: Part, truth: dict[int, str]) -> Iterator[Item]:
-    for address, size in storage.scan(part.address):
-        yield _make_item(part, truth, address[len(part.folder) :].lstrip("/"), address, 0, size)
+def _list_files(part: Part, files: storage.Selection, truth: dict[int, str]) -> Iterator[Item | Reject]:
+    lost: dict[str, Denied] = {}
+    for address, size in files.scan(lost):
+        yield _make_item(part, truth, storage.relative(address, files.base), address, 0, size)
+    for folder, error in lost.items():
+        yield reject(folder, "list", error, part.split)
 
 
 def _list_tar(part: Part, truth: dict[int, str]) -> Iterator[Item | Reject]:
@@ -108,7 +116,7 @@ def _make_item(
 ) -> Item:
     number = ilsvrc.image_number(name)
     synset = part.synset or ("" if number is None else truth.get(number, ""))
-    key = "/".join(filter(None, (part.split, synset, name)))
+    key = "/".join((part.split, synset, name) if synset else (part.split, name))
     return Item(part.split, to_bytes(key), to_bytes(synset), to_bytes(address), start, size, to_bytes(member))
 
 
@@ -179,7 +187,7 @@ class RangeReader:
 
 
 def list_members(address: str, start: int = 0, size: int | None = None) -> Iterator[Member]:
-    """The members of a tar in their order, without folders and files whose names begin with a dot.
+    """The members of a tar in their order, without folders and hidden files (`names.is_hidden`).
 
     Args:
         address: of the file that holds the tar.
@@ -201,7 +209,7 @@ def list_members(address: str, start: int = 0, size: int | None = None) -> Itera
                 raise tarfile.ReadError("a member of negative size")
             end = archive.offset
             parts = [part for part in info.name.split("/") if part not in ("", ".")]
-            if info.isdir() or any(part.startswith(".") and part != ".." for part in parts):
+            if info.isdir() or names.is_hidden(info.name):
                 continue
             name, place = "/".join(parts), start + info.offset_data
             if info.offset_data + info.size > size:

@@ -21,7 +21,7 @@ from pipelines.image_dataset import ilsvrc
 from pipelines.image_dataset.parts import Part, TarError, list_twice
 from pipelines.transforms.rejects import Reject, reject
 from trainer import storage
-from trainer.errors import UserError
+from trainer.errors import Denied, UserError
 
 SPLITS = ("train", "val", "test")
 _TAR = re.compile(r"_img_(train|val|test)\w*\.tar$")
@@ -86,39 +86,49 @@ def _tar_parts(address: str, split: str, truth: str) -> tuple[list[Part], list[R
 
 
 def _tree_parts(folder: str, split: str, truth: str) -> list[Part]:
-    """One part for each class folder, and one for the files directly in the split's folder."""
-    sizes: collections.Counter[str] = collections.Counter()
-    for address, size in storage.scan(folder):
-        synset, _, name = address[len(folder) + 1 :].partition("/")
-        sizes[synset if name else ""] += size
+    """One part for each class folder, and one for the files directly in the split's folder.
+
+    An object ``train//a.png`` is in no class: its folder has no name.
+    """
+    sizes: collections.Counter[tuple[str, str]] = collections.Counter()
+    lost: dict[str, Denied] = {}
+    for address, size in storage.scan(folder, lost=lost):
+        synset, slash, _ = storage.relative(address, folder).partition("/")
+        sizes[synset if slash else "", slash] += size
+    if folder in lost:
+        raise lost[folder]
+    for address in lost:  # its part will tell
+        sizes[storage.relative(address, folder).partition("/")[0], "/"] += 0
     return [
         Part(
             split=split,
-            address=storage.join(folder, storage.escape(synset), "**") if synset else storage.join(folder, "*"),
+            files=storage.Selection(
+                storage.join(folder, synset) if synset else folder, "" if synset else f"{slash}**" if slash else "*"
+            ),
             bytes=size,
-            folder=storage.join(folder, synset),
             synset=synset,
             truth="" if synset else truth,
         )
-        for synset, size in sorted(sizes.items())
+        for (synset, slash), size in sorted(sizes.items())
     ]
 
 
-def _other_images(pattern: str, splits: tuple[str, ...]) -> Source:
+def _other_images(selected: storage.Selection, splits: tuple[str, ...]) -> Source:
     """Images that are not in one of ImageNet's forms."""
     split = splits[0] if splits else "train"
     if len(splits) > 1 or not re.fullmatch(r"[\w-]+", split):
         raise UserError(f"--split: expected one name for images without splits. Received {','.join(splits)!r}.")
-    sizes = [size for _, size in storage.scan(pattern)]
+    lost: dict[str, Denied] = {}
+    sizes = [size for _, size in selected.scan(lost)]
     if not sizes:
-        raise UserError(f"no image files in or below {pattern}")
-    return Source((Part(split=split, address=pattern, bytes=sum(sizes), folder=storage.base_of(pattern)),))
+        raise next(iter(lost.values()), UserError(f"no image files in or below {selected.address}"))
+    return Source((Part(split=split, files=selected, bytes=sum(sizes)),))
 
 
 def _find_truth(folders: list[str]) -> str:
     """Address of what states the classes of the validation images, in one of ``folders``; empty if nothing does."""
     for folder in folders:
-        names = [posixpath.basename(address) for address, _ in storage.scan(storage.join(folder, "*"))]
+        names = [posixpath.basename(address) for address, _ in storage.scan(folder, deep=False)]
         names = sorted(names + [name + "/" for name in storage.folders(folder)])
         for name in filter(_DEVKIT.search, names):
             return storage.join(folder, name.rstrip("/"))
@@ -148,10 +158,11 @@ class _Forms:
         return [self.root] + ([outer] if outer not in ("", self.root) else [])
 
 
-def _find_forms(root: str) -> _Forms:
-    if storage.fixed_folder(root) is not None:
+def _find_forms(selected: storage.Selection) -> _Forms:
+    root = selected.address
+    if selected.glob:
         return _Forms(root)
-    if storage.exists(root):
+    if selected.name:
         named = _TAR.search(root)
         tars = {named[1] if named else "train": root} if root.endswith(".tar") else {}
         return _Forms(posixpath.dirname(root), tars=tars)
@@ -159,7 +170,7 @@ def _find_forms(root: str) -> _Forms:
     for tree in candidates:
         if present := tuple(split for split in SPLITS if split in storage.folders(tree)):
             break
-    names = [name for name, _ in storage.scan(storage.join(root, "*"))]
+    names = [name for name, _ in storage.scan(root, deep=False)]
     tars = {found[1]: name for name in names if (found := _TAR.search(name)) and found[1] not in present}
     return _Forms(root, tree if present else "", present, tars)
 
@@ -187,11 +198,11 @@ def find_source(address: str, splits: tuple[str, ...] = (), devkit: str = "") ->
     Raises:
         UserError: there are no images, or none of a split, or a tar of class tars is damaged.
     """
-    root = storage.normalize(address)
-    forms = _find_forms(root)
+    selected = storage.select(address)
+    root, forms = selected.address, _find_forms(selected)
     present = {*forms.folders, *forms.tars}
     if not present:
-        return _other_images(root, splits)
+        return _other_images(selected, splits)
     if wrong := [split for split in splits if split not in SPLITS]:
         raise UserError(f"--split: expected names of {SPLITS}. Received {wrong[0]!r}.")
     truth = storage.normalize(devkit) if devkit else _find_truth(forms.tables) if "val" in present else ""

@@ -20,10 +20,11 @@ from pydantic import TypeAdapter
 from masks.codec import HOLES
 from pipelines.transforms.rejects import Reject, reject, reject_name
 from trainer import documents, storage
-from trainer.errors import Corrupt, UserError
+from trainer.errors import Corrupt, Denied, UserError
 from trainer.storage.names import is_text
 
 MANIFEST, ITEMS, REJECTS = "manifest.json", "items.jsonl", "rejects.jsonl"
+_DOTS = frozenset((".", ".."))  # objects in a bucket may have them as parts of their names
 
 
 class Item(NamedTuple):
@@ -93,18 +94,35 @@ def output_names(names: Iterable[str], extension: str) -> dict[str, str]:
 # Lists
 
 
-def list_files(pattern: str) -> list[str]:
-    """Files that a pattern matches, without the reports of an earlier job that wrote its outputs there."""
-    base = storage.base_of(pattern)
-    ours = {storage.join(base, name) for name in (MANIFEST, ITEMS, REJECTS)} - {pattern}
-    return [address for address in storage.find(pattern) if address not in ours]
+def list_files(selected: storage.Selection, lost: dict[str, Denied] | None = None) -> list[str]:
+    """The files of a selection, without the reports of an earlier job that wrote its outputs there.
+
+    Args:
+        lost: gets the folders that may not be listed, see `storage.scan`.
+    """
+    ours = {storage.join(selected.base, name) for name in (MANIFEST, ITEMS, REJECTS)} - {selected.address}
+    return [address for address in selected.find(lost) if address not in ours]
 
 
 def list_stems(pattern: str) -> Iterator[tuple[str, str] | Reject]:
-    """(stem, address) of each file that ``pattern`` matches; a file whose name is not UTF-8 is a `Reject`."""
-    base = storage.base_of(pattern)
-    for address in list_files(pattern):
-        yield (stem_of(storage.relative(address, base)), address) if is_text(address) else reject_name(address)
+    """(stem, address) of each file that ``pattern`` selects.
+
+    A folder that may not be listed is a `Reject`, and so is a file whose name cannot be an output's.
+    """
+    selected, lost = storage.select(pattern), dict[str, Denied]()
+    for address in list_files(selected, lost):
+        name = storage.relative(address, selected.base)
+        yield _check_name(address, name) or (stem_of(name), address)
+    yield from (reject(folder, "list", error) for folder, error in lost.items())
+
+
+def _check_name(address: str, name: str) -> Reject | None:
+    """The `Reject` of a file whose name below the folder of images or masks is not UTF-8, or goes up and down."""
+    if not is_text(address):
+        return reject_name(address)
+    if _DOTS.isdisjoint(name.split("/")):
+        return None
+    return reject(address, "match", MatchError("expected a name without the parts . and .., which no file can have"))
 
 
 def read_pairs(address: str) -> list[tuple[str, str]]:
@@ -151,8 +169,12 @@ def _parse_line(line: bytes) -> Any:
 def _beside(address: str, path: str) -> str:
     if not path:
         return ""
-    is_absolute = storage.is_remote(path) or path.startswith(("/", "~"))
-    return storage.normalize(path if is_absolute else storage.join(posixpath.dirname(address), path))
+    if not (storage.is_remote(path) or path.startswith(("/", "~"))):
+        scheme, mark, folder = posixpath.dirname(address).rpartition("://")
+        has_dots = not _DOTS.isdisjoint(path.split("/"))
+        joined = storage.join(folder, path)
+        path = scheme + mark + (posixpath.normpath(joined) if has_dots else joined)
+    return storage.normalize(path) if is_text(path) else path  # the other is a reject, see `list_pairs`
 
 
 def common_folder(addresses: Iterable[str]) -> str:
@@ -173,12 +195,11 @@ def shared_folder(addresses: Iterable[str]) -> str | None:
 
 
 def list_pairs(address: str, base: str) -> Iterator[tuple[str, tuple[str, str]] | Reject]:
-    """(stem, (image, mask)) of each line of a list; one with a name that is not UTF-8 is a `Reject`."""
+    """(stem, (image, mask)) of each line of a list; one with a name that cannot be used is a `Reject`."""
     for image, mask in read_pairs(address):
-        if is_text(image) and is_text(mask):
-            yield stem_of(storage.relative(image, base)), (image, mask)
-        else:
-            yield reject_name(image)
+        name = storage.relative(image, base)
+        lost = _check_name(image, name) or (None if is_text(mask) else reject_name(image))
+        yield lost or (stem_of(name), (image, mask))
 
 
 def hole_of_folder(base: str) -> str | None:
@@ -252,9 +273,5 @@ def check_outputs(inputs: Iterable[str], patterns: Iterable[str], output: str, e
     if inside := [address for address in sorted(inputs) if address.startswith(output + "/")]:
         raise UserError(f"--output: expected a folder without inputs. Received {output}, where {inside[0]} is one.")
     for pattern in patterns:
-        if storage.fixed_folder(pattern) is None:
-            is_input = f"{output}/".startswith(pattern + "/")
-        else:
-            is_input = storage.compile_glob(pattern).fullmatch(storage.join(output, "a" + extension)) is not None
-        if is_input:
+        if storage.select(pattern).holds(storage.join(output, "a" + extension)):
             raise UserError(f"--output: expected a folder in which {pattern} matches no files. Received {output}.")

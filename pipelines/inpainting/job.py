@@ -9,6 +9,7 @@ Reading goes ahead of the network and writing comes after it, both in threads of
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Sequence
 
 import apache_beam as beam
@@ -21,6 +22,7 @@ from pipelines.inpainting.outputs import FINISHED
 from pipelines.transforms.model_handler import BATCH_PIXELS, Filled, FillModelHandler
 from pipelines.transforms.rejects import REJECTED, Reject, tag_rejects
 from pipelines.transforms.thread_map import ThreadMap
+from trainer import storage
 from trainer.images import EXTENSIONS
 from trainer.storage.claims import Claim
 
@@ -132,14 +134,16 @@ class SkipFinished(beam.PTransform):
     def expand(self, items) -> beam.pvalue.DoOutputsTuple:
         existing = items.pipeline | "Output" >> beam.Create([self._output]) | beam.FlatMap(outputs.list_existing)
         return (
-            {"items": items | beam.Map(_by_output), "existing": existing}
+            {"items": items | beam.Map(_by_output, storage.is_remote(self._output)), "existing": existing}
             | "ByOutput" >> beam.CoGroupByKey()
             | "Skip" >> _tagged(outputs.skip_finished, tags=[FINISHED], main="new")
         )
 
 
-def _by_output(item: Item) -> tuple[str, Item]:
-    return item.output, item
+def _by_output(item: Item, is_remote: bool) -> tuple[str, Item]:
+    """The item by its output; of objects ``a//b`` and ``a/b``, which become one file, both have this name."""
+    item = item if is_remote else item._replace(output=posixpath.normpath(item.output.lstrip("/")))
+    return outputs.record_name(item.output), item
 
 
 class WriteOutcome(beam.PTransform):

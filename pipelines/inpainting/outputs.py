@@ -30,7 +30,7 @@ from trainer import storage
 from trainer.documents import CHECKED, Form, Json
 from trainer.errors import Unwritable, UserError
 from trainer.images import EXTENSIONS, pictures, rgb
-from trainer.storage import claims
+from trainer.storage import claims, names
 from trainer.storage.claims import Claim
 
 RECORDS, JOB = ".items", "job.json"
@@ -56,8 +56,15 @@ def _dump(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True).encode() + b"\n"
 
 
+def record_name(name: str) -> str:
+    """Path of an output's record in the folder of records, without ``.json``: the output's own, unless it is long."""
+    folder, slash, file = name.rpartition("/")
+    return folder + slash + names.shorten(file, names.MAX_BYTES - len(".json"))
+
+
 def record_address(output: str, name: str) -> str:
-    return storage.join(output, RECORDS, f"{name}.json")
+    """Address of the record of the output ``name``, a path below the folder ``output``."""
+    return storage.join(output, RECORDS, f"{record_name(name)}.json")
 
 
 # At launch
@@ -143,24 +150,23 @@ def _compare_job(output: str, job: dict) -> bool | None:
 
 
 def list_existing(output: str) -> Iterator[tuple[str, str]]:
-    """(output's path, what exists of it: ``record`` or ``output``), for all that an earlier run left."""
+    """(`record_name` of an output, what exists of it: ``record`` or ``output``), for all that an earlier run left."""
     records = storage.join(output, RECORDS)
-    for address in storage.find(records):
-        yield storage.relative(address, records).removesuffix(".json"), "record"
-    for address in storage.find(output):
-        yield storage.relative(address, output), "output"
+    left = [(storage.relative(address, records).removesuffix(".json"), "record") for address in storage.find(records)]
+    left += [(record_name(storage.relative(address, output)), "output") for address in storage.find(output)]
+    yield from ((name, kind) for name, kind in left if names.is_text(name))  # others are nothing of ours
 
 
 def skip_finished(group: tuple[str, dict[str, Iterable]]) -> Iterator[Item | beam.pvalue.TaggedOutput]:
     """The item of one output, tagged `FINISHED` if record and output exist. Several items for it are all rejected.
 
     Args:
-        group: the output's path, its ``items``, and what exists of it under ``existing``: see `list_existing`.
+        group: `record_name` of the output, its ``items``, and what exists of it: see `list_existing`.
     """
-    name, found = group
+    _, found = group
     items = sorted(found["items"])
     if len(items) > 1:
-        error = MatchError(f"expected one image for each output. Received {len(items)} for {name}.")
+        error = MatchError(f"expected one image for each output. Received {len(items)} for {items[0].output}.")
         yield from (beam.pvalue.TaggedOutput(REJECTED, reject(item.image, "match", error)) for item in items)
     elif items and {"record", "output"} <= set(found["existing"]):
         yield beam.pvalue.TaggedOutput(FINISHED, items[0])

@@ -33,7 +33,7 @@ from masks.sources import KINDS, Source
 from pipelines.mask_dataset.plan import Plan
 from pipelines.transforms.rejects import Reject, Rejected, blame, reject, reject_name
 from trainer import storage
-from trainer.errors import UserError
+from trainer.errors import Denied, UserError
 from trainer.images import budget, rgb
 from trainer.storage.names import is_text
 
@@ -171,13 +171,13 @@ def list_sources(
             if suffix in VIDEO_SUFFIXES:
                 found.append(file)
             elif suffix in IMAGE_SUFFIXES:
-                folders.setdefault(posixpath.dirname(name), []).append(name)
+                folders.setdefault(name.rpartition("/")[0], []).append(name)
             else:
                 expected = f"one of the suffixes {(*VIDEO_SUFFIXES, *IMAGE_SUFFIXES)}"
                 rejects.append(reject(name, "match", ValueError(f"expected {expected}. Received {suffix!r}.")))
         pairs, alone = _pair_up(folders)
         rejects += alone
-        base = storage.base_of(frames)
+        base = storage.select(frames).base
         for pair in pairs:
             key = "+".join(storage.relative(name, base) for name in pair)
             found.append(SourceFile(kind="pair", key=key, addresses=pair))
@@ -186,10 +186,12 @@ def list_sources(
 
 def _find(kind: str, address: str, rejects: list[Reject]) -> list[SourceFile]:
     """The files at an address; those with names that are not UTF-8 are appended to ``rejects``."""
-    names = storage.find(address)
+    selected, lost = storage.select(address), dict[str, Denied]()
+    names = selected.find(lost)
     if not names:
-        raise UserError(f"{address} matches no file")
-    base = storage.base_of(address)
+        raise next(iter(lost.values()), UserError(f"{address} matches no file"))
+    base = selected.base
+    rejects += [reject(folder, "list", error) for folder, error in lost.items()]
     rejects += [reject_name(name) for name in names if not is_text(name)]
     names = [name for name in names if is_text(name)]
     return [SourceFile(kind=kind, key=storage.relative(name, base), addresses=(name,)) for name in names]
@@ -199,15 +201,15 @@ def _pair_up(folders: dict[str, list[str]]) -> tuple[list[tuple[str, str]], list
     pairs: list[tuple[str, str]] = []
     rejects: list[Reject] = []
     for folder, names in folders.items():
-        parent, side = posixpath.split(folder)
+        parent, _, side = folder.rpartition("/")
         if side in ("left", "right"):
-            other = posixpath.join(parent, "right" if side == "left" else "left")
+            other = f"{parent}/{'right' if side == 'left' else 'left'}"
             partners = {posixpath.basename(name) for name in folders.get(other, ())}
             for name in names:
                 if posixpath.basename(name) not in partners:
                     rejects.append(reject(name, "match", ValueError(f"expected a frame of the same name in {other}")))
                 elif side == "left":
-                    pairs.append((name, posixpath.join(other, posixpath.basename(name))))
+                    pairs.append((name, storage.join(other, posixpath.basename(name))))
             continue
         names = sorted(names, key=_natural)
         pairs += zip(names, names[1:], strict=False)

@@ -1,20 +1,19 @@
-"""Files at addresses, local or ``gs://``: `api` has the functions, `store` what each scheme's module has to fulfil."""
+"""Files at addresses, local or ``gs://``.
+
+`api` has the functions, `selections` what an address of a user's means, `store` what each scheme has to fulfil.
+"""
 
 # ruff: noqa: F401
 from trainer.errors import AlreadyExists, Conflict, Corrupt, Denied, NotFound, Outage, TooLarge, Unwritable
 from trainer.storage.api import (
     SCHEMES,
-    base_of,
     changed,
     checksum,
-    compile_glob,
     confine,
     create,
     delete,
-    escape,
     exists,
     find,
-    fixed_folder,
     folders,
     is_remote,
     is_transient,
@@ -36,4 +35,5 @@ from trainer.storage.api import (
     store_of,
     sweep,
 )
+from trainer.storage.selections import Selection, is_there, select
 from trainer.storage.store import Store, crc32c

@@ -7,13 +7,11 @@ compare-and-swap (`replace`): nothing is overwritten by accident, whatever is re
 
 from __future__ import annotations
 
-import fnmatch
-import itertools
-import posixpath
+import os
 import re
 from collections.abc import Callable, Iterator
 
-from trainer.errors import Corrupt, NotFound, Outage, UserError
+from trainer.errors import Corrupt, Denied, NotFound, Outage, UserError
 from trainer.storage import names
 from trainer.storage.gcs import GcsStore
 from trainer.storage.local import LocalStore
@@ -22,7 +20,6 @@ from trainer.storage.store import Store, crc32c
 SCHEMES: dict[str, Store] = {"": LocalStore(), "gs": GcsStore()}
 
 _SCHEME = re.compile(r"(\w[\w+.-]*)://")
-_WILDCARD = re.compile(r"[*?\[]")
 
 
 # Addresses
@@ -39,18 +36,27 @@ def store_of(address: str) -> Store:
 
 
 def normalize(address: str) -> str:
-    """``address`` without a slash at its end; a local path absolute, with ``~`` expanded. Raises `UserError`."""
+    """``address`` without a slash at its end; a local path absolute, with ``~`` expanded.
+
+    Raises:
+        UserError: it is malformed, or not UTF-8: no JSON document could name it.
+    """
+    if not names.is_text(address):
+        raise UserError(f"expected an address in UTF-8. Received {names.printable(address)}.")
     return store_of(address).normalize(address)
 
 
 def join(folder: str, *names: str) -> str:
-    """The address of a file below ``folder``."""
-    return posixpath.join(folder, *names)
+    """The address of a file below ``folder``. Undone by `relative`, whatever the name of an object looks like."""
+    return "/".join(("" if folder == "/" else folder, *names))
 
 
 def relative(address: str, folder: str) -> str:
-    """The part of ``address`` below ``folder``."""
-    return posixpath.relpath(address, folder)
+    """The part of ``address`` below ``folder``, as it is: ``a//b`` and ``a/b`` are two objects."""
+    start = join(folder, "")
+    if not address.startswith(start):
+        raise ValueError(f"{address} is not below {folder}")
+    return address[len(start) :]
 
 
 def is_remote(address: str) -> bool:
@@ -63,70 +69,57 @@ def near(address: str) -> int:
     return store_of(address).near
 
 
-# Patterns
-
-
-def fixed_folder(pattern: str) -> str | None:
-    """The folder before the first wildcard of a glob; None for a pattern without wildcards."""
-    wildcard = _WILDCARD.search(pattern)
-    return pattern[: wildcard.start()].rpartition("/")[0] if wildcard else None
-
-
-def compile_glob(pattern: str) -> re.Pattern[str]:
-    """The regular expression of a glob.
-
-    ``**/`` is any number of folders, ``**`` anything; ``*``, ``?``, ``[a-z]`` and ``[!a]`` stay within a folder.
-    """
-    rules = {"**/": "(?s:.*/)?", "**": "(?s:.*)", "*": "[^/]*", "?": "[^/]"}
-    parts = re.split(r"(\*\*/|\*\*|\*|\?|\[!?\]?[^\]]*\])", pattern)
-    sets = {p: "(?!/)" + fnmatch.translate(p)[:-2] for p in parts[1::2]}  # without the \Z at its end
-    return re.compile("".join(rules.get(p) or sets.get(p) or re.escape(p) for p in parts))
-
-
-def escape(name: str) -> str:
-    """The glob that matches ``name`` alone."""
-    return re.sub(r"([*?\[])", r"[\1]", name)
-
-
 # Finding
 
 
-def scan(address: str) -> Iterator[tuple[str, int]]:
-    """Address and size of each file that `find` finds, one by one, in no particular order."""
-    pattern = normalize(address)
-    folder = fixed_folder(pattern)
-    base = pattern if folder is None else folder
-    matches = compile_glob(pattern).fullmatch if folder is not None else None
-    deep = matches is None or "**" in pattern or "/" in pattern[len(base) + 1 :]
-    found = store_of(pattern).scan(base, deep)
-    if matches is None and exists(base):
-        found = itertools.chain([(base, size(base))], found)
-    for name, length in found:
-        if "/." not in name[len(base) :] and (matches is None or matches(name)):
+def scan(address: str, deep: bool = True, lost: dict[str, Denied] | None = None) -> Iterator[tuple[str, int]]:
+    """Address and size of each file that `find` finds, one by one, in no particular order.
+
+    Args:
+        lost: gets the error of each folder that may not be listed, by its address; without it, that is raised.
+    """
+    address = store_of(address).normalize(address)
+    is_file = deep and is_file_like(address)
+    if is_file:
+        yield address, size(address)
+    if not is_file or is_remote(address):  # an object may have the name of a folder
+        yield from scan_folder(address, deep, lost=lost)
+
+
+def scan_folder(
+    folder: str,
+    deep: bool,
+    enters: Callable[[str], bool] | None = None,
+    lost: dict[str, Denied] | None = None,
+) -> Iterator[tuple[str, int]]:
+    """`scan` of a folder; a hint: ``enters`` is whether a folder below, by its address, may hold what is looked for."""
+    for name, length in store_of(folder).scan(folder, deep, enters, lost):
+        if not names.is_hidden(name[len(folder) :]):
             yield name, length
 
 
-def find(address: str) -> list[str]:
-    """Addresses of all files that match, sorted: one file, a folder (all files below it) or a glob.
+def find(address: str, deep: bool = True) -> list[str]:
+    """Addresses of a file, or of all files below a folder, sorted; nothing in ``address`` is a wildcard: see `select`.
 
-    Files and folders whose names begin with a dot are skipped, unless ``address`` is or begins with
-    them. Returns an empty list where nothing matches; raises `NotFound` for a bucket that does not exist.
+    Files and folders that are hidden (`names.is_hidden`) are skipped, unless ``address`` is or begins with them.
+    Returns an empty list where nothing is; raises `NotFound` for a bucket that does not exist.
+
+    Args:
+        deep: whether the files in the folder's folders are found, too; if not, ``address`` is a folder.
     """
-    return sorted(name for name, _ in scan(address))
+    return sorted(name for name, _ in scan(address, deep))
 
 
 def folders(address: str) -> list[str]:
-    """Names of the folders right in ``address``, sorted, without those that begin with a dot."""
-    return sorted(name for name in store_of(address).folders(address) if not name.startswith("."))
+    """Names of the folders right in ``address``, sorted, without hidden ones."""
+    return sorted(name for name in store_of(address).folders(address) if not names.is_hidden(name))
 
 
-def base_of(address: str) -> str:
-    """The folder that the names found by ``find(address)`` are relative to."""
-    pattern = normalize(address)
-    folder = fixed_folder(pattern)
-    if folder is not None:
-        return folder
-    return pattern.rpartition("/")[0] if exists(pattern) else pattern
+def is_file_like(address: str) -> bool:
+    """Whether something other than a folder is there: pipes, and links that lead nowhere, count."""
+    if is_remote(address):
+        return exists(address)
+    return os.path.lexists(address) and not os.path.isdir(address)
 
 
 def exists(address: str) -> bool:
@@ -190,8 +183,6 @@ def require_writable(folder: str) -> None:
 
     The folder may be a link then: where it leads to at this moment counts from then on.
     """
-    if not names.is_text(folder):
-        raise UserError(f"expected a folder whose name is UTF-8. Received {names.printable(folder)}.")
     store_of(folder).require_writable(folder)
 
 

@@ -4,8 +4,8 @@ A folder that is confined (`confine`) is the place of one job or run. From there
 by itself, relative to the one above it and only if it is no link (``openat`` with ``O_NOFOLLOW``), so that a folder
 which is replaced by a link, at any moment, leads nowhere. Links above a confined folder are the user's: followed.
 
-A file is written as a draft, ``.NAME.XXXXXXXX`` beside it, that its writer holds a lock on: a draft without a lock is
-left from a writer that was killed.
+A file is written as a draft, ``.NAME.XXXXXXXX`` beside it (with a long NAME shortened), that its writer holds a lock
+on: a draft without a lock is left from a writer that was killed.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import stat
 from collections.abc import Callable, Iterator
 
 from trainer.errors import Unwritable, UserError
+from trainer.storage import names
 
 _FOLDER = os.O_DIRECTORY | os.O_CLOEXEC | getattr(os, "O_PATH", os.O_RDONLY)
 _DRAFT = re.compile(r"\.(.+)\.[0-9a-f]{8}", re.DOTALL)
@@ -146,7 +147,7 @@ def write(path: str, data: bytes, once: bool = False) -> None:
 
 def _publish(folder: int, name: str, data: bytes, once: bool) -> bool:
     """Whether the file was written; False if somebody removed the draft before it was locked."""
-    draft = f".{name}.{os.urandom(4).hex()}"
+    draft = f".{names.shorten(name, names.MAX_BYTES - len('..12345678'))}.{os.urandom(4).hex()}"
     file = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666, dir_fd=folder)
     try:
         _lock(file, wait=True)
@@ -178,7 +179,7 @@ def _lock(file: int, wait: bool) -> bool:
 def locked(path: str) -> Iterator[None]:
     """Holds the lock file ``.NAME.lock`` beside ``path``. What is there is not changed, whatever it is."""
     with parent(path, make=True) as (folder, name):
-        lock = f".{name}.lock"
+        lock = f".{names.shorten(name, names.MAX_BYTES - len('..lock'))}.lock"
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         try:
             file = os.open(lock, flags, 0o666, dir_fd=folder)
@@ -208,8 +209,8 @@ def sweep(folder: str, owns: Callable[[str], bool]) -> None:
     Args:
         owns: whether a file, by its path below ``folder``, is one whose drafts may be removed.
     """
-    for above, _, names in os.walk(folder):
-        for name in names:
+    for above, _, files in os.walk(folder):
+        for name in files:
             found = _DRAFT.fullmatch(name)
             if found and owns(os.path.relpath(os.path.join(above, found[1]), folder)):
                 _remove_draft(os.path.join(above, name))
@@ -240,14 +241,21 @@ def remove_folder(path: str) -> None:
 # Listing
 
 
-def walk(base: str, deep: bool) -> Iterator[str]:
+def walk(
+    base: str,
+    deep: bool,
+    enters: Callable[[str], bool] | None = None,
+    fail: Callable[[OSError], None] | None = None,
+) -> Iterator[str]:
     """Paths of what is right in ``base`` or, if ``deep``, anywhere below it, and is no folder nor hidden.
 
     Links are followed, but each folder is listed once: under its own path if that is below ``base``, else under the
     first of the links that lead to it. A link to a folder that ``base`` is in leads nowhere.
 
-    Raises:
-        OSError: a folder may not be listed; its ``filename`` says which.
+    Args:
+        enters: whether a folder below, by its path, is listed; None lists all.
+        fail: is called with the error of each folder that cannot be listed, whose ``filename`` says which; None
+            raises it.
     """
     seen, links = _above(base), [base]
     while links:
@@ -256,11 +264,17 @@ def walk(base: str, deep: bool) -> Iterator[str]:
             waiting = [start]
             while waiting:
                 folder = waiting.pop()
-                files, below, linked = _list(folder, seen)
+                try:
+                    files, below, linked = _list(folder, seen)
+                except OSError as error:
+                    if fail is None:
+                        raise
+                    fail(error)
+                    continue
                 yield from files
                 if deep:
-                    waiting += reversed(below)
-                    links += linked
+                    waiting += filter(enters, reversed(below))
+                    links += filter(enters, linked)
 
 
 def _above(base: str) -> set[tuple[int, int]]:
@@ -284,7 +298,7 @@ def _list(folder: str, seen: set[tuple[int, int]]) -> tuple[list[str], list[str]
         seen.add((state.st_dev, state.st_ino))
         with os.scandir(folder) as entries:
             for entry in entries:
-                if not entry.name.startswith("."):
+                if not names.is_hidden(entry.name):
                     kind = files if not is_folder(entry) else links if entry.is_symlink() else folders
                     kind.append(entry.path)
     except (FileNotFoundError, NotADirectoryError):

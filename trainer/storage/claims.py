@@ -50,7 +50,7 @@ def _address(folder: str, name: str) -> str:
 
 def _list(folder: str) -> list[str]:
     """Names of the claims, oldest first."""
-    names = (posixpath.basename(address) for address in storage.find(_address(folder, "*")))
+    names = (posixpath.basename(address) for address in storage.find(storage.join(folder, CLAIMS), deep=False))
     return sorted(filter(_NAME.fullmatch, names), key=_order)
 
 

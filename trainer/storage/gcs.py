@@ -72,7 +72,7 @@ class GcsStore:
         _split(address)
         return address.rstrip("/")
 
-    def scan(self, folder: str, deep: bool) -> Iterator[tuple[str, int]]:
+    def scan(self, folder: str, deep: bool, enters: object = None, lost: object = None) -> Iterator[tuple[str, int]]:
         """Address and size of each object in ``folder``, in the order of their names."""
         return _list(folder + "/", deep)
 

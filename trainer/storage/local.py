@@ -30,12 +30,22 @@ class LocalStore:
         """Absolute, with ``~`` expanded: workers run in other folders."""
         return os.path.abspath(os.path.expanduser(address))
 
-    def scan(self, folder: str, deep: bool) -> Iterator[tuple[str, int]]:
+    def scan(
+        self,
+        folder: str,
+        deep: bool,
+        enters: Callable[[str], bool] | None = None,
+        lost: dict[str, Denied] | None = None,
+    ) -> Iterator[tuple[str, int]]:
         """Address and size of each file in ``folder`` that is not hidden; links are followed, see `beneath.walk`."""
-        try:
-            yield from ((path, self.size(path)) for path in beneath.walk(folder or "/", deep))
-        except OSError as error:
-            raise _unlisted(folder, error) from None
+
+        def fail(error: OSError) -> None:
+            found = _unlisted(folder, error)
+            if lost is None or not isinstance(found, Denied):
+                raise found from None
+            lost[error.filename] = found
+
+        yield from ((path, self.size(path)) for path in beneath.walk(folder, deep, enters, fail))
 
     def folders(self, folder: str) -> list[str]:
         """Names of the folders right in ``folder``, links to folders among them."""
@@ -185,8 +195,10 @@ def _reading(path: str) -> Iterator[None]:
     """Turns what the operating system raises into this project's errors."""
     try:
         yield
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+    except (FileNotFoundError, NotADirectoryError):
         raise NotFound(f"{path} does not exist") from None
+    except IsADirectoryError:
+        raise NotFound(f"{path} does not exist as a file: it is a folder") from None
     except (OSError, ValueError) as error:  # ValueError: a name with a NUL
         kind = Outage if is_outage(error) else UserError
         raise kind(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+import posixpath
 import re
 
+MAX_BYTES = 255  # of a file's name, on the file systems in use
+
 _BEFORE_BYTES = re.compile(r"\\+(?=x[89a-f][0-9a-f]|[\udc80-\udcff])")
+
+# What systems and file managers leave in folders, beside names that begin with a dot: nobody's inputs.
+_LEFT_BEHIND = frozenset(
+    "thumbs.db ehthumbs.db ehthumbs_vista.db desktop.ini icon\r __macosx @eadir $recycle.bin lost+found".split(" ")
+) | {"system volume information"}
 
 _NO_BYTES = re.compile(r"[\ud800-\udc7f\udd00-\udfff]")  # surrogates that stand for no byte: JSON can have them
 
@@ -36,3 +45,27 @@ def to_bytes(name: str) -> bytes:
 def to_text(name: bytes) -> str:
     """Undoes `to_bytes`."""
     return name.decode("utf-8", "surrogateescape")
+
+
+def is_hidden(path: str) -> bool:
+    """Whether a part of a path begins with a dot, or is what a system or a file manager left (``Thumbs.db``).
+
+    ``.`` and ``..`` are no hidden folders; they occur in names of objects and of members of tars.
+    """
+    parts = path.split("/")
+    return any(part.lower() in _LEFT_BEHIND or (part[:1] == "." and part not in (".", "..")) for part in parts)
+
+
+def shorten(name: str, max_bytes: int = MAX_BYTES) -> str:
+    """A file's name of at most ``max_bytes``: ``name`` if it is, else its beginning, a digest of it, and its extension.
+
+    The same for the same name; two names do not become one.
+    """
+    data = to_bytes(name)
+    if len(data) <= max_bytes:
+        return name
+    end = to_bytes(posixpath.splitext(name)[1])
+    end = b"~" + hashlib.blake2b(data, digest_size=8).hexdigest().encode() + (end if len(end) <= 16 else b"")
+    # Cut between characters: what is left of one would not be UTF-8.
+    begin = data[: max_bytes - len(end)].decode("utf-8", "ignore")
+    return begin + end.decode("utf-8", "surrogateescape")

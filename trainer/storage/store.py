@@ -8,7 +8,7 @@ from typing import Protocol
 
 import google_crc32c
 
-from trainer.errors import TooLarge
+from trainer.errors import Denied, TooLarge
 
 
 def encode_crc32c(digest: bytes) -> str:
@@ -48,11 +48,23 @@ class Store(Protocol):
     def normalize(self, address: str) -> str:
         """``address`` as the other methods expect it, without a slash at its end; UserError if it is malformed."""
 
-    def scan(self, folder: str, deep: bool) -> Iterator[tuple[str, int]]:
+    def scan(
+        self,
+        folder: str,
+        deep: bool,
+        enters: Callable[[str], bool] | None = None,
+        lost: dict[str, Denied] | None = None,
+    ) -> Iterator[tuple[str, int]]:
         """Address and size in bytes of the files right in ``folder`` or, if ``deep``, anywhere below it, in any order.
 
-        Files and folders below it whose names begin with a dot may be left out. Yields nothing for a folder that does
-        not exist; raises `NotFound` for a bucket that does not.
+        What is hidden below it (`names.is_hidden`) may be left out. Yields nothing for a folder that does not exist;
+        raises `NotFound` for a bucket that does not.
+
+        Args:
+            enters: whether a folder below, by its address, may hold what is looked for; where all are listed at once,
+                it is not asked.
+            lost: gets the error of each folder that may not be listed alone of all, by its address; without it, that
+                is raised.
         """
 
     def folders(self, folder: str) -> list[str]:
