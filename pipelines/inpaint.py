@@ -5,12 +5,13 @@
     python -m pipelines.inpaint --pairs gs://B/pairs.csv --hole white --run gs://B/runs/a --output gs://B/out
     python -m pipelines.inpaint --images photos --holes color=#ff00ff --model exports/step-00000400 --output out
 
-An image and its mask have the same path below their folders, except for the extension; --pairs lists them instead, as
-CSV with the columns image and mask or as JSON lines; --holes finds holes in the images themselves. Masks have the
-orientation in which viewers show the image. An output has its image's path, depth, channels, color profile and
-orientation; in png and webp valid pixels are kept bit for bit. Each input is a line of items.jsonl in the output
-folder, and of rejects.jsonl if it could not be used; the exit code is then 3. A storage or a disk that fails is no
-reject: the job ends, exit code 1. A second run computes only what is missing.
+An image and its mask have the same path below their folders, except for the extension: the mask of a.jpg is a.png, or
+a_mask.png (a-mask, a.mask, mask_a), or a.jpg.png; the holes of a_mask_1.png, a_mask_2.png are joined. One mask file is
+the mask of all images. --pairs lists them instead, as CSV with the columns image and mask or as JSON lines; --holes
+finds holes in the images themselves. Masks have the orientation in which viewers show the image. An output has its
+image's path, depth, channels, color profile and orientation; in png and webp valid pixels are kept bit for bit. Each
+input is a line of items.jsonl in the output folder, and of rejects.jsonl if it could not be used; the exit code is then
+3. A storage or a disk that fails is no reject: the job ends, exit code 1. A second run computes only what is missing.
 """
 
 from __future__ import annotations
@@ -63,8 +64,9 @@ def parser() -> ArgumentParser:
     add(
         "--match",
         choices=MATCHES,
-        help="a mask has its image's path without extension (stem), with extension (path), or is listed in --pairs "
-        "(csv) (default: csv with --pairs, else stem)",
+        help="a mask is named after its image (stem: a.png, a_mask.png or a.jpg.png for a.jpg), has its path and "
+        "extension (path), is one for all images (one), or is listed in --pairs (csv) (default: csv with --pairs, one "
+        "if --masks is a file, else stem)",
     )
     add("--resize-masks", action="store_true", help="resize masks of another size to the image's (nearest neighbor)")
     add("--checkpoint", help="checkpoint of the run: best, latest or a step (default: best if there is one)")
@@ -109,21 +111,28 @@ def _find_inputs(ours: argparse.Namespace) -> tuple[Inputs, list[str], list[str]
         UserError: there are none.
     """
     from pipelines.inpainting import inputs
+    from pipelines.pairs.lists import read_pairs
 
     if ours.pairs:
         listed = storage.normalize(ours.pairs)
-        pairs = inputs.read_pairs(listed)
+        pairs = read_pairs(listed)
         if not pairs:
             raise UserError(f"--pairs: {listed} lists no images")
         images, masks = [image for image, _ in pairs], [mask for _, mask in pairs if mask]
         return inputs.Inputs(base=inputs.common_folder(images), listed=listed, match="csv"), images, masks
     images = _list_files("--images", ours.images)
     masks = _list_files("--masks", ours.masks) if ours.masks else []
+    address = storage.normalize(ours.masks) if ours.masks else ""
+    is_file = masks == [address]
+    if is_file and images == masks:
+        raise UserError(f"--masks: expected another file than the image. Received {address} for both.")
+    if ours.match == "one" and not is_file:
+        raise UserError(f"--match one: expected --masks to be one file. Received {ours.masks}.")
     where = inputs.Inputs(
         base=storage.select(ours.images).base,
         images=storage.normalize(ours.images),
-        masks=storage.normalize(ours.masks) if ours.masks else "",
-        match=ours.match or "stem",
+        masks=address,
+        match=ours.match or ("one" if is_file else "stem"),
     )
     return where, images, masks
 

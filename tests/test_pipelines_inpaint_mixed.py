@@ -139,7 +139,7 @@ def make_bad(number: int) -> tuple[str, Made, bytes | None, str]:
         ("truncated16.png", wide[: len(wide) // 2], mask_file, "cannot be decoded"),
         ("size.png", png, by_pillow(mask[:, 1:, None] * 255, "PNG"), "30 x 40 as viewed. Received 29 x 40"),
         ("turned.png", png, by_pillow(mask.T[..., None] * 255, "PNG"), "30 x 40 as viewed. Received 40 x 30"),
-        ("alone.png", png, None, "expected one mask file"),
+        ("alone.png", png, None, "expected a mask file"),
         ("empty.jpg", b"", mask_file, "the file is empty"),
         ("bomb.png", bomb(), mask_file, "expected at most 100000000 pixels"),
         ("all-hole.png", png, by_pillow(mask[..., None] * 0, "PNG"), "all hole"),

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from pipelines.inpainting import inputs
-from pipelines.inpainting.inputs import Item, common_folder, match_files, match_listed, output_names, read_pairs
+from pipelines.inpainting.inputs import Inputs, Item, common_folder, match_files, match_listed, output_names
+from pipelines.pairs.names import root_of
 from pipelines.transforms.rejects import Reject
 from trainer import storage
 from trainer.errors import UserError
@@ -19,14 +20,14 @@ def test_output_names():
     assert output_names(["a.jpg", "a.jpg"], ".png") == {"a.jpg": "a.png"}
 
 
-def matched(images, masks, match="stem", extension=".png"):
-    stem = inputs.stem_of((images or masks)[0].partition("/")[2])
-    found = {"images": [f"in/{name.partition('/')[2]}" for name in images]}
-    if masks is not None:
-        found["masks"] = masks
-    results = list(match_files((stem, found), "in", match, extension))
-    items = [(r.image, r.mask, r.output) for r in results if isinstance(r, Item)]
-    return items, [(r.source, r.error) for r in results if isinstance(r, Reject)]
+def matched(images, masks, match="stem", extension=".png", lone=False):
+    (root,) = {root_of(name.partition("/")[2]) for name in [*images, *(masks or ())]}
+    found = {"images": images} | ({} if masks is None else {"masks": masks})
+    where = Inputs(base="/in", images="/in", masks="" if masks is None else "/m", match=match)
+    found = {kind: [f"/{name}" for name in names] for kind, names in found.items()}
+    results = list(match_files((root, found), where, extension, lone))
+    items = [tuple(part.removeprefix("/") for part in (r.image, r.mask, r.output)) for r in results if type(r) is Item]
+    return items, [(r.source.removeprefix("/"), r.error) for r in results if isinstance(r, Reject)]
 
 
 def test_masks_of_the_same_stem():
@@ -37,61 +38,27 @@ def test_masks_of_the_same_stem():
 
 
 def test_files_without_a_counterpart():
-    assert matched(["in/a.jpg"], []) == (
-        [],
-        [("in/a.jpg", "MatchError: expected one mask file named a.*. Found 0.")],
-    )
-    assert matched(["in/a.jpg"], ["m/a.png", "m/a.bmp"])[1] == [
-        ("in/a.jpg", "MatchError: expected one mask file named a.*. Found 2.")
-    ]
-    assert matched([], ["m/a.png", "m/a.bmp"])[1] == [
+    message = "MatchError: expected a mask file named a.*, a_mask.* or a.jpg.*. Found none."
+    assert matched(["in/a.jpg"], []) == ([], [("in/a.jpg", message)])
+    ((source, error),) = matched(["in/a.jpg"], ["m/a.png", "m/a.bmp"])[1]
+    assert source == "in/a.jpg" and error.endswith("Found a.bmp, a.png.")
+    assert error.startswith("MatchError: expected masks that are this image's alone")
+    strays = [
         ("m/a.bmp", "MatchError: expected an image file named a.*. Found none."),
-        ("m/a.png", "MatchError: expected an image file named a.*. Found none."),
+        ("m/a_mask.png", "MatchError: expected an image file named a.*. Found none."),
     ]
+    assert matched([], ["m/a_mask.png", "m/a.bmp"])[1] == strays
+    assert matched([], ["m/a_mask.png", "m/a.bmp"], lone=True) == ([], [])
 
 
 def test_masks_of_the_same_path():
     items, rejects = matched(["in/a.jpg", "in/a.png"], ["m/a.png", "m/a.bmp"], match="path")
     assert items == [("in/a.png", "m/a.png", "a.png.png")]
     assert rejects == [
-        ("in/a.jpg", "MatchError: expected one mask file named a.jpg. Found 0."),
+        ("in/a.jpg", "MatchError: expected a mask file named a.jpg. Found none."),
         ("m/a.bmp", "MatchError: expected an image file named a.bmp. Found none."),
     ]
     assert matched(["in/a"], ["m/a.png"], match="path")[0] == []
-
-
-def test_lists_of_pairs(tmp_path):
-    folder = str(tmp_path)
-    storage.create(
-        f"{folder}/list.csv", "\ufeffimage,mask,note\nin/a.jpg,holes/a.png,x\n/b.png,gs://mmm/b.png,\nc,,\n".encode()
-    )
-    assert read_pairs(f"{folder}/list.csv") == [
-        (f"{folder}/in/a.jpg", f"{folder}/holes/a.png"),
-        ("/b.png", "gs://mmm/b.png"),
-        (f"{folder}/c", ""),
-    ]
-    storage.create(f"{folder}/list.jsonl", b'{"image": "a.jpg", "mask": "../m/a.png"}\n\n{"image": "b.jpg"}\n')
-    assert read_pairs(f"{folder}/list.jsonl") == [
-        (f"{folder}/a.jpg", f"{folder.rpartition('/')[0]}/m/a.png"),
-        (f"{folder}/b.jpg", ""),
-    ]
-
-
-@pytest.mark.parametrize(
-    ("name", "data", "message"),
-    [
-        ("a.csv", b"picture,mask\na,b\n", "a.csv, line 2: expected image and mask"),
-        ("a.csv", b"\xff\xfe", "not text in UTF-8"),
-        ("a.jsonl", b'{"image": "a"}\n[1]\n', "a.jsonl, line 2: expected image and mask"),
-        ("a.jsonl", b'{"image": 5}\n', "line 1: expected"),
-        ("a.jsonl", b"{", "is not JSON lines"),
-        ("a.csv", b'image,mask\n"a', "is not CSV"),
-    ],
-)
-def test_lists_that_are_none_are_refused(name, data, message, tmp_path):
-    storage.create(f"{tmp_path}/{name}", data)
-    with pytest.raises(UserError, match=message):
-        read_pairs(f"{tmp_path}/{name}")
 
 
 def test_listed_pairs_need_masks_only_where_holes_come_from_masks():
@@ -101,6 +68,13 @@ def test_listed_pairs_need_masks_only_where_holes_come_from_masks():
     assert found[1] == Item("in/a.tif", "m/x.png", "a.tif.png")
     found = list(match_listed(group, "in", False, ".png"))
     assert found == [Item("in/a.jpg", "", "a.jpg.png"), Item("in/a.tif", "", "a.tif.png")]
+
+
+def test_the_masks_of_an_image_in_a_list_are_joined():
+    group = ("a", [("in/a.jpg", "m/2.png"), ("in/a.jpg", "m/1.png"), ("in/a.jpg", ""), ("in/a.jpg", "m/2.png")])
+    (item,) = match_listed(group, "in", True, ".png")
+    assert (item.masks, item.output) == (("m/1.png", "m/2.png"), "a.png")
+    assert [item.masks for item in match_listed(group, "in", False, ".png")] == [()]
 
 
 def test_common_folder():

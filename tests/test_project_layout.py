@@ -53,7 +53,7 @@ trainer.training
 trainer.train trainer.export trainer.import_weights
 pipelines.worker_processes
 pipelines.launch
-pipelines.transforms
+pipelines.transforms pipelines.pairs
 pipelines.mask_dataset pipelines.image_dataset pipelines.inpainting pipelines.evaluation
 pipelines.build_masks pipelines.build_imagenet pipelines.inpaint pipelines.evaluate
 pipelines.demo

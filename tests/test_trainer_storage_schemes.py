@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from pipelines.inpainting.inputs import common_folder, read_pairs
+from pipelines.inpainting.inputs import common_folder
 from pipelines.launch import run_pipeline
+from pipelines.pairs.lists import read_pairs
 from pipelines.transforms.dataset_writer import WriteDataset
 from trainer import checkpoints, presets, storage
 from trainer.checkpoints.saver import Saver

@@ -3,4 +3,4 @@
 The names that the command line offers are here, where they cost no import of Beam and TensorFlow.
 """
 
-MATCHES = ("stem", "path", "csv")  # how `inputs` finds the mask of an image
+MATCHES = ("stem", "path", "one", "csv")  # how `inputs` finds the mask of an image

@@ -7,22 +7,23 @@ and ``a.tif.png``. What would still be written to one place is rejected, all of 
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import posixpath
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from pydantic import TypeAdapter
-
 from masks.codec import HOLES
+from pipelines.pairs.lists import read_pairs
+from pipelines.pairs.names import Match, match_names, root_of, stem_of, without_mask
 from pipelines.transforms.rejects import Reject, reject, reject_name
 from trainer import documents, storage
 from trainer.errors import Corrupt, Denied, UserError
 from trainer.storage.names import is_text
 
+_CLEAR = (
+    "expected masks that are this image's alone: one file, or some that are numbered, as a_mask_1.png and a_mask_2.png "
+    "are (--pairs takes a list of any)."
+)
 MANIFEST, ITEMS, REJECTS = "manifest.json", "items.jsonl", "rejects.jsonl"
 _DOTS = frozenset((".", ".."))  # objects in a bucket may have them as parts of their names
 
@@ -34,11 +35,24 @@ class Item(NamedTuple):
         image: its address.
         mask: address of its mask; empty if holes are in the image itself.
         output: the output's path below the output folder.
+        more_masks: addresses of further masks; a hole of any is a hole.
     """
 
     image: str
     mask: str
     output: str
+    more_masks: tuple[str, ...] = ()
+
+    @property
+    def masks(self) -> tuple[str, ...]:
+        """Addresses of all its masks, the first one first."""
+        return (self.mask, *self.more_masks) if self.mask else ()
+
+    def describe(self) -> dict:
+        """Its part of the record of its output; ``more_masks`` only if there are any."""
+        described = self._asdict()
+        more = list(described.pop("more_masks"))
+        return described | ({"more_masks": more} if more else {})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +62,7 @@ class Inputs:
     Attributes:
         base: folder that the outputs' paths are relative to.
         images: pattern of the images; empty with a list.
-        masks: pattern of the masks; empty with a list, or if holes are in the images themselves.
+        masks: pattern of the masks, or with ``one`` the mask; empty with a list, or if holes are in the images.
         listed: address of the list.
         match: how an image's mask is found, one of `MATCHES`.
     """
@@ -72,17 +86,11 @@ class _Stated:
     hole: Any = None
 
 
-_LINE: TypeAdapter = TypeAdapter(documents.Json)
 _STATED: documents.Form[_Stated] = documents.Form("a manifest", _Stated, max_bytes=1 << 25, error=Corrupt)
 
 
 class MatchError(ValueError):
     """A file has no counterpart, or more than one."""
-
-
-def stem_of(name: str) -> str:
-    """Path without extension, which an image and its mask have in common."""
-    return posixpath.splitext(name)[0]
 
 
 def output_names(names: Iterable[str], extension: str) -> dict[str, str]:
@@ -104,15 +112,22 @@ def list_files(selected: storage.Selection, lost: dict[str, Denied] | None = Non
     return [address for address in selected.find(lost) if address not in ours]
 
 
-def list_stems(pattern: str) -> Iterator[tuple[str, str] | Reject]:
-    """(stem, address) of each file that ``pattern`` selects.
+def list_roots(pattern: str, other: str = "") -> Iterator[tuple[str, str] | Reject]:
+    """(root, address) of each file that ``pattern`` selects.
 
     A folder that may not be listed is a `Reject`, and so is a file whose name cannot be an output's.
+
+    Args:
+        other: pattern of the other files, masks or images: what it selects in a deeper folder is not this one's.
     """
     selected, lost = storage.select(pattern), dict[str, Denied]()
+    others = storage.select(other) if other else selected
+    inner = others.base.startswith(storage.join(selected.base, ""))
     for address in list_files(selected, lost):
+        if (inner and others.holds(address)) or (others.name and others != selected and address == others.address):
+            continue
         name = storage.relative(address, selected.base)
-        yield _check_name(address, name) or (stem_of(name), address)
+        yield _check_name(address, name) or (root_of(name), address)
     yield from (reject(folder, "list", error) for folder, error in lost.items())
 
 
@@ -123,58 +138,6 @@ def _check_name(address: str, name: str) -> Reject | None:
     if _DOTS.isdisjoint(name.split("/")):
         return None
     return reject(address, "match", MatchError("expected a name without the parts . and .., which no file can have"))
-
-
-def read_pairs(address: str) -> list[tuple[str, str]]:
-    """Addresses of image and mask (empty if the line has none) of each line of a list.
-
-    The list is CSV whose first line names the columns ``image`` and ``mask``, or JSON lines with these keys. Paths
-    are relative to the list's folder.
-
-    Raises:
-        UserError: the list cannot be parsed, or a line has no image.
-    """
-    pairs = []
-    for number, row in _read_rows(address):
-        found = [row.get(key) or "" for key in ("image", "mask")] if isinstance(row, dict) else [""]
-        if not found[0] or not all(isinstance(value, str) for value in found):
-            raise UserError(f"--pairs: {address}, line {number}: expected image and mask. Received {row!r}.")
-        image, mask = (_beside(address, path) for path in found)
-        pairs.append((image, mask))
-    return pairs
-
-
-def _read_rows(address: str) -> list[tuple[int, Any]]:
-    """(line number, row) of each line of a list. Raises `UserError` if it cannot be parsed."""
-    try:
-        text = storage.read(address).decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise UserError(f"--pairs: {address} is not text in UTF-8") from None
-    is_csv = not address.endswith((".jsonl", ".json", ".ndjson"))
-    try:
-        if is_csv:
-            reader = csv.DictReader(io.StringIO(text), strict=True)
-            return [(reader.line_num, row) for row in reader]
-        lines = [(n, line.encode()) for n, line in enumerate(text.splitlines(), 1) if line.strip()]
-        return [(n, _parse_line(line)) for n, line in lines]
-    except (ValueError, RecursionError, csv.Error) as error:
-        raise UserError(f"--pairs: {address} is not {'CSV' if is_csv else 'JSON lines'}: {error}") from None
-
-
-def _parse_line(line: bytes) -> Any:
-    """One line of JSON; a name that is not UTF-8 has lone surrogates there, which only Python's reader takes."""
-    return json.loads(line) if b"\\ud" in line.lower() else documents.parse(line, _LINE)
-
-
-def _beside(address: str, path: str) -> str:
-    if not path:
-        return ""
-    if not (storage.is_remote(path) or path.startswith(("/", "~"))):
-        scheme, mark, folder = posixpath.dirname(address).rpartition("://")
-        has_dots = not _DOTS.isdisjoint(path.split("/"))
-        joined = storage.join(folder, path)
-        path = scheme + mark + (posixpath.normpath(joined) if has_dots else joined)
-    return storage.normalize(path) if is_text(path) else path  # the other is a reject, see `list_pairs`
 
 
 def common_folder(addresses: Iterable[str]) -> str:
@@ -215,50 +178,70 @@ def hole_of_folder(base: str) -> str | None:
 
 
 def match_files(
-    group: tuple[str, dict[str, Iterable[str]]], base: str, match: str, extension: str
+    group: tuple[str, dict[str, Iterable[str]]], where: Inputs, extension: str, lone: bool = False
 ) -> Iterator[Item | Reject]:
-    """Items of the files of one stem; a file without a counterpart, or with two, becomes a `Reject`.
+    """Items of the files of one root; a file without a counterpart, or with unclear ones, becomes a `Reject`.
 
     Args:
-        group: stem, and addresses of ``images`` and ``masks``; no entry for masks if holes are in the images.
-        base: folder of all images.
-        match: ``stem``, or ``path`` for masks of the image's name, extension included.
+        group: root, and addresses of ``images`` and ``masks``; no entry for masks if each image has the mask
+            ``where.masks``, or none.
         extension: of the outputs.
+        lone: whether one image alone is to be inpainted: masks of others are no inputs then.
     """
-    stem, found = group
-    images = {storage.relative(address, base): address for address in found["images"]}
-    outputs = output_names(images, extension)
+    found = group[1]
+    images = {storage.relative(address, where.base): address for address in found["images"]}
     if "masks" not in found:
-        yield from (Item(address, "", outputs[name]) for name, address in sorted(images.items()))
+        outputs = _outputs(images, extension)
+        yield from (Item(address, where.masks, outputs[name]) for name, address in sorted(images.items()))
         return
-    masks, used = sorted(found["masks"]), set()
-    for name, address in sorted(images.items()):
-        end = posixpath.splitext(name)[1]
-        mine = [mask for mask in masks if match != "path" or posixpath.splitext(mask)[1] == end]
-        if len(mine) == 1:
-            used.add(mine[0])
-            yield Item(address, mine[0], outputs[name])
+    base = storage.select(where.masks).base
+    masks = {storage.relative(address, base): address for address in found["masks"]}
+    shared = images.keys() & masks.keys() if base == where.base else set()
+    if where.match == "path":
+        own = {name: [name] if name in masks.keys() - shared else [] for name in images}
+        matched = Match(masks=own, strays=sorted(masks.keys() - images))
+    else:
+        matched = match_names(images, masks, shared)
+    outputs = _outputs([*matched.masks, *matched.unclear], extension)
+    for name, mine in sorted(matched.masks.items()):
+        if mine:
+            first, *more = (masks[mask] for mask in mine)
+            yield Item(images[name], first, outputs[name], tuple(more))
         else:
-            wanted = name if match == "path" else f"{stem}.*"
-            yield reject(address, "match", MatchError(f"expected one mask file named {wanted}. Found {len(mine)}."))
-    # Two masks for one image are one reject, that of the image.
-    for mask in masks:
-        if mask not in used and (match == "path" or not images):
-            wanted = stem + posixpath.splitext(mask)[1] if match == "path" else f"{stem}.*"
-            yield reject(mask, "match", MatchError(f"expected an image file named {wanted}. Found none."))
+            stem = stem_of(name)
+            wanted = name if where.match == "path" else f"{stem}.*, {stem}_mask.* or {name}.*"
+            yield reject(images[name], "match", MatchError(f"expected a mask file named {wanted}. Found none."))
+    for name, mine in sorted(matched.unclear.items()):
+        yield reject(images[name], "match", MatchError(f"{_CLEAR} Found {', '.join(mine[:4])}."))
+    for mask in () if lone else matched.strays:
+        wanted = mask if where.match == "path" else f"{without_mask(stem_of(mask)) or stem_of(mask)}.*"
+        yield reject(masks[mask], "match", MatchError(f"expected an image file named {wanted}. Found none."))
+
+
+def _outputs(names: Iterable[str], extension: str) -> dict[str, str]:
+    """Path of the output of each image path."""
+    stems: dict[str, list[str]] = {}
+    for name in names:
+        stems.setdefault(stem_of(name), []).append(name)
+    return {name: output for alike in stems.values() for name, output in output_names(alike, extension).items()}
 
 
 def match_listed(
     group: tuple[str, Iterable[tuple[str, str]]], base: str, needs_mask: bool, extension: str
 ) -> Iterator[Item | Reject]:
-    """Items of the listed pairs of one stem; a pair that needs a mask and has none becomes a `Reject`."""
-    pairs = sorted(group[1])
-    outputs = output_names((storage.relative(image, base) for image, _ in pairs), extension)
-    for image, mask in pairs:
-        if needs_mask and not mask:
-            yield reject(image, "match", MatchError("expected a mask in the list. Found none."))
+    """Items of the listed pairs of one stem; an image that needs a mask and has none becomes a `Reject`."""
+    listed: dict[str, list[str]] = {}
+    for image, mask in sorted(set(group[1])):
+        listed.setdefault(image, []).extend([mask] if mask else [])
+    outputs = output_names((storage.relative(image, base) for image in listed), extension)
+    for image, masks in listed.items():
+        output = outputs[storage.relative(image, base)]
+        if not needs_mask:
+            yield Item(image, "", output)
+        elif masks:
+            yield Item(image, masks[0], output, tuple(masks[1:]))
         else:
-            yield Item(image, mask if needs_mask else "", outputs[storage.relative(image, base)])
+            yield reject(image, "match", MatchError("expected a mask in the list. Found none."))
 
 
 def check_outputs(inputs: Iterable[str], patterns: Iterable[str], output: str, extension: str) -> None:

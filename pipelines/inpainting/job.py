@@ -106,21 +106,25 @@ class MatchInputs(beam.PTransform):
             pairs = listed | "ReadPairs" >> _tagged(tag_rejects, inputs.list_pairs, where.base, main="pairs")
             matched = pairs.pairs | "ByStem" >> beam.GroupByKey() | "Match" >> match
             return matched.items, [pairs[REJECTED], matched[REJECTED]]
-        match = _tagged(tag_rejects, inputs.match_files, where.base, where.match, extension, main="items")
+        # One file is an image by name: what is not its mask is no input.
+        lone = bool(storage.select(where.images).name)
+        match = _tagged(tag_rejects, inputs.match_files, where, extension, lone, main="items")
         files = self._files(pipeline)
         named = {kind: found.files for kind, found in files.items()}
-        matched = named | "ByStem" >> beam.CoGroupByKey() | "Match" >> match
+        matched = named | "ByRoot" >> beam.CoGroupByKey() | "Match" >> match
         return matched.items, [*(found[REJECTED] for found in files.values()), matched[REJECTED]]
 
     def _files(self, pipeline) -> dict[str, beam.pvalue.DoOutputsTuple]:
-        """(stem, address) of images and of masks, and tagged `Reject`s."""
-        patterns = {"images": self._where.images, "masks": self._where.masks}
+        """(root, address) of images and of masks, and tagged `Reject`s."""
+        where = self._where
+        patterns = {"images": (where.images, where.masks)}
+        if where.masks and where.match != "one":
+            patterns["masks"] = (where.masks, where.images)
         return {
             kind: pipeline
             | f"Pattern_{kind}" >> beam.Create([pattern])
-            | f"List_{kind}" >> _tagged(tag_rejects, inputs.list_stems, main="files")
-            for kind, pattern in patterns.items()
-            if pattern
+            | f"List_{kind}" >> _tagged(tag_rejects, inputs.list_roots, other, main="files")
+            for kind, (pattern, other) in patterns.items()
         }
 
 

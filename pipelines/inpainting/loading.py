@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 import time
 from collections.abc import Iterator
@@ -58,11 +59,11 @@ class Settings:
 
 
 class Files(NamedTuple):
-    """The bytes of an item's image and of its mask file (None without one), and the seconds that reading them took."""
+    """The bytes of an item's image and of its mask files, and the seconds that reading them took."""
 
     item: Item
     image: bytes
-    mask: bytes | None
+    masks: tuple[bytes, ...]
     seconds: float
 
 
@@ -100,17 +101,19 @@ def parse_holes(text: str) -> str | HoleColor:
 
 def read_item(item: Item, settings: Settings) -> Iterator[Files | beam.pvalue.TaggedOutput]:
     """`Files` of one item, or a tagged `Reject`."""
-    begin, mask = time.perf_counter(), None
+    begin, masks = time.perf_counter(), []
     try:
         with blame(item.image, "read"):
             image = budget.read_file(item.image, settings.max_pixels)
-        if item.mask:
-            with blame(item.mask, "read"):
-                mask = budget.read_file(item.mask, settings.max_pixels)
+        for address in item.masks:
+            with blame(address, "read"):
+                masks.append(budget.read_file(address, settings.max_pixels))
+                if sum(map(len, masks)) > (most := budget.max_file_bytes(settings.max_pixels)):
+                    raise MaskError(f"expected masks of at most {most} bytes together. Received more.")
     except Rejected as lost:
         yield _lost(item, lost.reject)
     else:
-        yield Files(item, image, mask, time.perf_counter() - begin)
+        yield Files(item, image, tuple(masks), time.perf_counter() - begin)
 
 
 def _lost(item: Item, lost: Reject) -> beam.pvalue.TaggedOutput:
@@ -147,22 +150,29 @@ def _decode(files: Files, settings: Settings) -> tuple[Pair, pictures.Metadata]:
     with blame(item.image, "decode"):
         picture = pictures.decode(files.image, settings.max_pixels)
         pictures.check_encodable(picture, settings.format)
-    if files.mask is None:
+    if not files.masks:
         assert settings.holes is not None
         with blame(item.image, "match"):
             pair = own_holes(picture, settings.holes)
     else:
-        assert settings.hole is not None
-        with blame(item.mask, "decode"):
-            mask = pictures.decode_mask(files.mask, settings.hole, settings.max_pixels)
-        with blame(item.image, "match"):
-            image = rgb.turn(picture.pixels, picture.metadata.orientation)
-            mask = fit_mask(mask, image.shape[:2], settings.resize_masks)
-            pair = Pair(image, np.ascontiguousarray(mask))
+        image = rgb.turn(picture.pixels, picture.metadata.orientation)
+        masks = (
+            _decode_mask(*part, item, image.shape[:2], settings) for part in zip(item.masks, files.masks, strict=True)
+        )
+        pair = Pair(image, np.ascontiguousarray(functools.reduce(np.minimum, masks)))
     with blame(item.image, "match"):
         if not pair.mask.any():
             raise MaskError("expected a valid pixel. Received a mask that is all hole.")
     return pair, picture.metadata
+
+
+def _decode_mask(address: str, data: bytes, item: Item, size: tuple[int, int], settings: Settings) -> np.ndarray:
+    """The mask in one of an item's mask files, of its image's size [height, width]. Raises `Rejected`."""
+    assert settings.hole is not None
+    with blame(address, "decode"):
+        mask = pictures.decode_mask(data, settings.hole, settings.max_pixels)
+    with blame(address if item.more_masks else item.image, "match"):
+        return fit_mask(mask, size, settings.resize_masks)
 
 
 def own_holes(picture: pictures.Picture, holes: str | HoleColor) -> Pair:

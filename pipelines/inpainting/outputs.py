@@ -18,7 +18,7 @@ from typing import Any
 import apache_beam as beam
 import numpy as np
 from pydantic import ConfigDict
-from typing_extensions import TypedDict
+from typing_extensions import NotRequired, TypedDict
 
 from pipelines.inpainting.inputs import ITEMS, MANIFEST, REJECTS, Item, MatchError
 from pipelines.inpainting.loading import Settings, Task
@@ -45,6 +45,7 @@ class _Record(TypedDict):
 
     image: str
     mask: str
+    more_masks: NotRequired[list[str]]
 
 
 _JOB: Form[dict] = Form("the job of an output folder", dict[str, Json], error=storage.Corrupt)
@@ -179,8 +180,8 @@ def recall(item: Item, output: str) -> Iterator[dict | beam.pvalue.TaggedOutput]
     try:
         with blame(item.image, "resume", (*FAULTS, KeyError, TypeError)):
             record = _RECORD.read(record_address(output, item.output))
-            source = [record["image"], record["mask"]]
-            if source != [item.image, item.mask]:
+            source = [record["image"], record["mask"], *record.get("more_masks", ())]
+            if source != [item.image, item.mask, *item.more_masks]:
                 raise UserError(
                     f"{storage.join(output, item.output)} is of {' and '.join(filter(None, source))}: "
                     "--overwrite, or choose another folder"
@@ -250,7 +251,7 @@ def write_output(item: Item, data: bytes, details: dict, output: str, replaces: 
         storage.overwrite(address, data)
     else:
         create_or_compare(address, data)
-    record = {**item._asdict(), **details, "bytes": len(data), "crc32c": storage.crc32c(data), "status": "done"}
+    record = {**item.describe(), **details, "bytes": len(data), "crc32c": storage.crc32c(data), "status": "done"}
     storage.overwrite(record_address(output, item.output), _dump(record))
     return record
 
