@@ -19,7 +19,7 @@ from apache_beam.runners.portability.fn_api_runner import worker_handlers
 
 from pipelines import worker_processes
 from trainer import stopping, storage
-from trainer.command import SOME_REJECTED, ArgumentParser
+from trainer.command import SOME_REJECTED, ArgumentParser, explain_surplus
 from trainer.data import manifest
 from trainer.errors import Outage, UserError, outage_in, user_error_in
 from trainer.storage import claims
@@ -78,7 +78,7 @@ def parse_options(parser: ArgumentParser, argv: Sequence[str]) -> tuple[argparse
     """
     parser.epilog = "Options of Apache Beam (--runner, --direct_num_workers, --region ...) may follow."
     ours, rest = parser.parse_known_args(argv)
-    _require_known(rest, parser)
+    _require_known(argv, rest, parser)
     options = PipelineOptions(rest)
     standard = options.view_as(StandardOptions)
     if standard.runner is None:
@@ -95,8 +95,8 @@ def parse_options(parser: ArgumentParser, argv: Sequence[str]) -> tuple[argparse
     return ours, options
 
 
-def _require_known(rest: Sequence[str], parser: ArgumentParser) -> None:
-    """Raises `UserError` for an option that Beam does not know or cannot parse; ``parser`` has the job's own."""
+def _require_known(argv: Sequence[str], rest: Sequence[str], parser: ArgumentParser) -> None:
+    """Raises `UserError` for one of ``rest`` that Beam does not know or cannot parse; ``parser`` has the job's own."""
     beams = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     for kind in dict.fromkeys(PipelineOptions.__subclasses__()):
         kind._add_argparse_args(beams)  # type: ignore[arg-type]  # declared for a private subclass of the parser
@@ -104,6 +104,8 @@ def _require_known(rest: Sequence[str], parser: ArgumentParser) -> None:
         _, unknown = beams.parse_known_args(rest)
     except (argparse.ArgumentError, SystemExit) as error:
         raise UserError(f"{error} ({parser.prog})") from None
+    if unknown and (reason := explain_surplus(argv, unknown[0], [parser, beams])):
+        parser.error(reason)
     if unknown:
         names = [option for action in [*parser._actions, *beams._actions] for option in action.option_strings]
         near = difflib.get_close_matches(unknown[0].partition("=")[0], names, n=1)

@@ -47,6 +47,50 @@ def test_mistakes_of_the_program_keep_their_traceback():
     assert seen.returncode == 1 and seen.stderr.startswith("Traceback") and "ValueError: ours" in seen.stderr
 
 
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (
+            "--images {0}/in/*.jpg",
+            "Received 3: {0}/in/a.jpg, {0}/in/b.jpg, {0}/in/c d.jpg. Without quotes, the shell "
+            "replaces a pattern by the names that match it: --images '{0}/in/*.jpg', or name the folder, "
+            "--images {0}/in",
+        ),
+        ("--images=in/*.jpg --flag", "Received 3: .* --images 'in/*.jpg', or name the folder, --images in"),
+        ("--flag --images *.txt", "Received 2: 1.txt, 2.txt. .* --images '*.txt', or name the folder, --images ."),
+        ("--images */*", "Received 4: in/a.jpg, in/b.jpg, in/c d.jpg .... .* --images '**/*', or name the folder"),
+        ("--images my photos", "Received 2: my, photos. A name with blanks needs quotes: --images 'my photos'"),
+        ("--images gone x", "Received 2: gone, x. A value with blanks, and a pattern such as '*.jpg', need quotes."),
+        (
+            "--set a=1 b=2",
+            "--set: expected one value. Received 2: a=1, b=2. Give the option once for each: --set a=1 --set b=2",
+        ),
+        ("--flag in/a.jpg", "unexpected argument 'in/a.jpg' after --flag"),
+        ("in/a.jpg --flag", "unexpected argument 'in/a.jpg'"),
+        ("--images in --xyzzy", "unrecognized arguments: --xyzzy"),
+    ],
+)
+def test_what_the_shell_makes_of_a_pattern(argv, expected, tmp_path, monkeypatch):
+    """The arguments are those that bash makes of the line."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("in/a.jpg", "in/b.jpg", "in/c d.jpg", "my photos/e.gif", "1.txt", "2.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    line = "printf '%s\\0' " + argv.format(tmp_path).replace(
+        "--images=in/*.jpg", "--images=in/a.jpg in/b.jpg in/c\\ d.jpg"
+    )
+    made = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=True).stdout.split("\0")[:-1]
+    parser = ArgumentParser(prog="job")
+    parser.add_argument("--images")
+    parser.add_argument("--set", action="append")
+    parser.add_argument("--flag", action="store_true")
+    with pytest.raises(UserError) as caught:
+        parser.parse_args(made)
+    pattern = re.escape(expected.format(tmp_path)).replace(r"\ \.\*\ ", " .*")
+    assert re.search(pattern, str(caught.value)), caught.value
+    assert str(caught.value).endswith("(job --help lists the options)")
+
+
 def test_interrupt_is_one_line():
     seen = run_main("raise KeyboardInterrupt")
     assert (seen.returncode, seen.stderr) == (130, "interrupted\n")

@@ -45,9 +45,66 @@ class ArgumentParser(argparse.ArgumentParser):
         kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(allow_abbrev=False, **kwargs)
 
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        """As argparse's; raises `UserError` for arguments that are left over: see `explain_surplus`."""
+        argv = sys.argv[1:] if args is None else args
+        found, rest = self.parse_known_args(argv, namespace)
+        if rest:
+            self.error(explain_surplus(argv, rest[0], [self]) or f"unrecognized arguments: {' '.join(rest)}")
+        return found
+
     def error(self, message: str) -> NoReturn:
         """Raises `UserError`: ``message``, and where the options are listed."""
         raise UserError(f"{message} ({self.prog} --help lists the options)")
+
+
+def explain_surplus(argv: Sequence[str], extra: str, parsers: Sequence[argparse.ArgumentParser]) -> str | None:
+    """What is wrong with an argument that no option takes, in one sentence or two; None if it is an option itself.
+
+    Mostly the shell has made several arguments of one: of a pattern, or of a name with blanks.
+
+    Args:
+        argv: all arguments.
+        extra: the first that is left over.
+        parsers: those that know options.
+    """
+    if extra.startswith("-"):
+        return None
+    actions = {name: action for parser in parsers for action in parser._actions for name in action.option_strings}
+    option, values = "", []
+    for argument in argv:
+        if argument.startswith("-") and len(argument) > 1:
+            if extra in values:
+                break
+            option, _, value = argument.partition("=")
+            values = [value] if value else []
+        else:
+            values.append(argument)
+    action = actions.get(option)
+    if action is None or action.nargs == 0 or len(values) < 2:
+        return f"unexpected argument {extra!r}" + (f" after {option}" if option else "")
+    shown = ", ".join(values[:3]) + (" ..." if len(values) > 3 else "")
+    expected = f"{option}: expected one value. Received {len(values)}: {shown}."
+    if isinstance(action, argparse._AppendAction):
+        return f"{expected} Give the option once for each: {option} {values[0]} {option} {values[1]}"
+    if os.path.exists(" ".join(values)):
+        return f"{expected} A name with blanks needs quotes: {option} '{' '.join(values)}'"
+    if all(map(os.path.exists, values)):
+        folder = os.path.commonpath([os.path.dirname(os.path.abspath(value)) for value in values])
+        folder = folder if os.path.isabs(values[0]) else os.path.relpath(folder)
+        return (
+            f"{expected} Without quotes, the shell replaces a pattern by the names that match it: "
+            f"{option} '{_pattern_of(folder, values)}', or name the folder, {option} {folder}"
+        )
+    return f"{expected} A value with blanks, and a pattern such as '*.jpg', need quotes."
+
+
+def _pattern_of(folder: str, names: Sequence[str]) -> str:
+    """A glob that matches ``names``, files in or below ``folder``."""
+    extensions = {os.path.splitext(name)[1] for name in names}
+    last = "*" + (extensions.pop() if len(extensions) == 1 else "")
+    same = all(os.path.dirname(os.path.abspath(name)) == os.path.abspath(folder) for name in names)
+    return os.path.normpath(os.path.join(folder, "" if same else "**", last))
 
 
 def integer(low: int, high: int | None = None) -> Callable[[str], int]:
