@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+import tensorflow as tf
+from PIL import Image
 
 from networks import make_network, save_network, small_config
 from trainer import checkpoints, presets, storage
@@ -129,6 +133,81 @@ def test_wrong_arrays_are_refused(image, mask, message, model):
         predict.inpaint(image, mask, model)
     with pytest.raises(ValueError):
         predict.inpaint_batch([image, image], [mask], model)
+
+
+def test_pillows_images_lists_and_tensors(model):
+    image, mask = draw(19, 30)
+    expected = predict.inpaint(image, mask, model)
+    picture, whites = Image.fromarray(image), Image.fromarray(mask * np.uint8(255)).convert("1")
+    for given in (picture, image.tolist(), tf.constant(image), np.asfortranarray(image)):
+        for its in (whites, Image.fromarray(mask), mask.tolist(), mask.astype(bool), tf.constant(mask)):
+            np.testing.assert_array_equal(predict.inpaint(given, its, model), expected)
+    (found,) = predict.inpaint_batch([picture], [whites], model)
+    np.testing.assert_array_equal(found, expected)
+    for mode in ("L", "LA", "RGBA"):
+        other = picture.convert(mode)
+        found = predict.inpaint(other, mask, model)
+        np.testing.assert_array_equal(found, predict.inpaint(np.asarray(other), mask, model))
+    wide = image[..., 0].astype(np.uint16) * 257
+    for mode in ("<u2", ">u2"):
+        other = Image.fromarray(wide.astype(mode))
+        assert other.mode in ("I;16", "I;16B")
+        np.testing.assert_array_equal(predict.inpaint(other, mask, model), predict.inpaint(wide, mask, model))
+
+
+@pytest.mark.parametrize(
+    ("image", "mask", "message"),
+    [
+        (Image.new("CMYK", (8, 8)), None, "Pillow's modes L, .* Received CMYK: image.convert"),
+        (Image.new("P", (8, 8)), None, "Pillow's modes L, .* Received P"),
+        ("a.jpg", None, "image: expected an array. Received str 'a.jpg': np.asarray.PIL.Image.open.path.. reads"),
+        (Path("a.jpg"), None, r"image: expected an array. Received \w*Path: np.asarray"),
+        (None, None, "image: expected an array. Received NoneType.$"),
+        ([Image.new("L", (8, 8))] * 2, None, "image: expected one image. Received a list of 2: inpaint_batch takes"),
+        ([np.zeros((8, 8), np.uint8)], None, "image: expected one image. Received a list of 1: inpaint_batch takes"),
+        ([[0, 256]], None, r"image: expected uint8 or uint16 .* Received int64 \[1, 2\]"),
+        ([[0, 1], [2]], None, "image: expected an array. Received a list of 2: .*inhomogeneous"),
+        ([[0.5]], None, r"image: expected uint8 or uint16 .* Received float64 \[1, 1\]"),
+        ([], None, r"image: expected uint8 or uint16"),
+        (
+            np.zeros((8, 8), np.uint8),
+            Image.new("RGB", (8, 8)),
+            "mask: expected one of Pillow's modes 1 and L. Received RGB",
+        ),
+        (
+            np.zeros((8, 8), np.uint8),
+            Image.new("L", (8, 8), 255),
+            "0 and 1, where 1 is valid. .* up to 255: .mask > 127",
+        ),
+        (
+            np.zeros((8, 8), np.uint8),
+            Image.new("1", (9, 8)),
+            r"mask: expected the image's size \(8, 8\). Received \(8, 9\)",
+        ),
+        (np.zeros((8, 8), np.uint8), "holes.png", "mask: expected an array. Received str 'holes.png'"),
+    ],
+)
+def test_other_things_are_told_what_is_expected(image, mask, message, model):
+    with pytest.raises(ValueError, match=message):
+        predict.inpaint(image, np.ones((8, 8), np.uint8) if mask is None else mask, model)
+
+
+def test_one_is_not_several_and_a_name_is_no_model(model):
+    image, mask = draw(8, 8)
+    with pytest.raises(ValueError, match="masks: expected several. Received one, uint8 .8, 8.: inpaint takes one"):
+        predict.inpaint_batch(image, mask, model)
+    with pytest.raises(
+        ValueError, match="images: expected several. Received one, an image of Pillow's, mode RGB, 8 x 8"
+    ):
+        predict.inpaint_batch(Image.fromarray(image), [mask], model)
+    with pytest.raises(ValueError, match="masks: expected one for each of 2 images. Received 1."):
+        predict.inpaint_batch([image, image], [mask], model)
+    with pytest.raises(ValueError, match="model: expected what load_model returns. Received str."):
+        predict.inpaint(image, mask, "runs/a")
+    with pytest.raises(ValueError, match="pin: expected what find_model or find_export returns. Received str."):
+        predict.load_model("runs/a")
+    found = predict.inpaint_batch(np.stack([image] * 2), np.stack([mask] * 2), model)
+    np.testing.assert_array_equal(found[1], predict.inpaint(image, mask, model))
 
 
 def test_depths_and_channels(model):

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -24,7 +25,7 @@ from trainer import checkpoints, runs, storage, weight_files
 from trainer.checkpoints import pointers
 from trainer.config import TrainConfig
 from trainer.errors import UserError, no_gpu
-from trainer.inference import DEVICES, export_formats
+from trainer.inference import DEVICES, arrays, export_formats
 from trainer.inference.filling import Model, fill_images
 from trainer.inference.windows import Tiling, make_sides
 from trainer.model.unet import build_unet
@@ -106,6 +107,8 @@ def load_model(
         UserError: the weights do not fit the config, or are not finite.
         DeviceError: there is no GPU.
     """
+    if not isinstance(pin, ModelPin):
+        raise ValueError(f"pin: expected what find_model or find_export returns. Received {type(pin).__name__}.")
     if device not in DEVICES:
         raise ValueError(f"device: expected one of {DEVICES}. Received {device!r}.")
     gpus = tf.config.list_logical_devices("GPU")
@@ -162,55 +165,38 @@ def _load_weights(unet, data: bytes, address: str) -> None:
 # Inpainting
 
 
-def check_pair(image: np.ndarray, mask: np.ndarray) -> None:
-    """Raises `ValueError` unless both are what `inpaint_batch` takes."""
-    if image.dtype not in (np.uint8, np.uint16) or image.ndim not in (2, 3) or image.shape[2:] not in _CHANNELS:
-        raise ValueError(
-            "image: expected uint8 or uint16 [height, width], or with 1 to 4 channels. "
-            f"Received {image.dtype} {list(image.shape)}."
-        )
-    if image.size == 0:
-        raise ValueError(f"image: expected one pixel or more. Received {image.dtype} {list(image.shape)}.")
-    if mask.dtype != np.uint8 or mask.max(initial=0) > 1:  # with 255 for valid, every pixel would be replaced
-        raise ValueError(f"mask: expected uint8 of 0 and 1. Received {mask.dtype} up to {mask.max(initial=0)}.")
-    if image.shape[:2] != mask.shape:
-        raise ValueError(f"mask: expected the image's size {image.shape[:2]}. Received {mask.shape}.")
-
-
-_CHANNELS = ((), (1,), (2,), (3,), (4,))
-
-
-def fill_batch(
-    images: Sequence[np.ndarray], masks: Sequence[np.ndarray], model: Model
-) -> tuple[list[np.ndarray], list[int]]:
+def fill_batch(images: Iterable[Any], masks: Iterable[Any], model: Model) -> tuple[list[np.ndarray], list[int]]:
     """`inpaint_batch`, and the number of windows computed for each image."""
-    for image, mask in zip(images, masks, strict=True):
-        check_pair(image, mask)
-    results = [np.array(image, order="C") for image in images]
+    if not isinstance(model, Model):
+        raise ValueError(f"model: expected what load_model returns. Received {type(model).__name__}.")
+    pairs = arrays.as_pairs(images, masks)
+    results = [np.array(image, order="C") for image, _ in pairs]
     pixels = [result[..., None] if result.ndim == 2 else result for result in results]
-    return results, fill_images(pixels, list(masks), model)
+    return results, fill_images(pixels, [mask for _, mask in pairs], model)
 
 
-def inpaint_batch(images: Sequence[np.ndarray], masks: Sequence[np.ndarray], model: Model) -> list[np.ndarray]:
+def inpaint_batch(images: Iterable[Any], masks: Iterable[Any], model: Model) -> list[np.ndarray]:
     """Fills the holes of images; those of one padded size share batches.
 
     Args:
         images: uint8 or uint16 each, of any sizes: [height, width] gray, or [height, width, channels] with 1 gray, 2
-            gray and alpha, 3 RGB, 4 RGB and alpha. Pixels under holes are ignored.
-        masks: uint8 [height, width] of {0, 1} each, 1 = valid.
+            gray and alpha, 3 RGB, 4 RGB and alpha. Pixels under holes are ignored. Images of Pillow's, tensors and
+            nested lists of numbers will do, too: see `arrays.as_image`.
+        masks: uint8 or bool [height, width] of {0, 1} each, 1 = valid; Pillow's of mode 1, white = valid.
 
     Returns:
-        images of the same dtypes and shapes: the network's output in the holes, the original values elsewhere and in
+        arrays of the images' dtypes and shapes: the network's output in the holes, the original values elsewhere and in
         alpha. An image without any valid pixel becomes black.
 
     Raises:
-        ValueError: an image and its mask differ in size, or have an unsupported dtype, shape or value.
+        ValueError: an image and its mask differ in size, or have an unsupported dtype, shape or value; the message
+            says what was expected.
     """
     return fill_batch(images, masks, model)[0]
 
 
-def inpaint(image: np.ndarray, mask: np.ndarray, model: Model) -> np.ndarray:
-    """`inpaint_batch` for one image."""
+def inpaint(image: Any, mask: Any, model: Model) -> np.ndarray:
+    """`inpaint_batch` for one image, such as an array or one of Pillow's; an array."""
     return inpaint_batch([image], [mask], model)[0]
 
 
