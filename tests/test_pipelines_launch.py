@@ -58,7 +58,7 @@ def test_options_of_beam_reach_beam():
         (["--direct_num_worker", "2"], "unknown option --direct_num_worker. Did you mean --direct_num_workers?"),
         (["--num-sh", "2"], "unknown option --num-sh."),  # argparse would take it for --num-shards
         (["--xyzzy"], "unknown option --xyzzy. (job --help"),
-        (["b.jpg"], "unexpected argument 'b.jpg'"),
+        (["b.jpg"], "--output: expected one value. Received 2: o, b.jpg."),
         (["--num-shards", "2", "3"], "--num-shards: expected one value. Received 2: 2, 3."),
         (["--region", "a", "b"], "--region: expected one value. Received 2: a, b."),  # an option of Beam's
         (["--num-shards", "two"], "argument --num-shards: invalid int value: 'two' (job --help"),
