@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -116,20 +117,8 @@ def load_model(
         raise no_gpu("device gpu")
     uses_gpu = bool(gpus) and device != "cpu"
     place = (lambda: tf.device("CPU:0")) if device == "cpu" else nullcontext
-    unet_config = pin.config.unet
-    address, dtype = pin.checkpoint.address, precision or pin.config.precision
     with place():
-        if address.endswith(".keras"):
-            data = storage.read(address, pin.checkpoint.crc32c, weight_files.MAX_BYTES)
-            weight_files.check_keras(data, address)
-            checkpoints.require_fit(unet_config, len(data), address)
-            unet = build_unet(unet_config, dtype=dtype)
-            _load_weights(unet, data, address)
-        else:
-            weights = checkpoints.inference_weights(checkpoints.load_for_inference(pin.checkpoint))
-            checkpoints.require_fit(unet_config, sum(array.nbytes for array in weights.arrays.values()), address)
-            unet = build_unet(unet_config, dtype=dtype)
-            checkpoints.assign_variables(unet.variables, weights.arrays)
+        unet = _restore_unet(pin, precision or pin.config.precision)
     # Sizes are open: one trace serves images of every size.
     signature = [tf.TensorSpec([None, None, None, channels], tf.float32) for channels in (3, 1)]
     traced = tf.function(lambda image, mask: unet([image, mask], training=False), input_signature=signature)
@@ -138,6 +127,7 @@ def load_model(
         with place():
             return traced(image, mask)
 
+    unet_config = pin.config.unet
     size = unet_config.image_size
     tiling = Tiling(size=max(window or min(2 * size, max(size, Tiling.size)), unet_config.stride))
     return Model(
@@ -147,6 +137,23 @@ def load_model(
         batch_size=batch_size or (GPU_BATCH if uses_gpu else 1),
         tiling=tiling,
     )
+
+
+def _restore_unet(pin: ModelPin, dtype: str) -> keras.Model:
+    """The network of a pin with its weights; raises `UserError` if they do not fit."""
+    address, config = pin.checkpoint.address, pin.config.unet
+    if address.endswith(".keras"):
+        data = storage.read(address, pin.checkpoint.crc32c, weight_files.MAX_BYTES)
+        weight_files.check_keras(data, address)
+        checkpoints.require_fit(config, len(data), address)
+        unet = build_unet(config, dtype=dtype)
+        _load_weights(unet, data, address)
+    else:
+        weights = checkpoints.inference_weights(checkpoints.load_for_inference(pin.checkpoint))
+        checkpoints.require_fit(config, sum(array.nbytes for array in weights.arrays.values()), address)
+        unet = build_unet(config, dtype=dtype)
+        checkpoints.assign_variables(unet.variables, weights.arrays)
+    return unet
 
 
 def _load_weights(unet, data: bytes, address: str) -> None:
