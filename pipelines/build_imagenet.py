@@ -20,8 +20,8 @@ from collections.abc import Sequence
 
 from trainer import storage
 from trainer.command import ArgumentParser, code_version, integer, quiet_imports, run_command
-from trainer.images import MAX_PIXELS_HELP
-from trainer.images.rgb import JPEG_SIDE, PILLOWS_LIMIT, ImageSpec
+from trainer.images import MAX_PIXELS_HELP, MOST_PIXELS
+from trainer.images.rgb import JPEG_SIDE, ImageSpec
 
 
 def parser() -> ArgumentParser:
@@ -39,7 +39,7 @@ def parser() -> ArgumentParser:
     add("--quality", type=integer(1, 100), default=95, help="JPEG quality of re-encoded images, 1-100 (default 95)")
     add(
         "--max-pixels",
-        type=integer(1, PILLOWS_LIMIT),
+        type=integer(1, MOST_PIXELS),
         default=100_000_000,
         help=MAX_PIXELS_HELP,
     )

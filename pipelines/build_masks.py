@@ -18,7 +18,8 @@ from masks.codec import HOLES
 from masks.families import FAMILIES
 from masks.sampling import BORDERS, MIXTURE
 from pipelines.mask_dataset import SPLITS, TEST_SETS, make_plan, parameters_of
-from trainer.command import ArgumentParser, code_version, quiet_imports, run_command
+from trainer.command import ArgumentParser, code_version, integer, quiet_imports, run_command
+from trainer.images import MAX_PIXELS_HELP, MOST_PIXELS
 
 MASKS_PER_SHARD = 16_384  # 82 MB of `shapes` at 512 x 512
 
@@ -48,6 +49,7 @@ def parser() -> ArgumentParser:
     )
     parser.add_argument("--frames", metavar="GLOB", help="videos, frames or stereo pairs for the family occlusion")
     parser.add_argument("--stills", metavar="GLOB", help="photographs for occlusion, which moves them as two layers")
+    parser.add_argument("--max-pixels", type=integer(1, MOST_PIXELS), help=MAX_PIXELS_HELP)
     parser.add_argument("--seed", type=int, default=0, help="another seed gives other masks (default 0)")
     parser.add_argument("--split", choices=SPLITS, help="name of the split; splits share no mask (default train)")
     parser.add_argument("--num-shards", type=int, help=f"number of shards (default: one per {MASKS_PER_SHARD} masks)")

@@ -19,8 +19,9 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from trainer.command import SOME_REJECTED, ArgumentParser, code_version, quiet_imports, run_command
+from trainer.command import SOME_REJECTED, ArgumentParser, code_version, integer, quiet_imports, run_command
 from trainer.errors import UserError
+from trainer.images import MAX_PIXELS_HELP, MOST_PIXELS
 
 if TYPE_CHECKING:
     from pipelines.evaluation.job import Job
@@ -44,6 +45,7 @@ def parser() -> ArgumentParser:
         metavar="N|all",
         help="pairs in each cell of hole-ratio interval and border class (default: the size of the smallest cell)",
     )
+    add("--max-pixels", type=integer(1, MOST_PIXELS), help=MAX_PIXELS_HELP)
     add("--seed", type=int, default=0, help="seed of the pairing of masks with images (default 0)")
     add(
         "--baseline",
@@ -97,6 +99,7 @@ def _load_weights(ours: argparse.Namespace) -> dict[str, Weights | None]:
 
 def _make_job(ours: argparse.Namespace) -> Job:
     """The job that the options describe; raises `UserError` for what is missing or does not fit."""
+    from masks.codec import MAX_PIXELS
     from pipelines.evaluation.job import Data, Job
     from pipelines.evaluation.methods import find_networks
     from pipelines.evaluation.pairing import ALL_MASKS
@@ -111,6 +114,7 @@ def _make_job(ours: argparse.Namespace) -> Job:
     output = storage.normalize(ours.output)
     storage.require_writable(output)
     parameters = {"seed": ours.seed, "per_cell": ours.per_cell, "batch_size": ours.batch_size}
+    parameters |= {"max_pixels": ours.max_pixels} if ours.max_pixels else {}
     return Job(
         data=data,
         networks=tuple(networks),
@@ -118,6 +122,7 @@ def _make_job(ours: argparse.Namespace) -> Job:
         per_cell=ALL_MASKS if ours.per_cell == ALL else ours.per_cell and int(ours.per_cell),
         seed=ours.seed,
         batch_size=ours.batch_size,
+        max_pixels=ours.max_pixels or MAX_PIXELS,
         output=output,
         published=ours.published,
         lpips=weights["lpips"],

@@ -28,8 +28,7 @@ from trainer import storage
 from trainer.command import SOME_REJECTED, ArgumentParser, code_version, integer, quiet_imports, run_command
 from trainer.config import PRECISIONS
 from trainer.errors import Denied, UserError
-from trainer.images import EXTENSIONS, FORMATS, MAX_PIXELS_HELP
-from trainer.images.rgb import PILLOWS_LIMIT
+from trainer.images import EXTENSIONS, FORMATS, MAX_PIXELS_HELP, MOST_PIXELS
 from trainer.inference import DEVICES
 from trainer.storage import claims
 
@@ -83,7 +82,7 @@ def parser() -> ArgumentParser:
     )
     add(
         "--max-pixels",
-        type=integer(1, PILLOWS_LIMIT),
+        type=integer(1, MOST_PIXELS),
         default=100_000_000,
         help=MAX_PIXELS_HELP,
     )

@@ -227,7 +227,7 @@ def test_from_bucket_to_bucket_the_records_are_the_same(bucket, tree, written):
         (["--limit", "0"], "--limit: expected 1 or more. Received 0."),
         (["--short-side", "0"], "--short-side: expected 1 to 65500. Received 0."),
         (["--quality", "101"], "--quality: expected 1 to 100. Received 101."),
-        (["--max-pixels", "999999999"], "--max-pixels: expected 1 to 178956970. Received 999999999."),
+        (["--max-pixels", "999999999"], "--max-pixels: expected 1 to 500000000. Received 999999999."),
         (["--min-side", "0"], "--min-side: expected 1 to 65500. Received 0."),
         (["--devkit", "/no/such/kit"], "/no/such/kit: expected .*ground_truth.txt and meta.mat .* Received neither."),
         (["--input", "/no/such/folder"], "no image files in or below /no/such/folder$"),

@@ -18,6 +18,7 @@ from pipelines.evaluate import main
 from pipelines.evaluation import methods, rounds
 from pipelines.evaluation.methods import Network, fill_round
 from pipelines.transforms.model_handler import Pair
+from samples import mask_record
 from trainer import checkpoints, presets, storage
 from trainer.config import PhaseConfig, TrainConfig, UNetConfig
 from trainer.data import records
@@ -159,6 +160,18 @@ def test_one_bad_picture_of_a_round_fails_alone():
         expected = np.where(masks[number][..., None] == 1, pictures[number], 51)
         np.testing.assert_array_equal(filled[number], expected)
     assert 0.2 < hole_ratio(masks[0]) <= 0.3 and fill_round([], model) == []
+
+
+def test_pictures_beyond_the_limit_fail_alone(tmp_path):
+    image = np.zeros((32, 33, 3), np.uint8)
+    mask = sample_mask(MaskSpec(generator="shapes", height=32, width=32, hole_ratio=(0.2, 0.3)), 0)
+    path = tmp_path / "a.png"
+    path.write_bytes(rgb.encode_png(image))
+    for limit, error in ((1056, None), (1055, "ImageError: expected at most 1055 pixels. Received 33 x 32.")):
+        _, source = rounds.read_file((0, str(path).encode()), str(tmp_path), limit)
+        decoded = rounds.decode_round((0, {"images": [source], "masks": [(0, mask_record(mask))]}), limit)
+        assert [failure.error for failure in decoded.failures] == ([error] if error else [])
+        assert len(decoded.cases) == (not error)
 
 
 def test_a_mask_that_cannot_be_read_fails_its_pair_alone():

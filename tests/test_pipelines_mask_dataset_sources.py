@@ -13,6 +13,7 @@ import pytest
 import pipelines
 from masks.sources import Source
 from pipelines.mask_dataset import sources as mask_sources
+from pipelines.mask_dataset import videos
 from pipelines.mask_dataset.sources import (
     SourceFile,
     SourceOptions,
@@ -156,10 +157,15 @@ def test_broken_videos_are_read_in_silence(tmp_path):
     assert (done.stdout, done.stderr) == ("['decode', 'decode', 'decode']\n", "")
 
 
-def test_frames_beyond_the_limit_are_rejected(tmp_path, monkeypatch):
-    path = write_video(tmp_path / "clip.avi", 10)
-    monkeypatch.setattr(mask_sources.rgb, "MAX_PIXELS", 256 * 192 - 1)
-    assert_rejected(one("video", path), "decode", "expected frames of at most 49151 pixels. Received 256 x 192.")
+def test_what_is_beyond_the_limit_is_rejected(tmp_path):
+    path, limit = write_video(tmp_path / "clip.avi", 10), {"max_pixels": 256 * 192 - 1}
+    message = "expected frames of at most 49151 pixels. Received 256 x 192."
+    assert_rejected(one("video", path), "decode", message, **limit)
+    picture = tmp_path / "a.png"
+    picture.write_bytes(png(frame(0)))
+    for file in (one("mask", picture), one("still", picture), one("pair", picture, picture)):
+        assert_rejected(file, "decode", "expected at most 49151 pixels. Received 256 x 192.", hole="black", **limit)
+    assert read_all(one("still", picture), max_pixels=256 * 192)[0]
 
 
 def test_a_video_that_ends_early_gives_what_it_has(tmp_path):
@@ -172,10 +178,10 @@ def test_a_video_that_ends_early_gives_what_it_has(tmp_path):
 def test_a_bucket_s_video_is_fetched_in_parts_and_cleaned_up(tmp_path, bucket, monkeypatch):
     path = write_video(tmp_path / "clip.avi", 30)
     storage.create(f"{bucket}/films/clip.avi", pathlib.Path(path).read_bytes())
-    monkeypatch.setattr(mask_sources, "PART", 10_000)
+    monkeypatch.setattr(videos, "PART", 10_000)
     scratch = tmp_path / "scratch"
     scratch.mkdir()
-    monkeypatch.setattr(mask_sources.tempfile, "tempdir", str(scratch))
+    monkeypatch.setattr(videos.tempfile, "tempdir", str(scratch))
     (file,), rejects = list_sources(frames=f"{bucket}/films/*.avi")
     assert not rejects and (file.kind, file.key) == ("video", "clip.avi")
     sources, _ = read_all(file, gap=3, interval=10)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import argparse
+import importlib
+import io
 import re
 import struct
 import zlib
 
 import bomb_files as bombs
+import numpy as np
 import pytest
 from bomb_files import chunk, gif, jpeg, png, segment, shared_tags, tiff, webp, zeros
+from PIL import Image
 
 from trainer.errors import ImageError
-from trainer.images import budget, headers
+from trainer.images import MOST_PIXELS, budget, headers, rgb
 
 SPARE = 150  # MB beside the pixels: the interpreter, the libraries, and the file itself
 HUGE = 26_688
@@ -237,6 +242,31 @@ def test_limits_grow_with_the_pixels_that_are_allowed():
     assert budget.admit(data, 20_000_000, own_depth=True)[0] == "PNG"
     with pytest.raises(ImageError, match="at most 15999999 pixels. Received 4000 x 4000"):
         budget.admit(data, 15_999_999)
+
+
+def test_half_a_gigapixel_may_be_asked_for(monkeypatch):
+    """Pillow alone refuses more than 179 megapixels, whatever a command was told."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
+    wide = png(25_000, 20_000, 1, 0)
+    assert budget.max_memory(MOST_PIXELS) == 16 * 500_000_000 + (64 << 20)
+    assert rgb.read_header(wide, MOST_PIXELS).width == 25_000
+    with pytest.raises(ImageError, match="expected at most 100000000 pixels"):
+        rgb.read_header(wide)
+    spec = rgb.ImageSpec(short_side=8, max_pixels=200_000_000)
+    data, height, width = rgb.to_jpeg(png(18_000, 10_000, 1, 0), spec)
+    assert (height, width) == (8, 14) and not np.asarray(Image.open(io.BytesIO(data))).any()
+    with pytest.raises(ValueError, match="max_pixels: expected 1 to 500000000"):
+        rgb.ImageSpec(max_pixels=500_000_001)
+
+
+@pytest.mark.parametrize("job", ["inpaint", "evaluate", "build_imagenet", "build_masks"])
+def test_every_job_that_reads_pictures_takes_a_limit(job):
+    parser = importlib.import_module(f"pipelines.{job}").parser()
+    (option,) = [action for action in parser._actions if "--max-pixels" in action.option_strings]
+    assert option.type("500000000") == 500_000_000
+    with pytest.raises(argparse.ArgumentTypeError, match="expected 1 to 500000000. Received 500000001."):
+        option.type("500000001")
+    assert "at most 500 million" in option.help and "500 million 4 GB, 8 GB and 60 s" in option.help
 
 
 @pytest.mark.parametrize("own_depth", [True, False])

@@ -124,6 +124,7 @@ class Job:
     per_cell: int | None
     seed: int
     batch_size: int | None
+    max_pixels: int
     output: str
     published: bool
     lpips: Weights | None
@@ -152,6 +153,7 @@ def build(pipeline: beam.Pipeline, job: Job) -> None:
         num_images=data.num_images,
         seed=job.seed,
         per_cell=job.per_cell,
+        max_pixels=job.max_pixels,
     )
     filled = rounds | FillRounds(job.networks, job.baselines, job.batch_size)
     scored = [item | f"Score_{name}" >> beam.FlatMap(score_round, name, job.lpips) for name, item in filled.items()]

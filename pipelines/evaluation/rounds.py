@@ -127,13 +127,13 @@ def read_images(shard: Shard, places: Mapping[int, int]) -> Iterator[tuple[int, 
             yield position, Source(printable(to_text(name)), encoded)
 
 
-def read_file(item: tuple[int, bytes], base: str) -> tuple[int, Source]:
+def read_file(item: tuple[int, bytes], base: str, max_pixels: int = rgb.MAX_PIXELS) -> tuple[int, Source]:
     """(position, image) of a file below ``base``, or why it cannot be read; its address as bytes may not be UTF-8."""
     position, address = item[0], to_text(item[1])
     name = printable(storage.relative(address, base))
     try:
         with blame(address, "read"):
-            return position, Source(name, budget.read_file(address))
+            return position, Source(name, budget.read_file(address, max_pixels))
     except Rejected as lost:
         return position, Source(name, b"", lost.reject.error)
 
@@ -158,7 +158,7 @@ def place_mask(item: tuple[int, bytes], plan: pairing.Plan) -> Iterator[tuple[in
         yield turn, PlacedMask(pair, item[1])
 
 
-def decode_round(group: tuple[int, Mapping[str, Iterable]]) -> Round:
+def decode_round(group: tuple[int, Mapping[str, Iterable]], max_pixels: int = rgb.MAX_PIXELS) -> Round:
     """The pairs of one round; an image or a mask that cannot be decoded fails its own pairs only."""
     _, found = group
     (source,) = (Source(*image) for image in found["images"])
@@ -166,7 +166,7 @@ def decode_round(group: tuple[int, Mapping[str, Iterable]]) -> Round:
     if not error:
         try:
             with blame(source.name, "decode"):
-                image = rgb.decode_rgb(source.data)
+                image = rgb.decode_rgb(source.data, max_pixels)
         except Rejected as lost:
             error = lost.reject.error
     targets: dict[int, np.ndarray] = {}  # by size
@@ -261,10 +261,22 @@ class MakeRounds(beam.PTransform):
         image_files: addresses, and the folder that names are relative to.
         places: by image position its place, from `pairing.order_images`.
         num_images: number of images, which take turns.
+        max_pixels: of an image.
     """
 
-    def __init__(self, mask_shards, places, num_images, seed, per_cell, image_shards=(), image_files=((), "")):
+    def __init__(
+        self,
+        mask_shards,
+        places,
+        num_images,
+        seed,
+        per_cell,
+        image_shards=(),
+        image_files=((), ""),
+        max_pixels=rgb.MAX_PIXELS,
+    ):
         super().__init__()
+        self._max_pixels = max_pixels
         self._mask_shards, self._image_shards, self._image_files = mask_shards, image_shards, image_files
         self._places, self._num_images, self._seed, self._per_cell = places, num_images, seed, per_cell
 
@@ -274,7 +286,9 @@ class MakeRounds(beam.PTransform):
             return shards | "ReadImages" >> beam.FlatMap(read_images, self._places)
         addresses, base = self._image_files
         used = [(position, to_bytes(address)) for position, address in enumerate(addresses) if position in self._places]
-        return pipeline | "ImageFiles" >> beam.Create(used) | "ReadImages" >> beam.Map(read_file, base)
+        return (
+            pipeline | "ImageFiles" >> beam.Create(used) | "ReadImages" >> beam.Map(read_file, base, self._max_pixels)
+        )
 
     def expand(self, pipeline):
         masks = pipeline | "MaskShards" >> beam.Create(self._mask_shards) | "ReadMasks" >> beam.FlatMap(read_masks)
@@ -290,7 +304,7 @@ class MakeRounds(beam.PTransform):
             | "PlaceImages" >> beam.FlatMap(place_image, self._places, self._num_images, planned),
             "masks": masks | "PlaceMasks" >> beam.FlatMap(place_mask, planned),
         }
-        rounds = placed | "Join" >> beam.CoGroupByKey() | "Decode" >> beam.Map(decode_round)
+        rounds = placed | "Join" >> beam.CoGroupByKey() | "Decode" >> beam.Map(decode_round, self._max_pixels)
         return rounds | "Spread" >> beam.Reshuffle(), plan
 
 

@@ -7,19 +7,15 @@
     photographs           -> one Source of kind still each
 
 Every file ends as sources or as one reject. Frames are shrunk to the size at which flow is computed, so that little is
-sent between workers. FFmpeg, which comes with OpenCV, decodes videos; other builds may give frames that differ in a few
-bits.
+sent between workers.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
-import os
 import posixpath
 import re
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -31,6 +27,7 @@ from masks.codec import HOLES, decode_mask, encode_mask, read_mask_image
 from masks.families import FAMILIES, occlusion
 from masks.sources import KINDS, Source
 from pipelines.mask_dataset.plan import Plan
+from pipelines.mask_dataset.videos import VIDEO_SUFFIXES, frame_pairs, local_copy
 from pipelines.transforms.rejects import Reject, Rejected, blame, reject, reject_name
 from trainer import storage
 from trainer.errors import Denied, UserError
@@ -38,18 +35,12 @@ from trainer.images import budget, rgb
 from trainer.storage.names import is_text
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
-VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
 # What the paper's authors recommend for their own masks.
 THRESHOLD = 0.6
 # Mask files are shrunk to this many times the shorter side of the masks to draw: crops are enlarged from there.
 SPARE = 1.25
-PART = 8 << 20  # bytes of a remote video that are fetched at once
 # Where each kind of source comes from.
 _FLAGS = {"mask": "--mask-files", "frames": "--frames", "still": "--stills"}
-
-
-class VideoError(ValueError):
-    """The file is not a video that can be used."""
 
 
 class NamedSource(NamedTuple):
@@ -85,6 +76,7 @@ class SourceOptions:
         gap: frames from the first to the second of a pair in a video.
         interval: frames from one pair of a video to the next, as long as there are at most ``max_pairs``.
         max_pairs: maximum number of pairs from one video; in longer videos they are further apart.
+        max_pixels: images and frames with more are rejected.
 
     Raises:
         ValueError: an attribute is out of range.
@@ -96,6 +88,7 @@ class SourceOptions:
     gap: int = 5
     interval: int = 25
     max_pairs: int = 32
+    max_pixels: int = rgb.MAX_PIXELS
 
     def __post_init__(self):
         if self.hole and self.hole not in HOLES:
@@ -128,7 +121,12 @@ def find_files(options: argparse.Namespace, plan: Plan) -> tuple[list[SourceFile
         raise UserError("--hole: expected with, and only with, --mask-files: the color of holes, black or white.")
     threshold = THRESHOLD if options.threshold is None else options.threshold
     try:
-        reading = SourceOptions(hole=options.hole or "", threshold=threshold, side=options.size)
+        reading = SourceOptions(
+            hole=options.hole or "",
+            threshold=threshold,
+            side=options.size,
+            max_pixels=options.max_pixels or rgb.MAX_PIXELS,
+        )
     except ValueError as error:
         raise UserError(str(error)) from None
     if not needed:
@@ -240,7 +238,7 @@ def _decode_video(file: SourceFile, options: SourceOptions) -> list[NamedSource]
     """Raises `Rejected`."""
     address = file.addresses[0]
     with blame(address, "read"), local_copy(address) as path, blame(address, "decode"):
-        pairs = frame_pairs(path, options.gap, options.interval, options.max_pairs)
+        pairs = frame_pairs(path, options.gap, options.interval, options.max_pairs, options.max_pixels)
     return [NamedSource(f"{file.key}#{first}", pair) for first, pair in pairs]
 
 
@@ -248,12 +246,12 @@ def _decode_images(file: SourceFile, options: SourceOptions) -> list[NamedSource
     """Raises `Rejected`."""
     name = "+".join(file.addresses)
     with blame(name, "read"):
-        data = [budget.read_file(address) for address in file.addresses]
+        data = [budget.read_file(address, options.max_pixels) for address in file.addresses]
     with blame(name, "decode"):
         if file.kind == "pair":
-            return [NamedSource(file.key, decode_pair(*data))]
+            return [NamedSource(file.key, decode_pair(data[0], data[1], options.max_pixels))]
         if file.kind == "still":
-            return [NamedSource(file.key, decode_still(data[0]))]
+            return [NamedSource(file.key, decode_still(data[0], options.max_pixels))]
         return [NamedSource(file.key, decode_mask_file(data[0], options))]
 
 
@@ -265,95 +263,15 @@ def _moving(pairs: list[NamedSource]) -> list[NamedSource]:
     return found
 
 
-@contextlib.contextmanager
-def local_copy(address: str) -> Iterator[str]:
-    """Path of a local file with the contents of ``address``: that itself, or a temporary copy, fetched in parts."""
-    if not storage.is_remote(address):
-        storage.read_range(address, 0, 1)  # raises if it does not exist
-        yield address
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        path = os.path.join(folder, "video" + posixpath.splitext(address)[1])
-        with open(path, "wb") as file:
-            while part := storage.read_range(address, file.tell(), PART):
-                file.write(part)
-        yield path
-
-
-def frame_pairs(path: str, gap: int, interval: int, max_pairs: int) -> list[tuple[int, Source]]:
-    """Pairs of a frame and the one ``gap`` frames later, spread evenly over a video, in bounded memory.
-
-    Pairs start ``interval`` frames apart, or 2, 4, 8 ... times that, so that there are at most ``max_pairs``. The
-    number of frames is not known in advance: what files say about it may be wrong.
-
-    Args:
-        path: a local file.
-        gap: 1 or more frames.
-        interval: more than ``gap`` frames.
-        max_pairs: 1 or more.
-
-    Returns:
-        (number of the first frame, `Source` of kind ``frames`` at the working size of flow), in order; not empty.
-
-    Raises:
-        VideoError: the file is not a video, or its frames are too large or too few.
-    """
-    pairs: list[tuple[int, Source]] = []
-    first, index = None, 0
-    capture = _open_video(path)
-    try:
-        while capture.grab():
-            place = index % interval
-            if place == 0:
-                first = _retrieve(capture)
-            elif place == gap and first is not None:
-                second = _retrieve(capture)
-                if second is not None and first.shape == second.shape:
-                    pairs.append((index - gap, Source("frames", (first, second))))
-                first = None
-                if len(pairs) > max_pairs:
-                    pairs, interval = pairs[::2], interval * 2
-            index += 1
-    finally:
-        capture.release()
-    if not pairs:
-        raise VideoError(f"expected {gap + 1} frames or more. Received {index}.")
-    return pairs
-
-
-def _open_video(path: str) -> cv2.VideoCapture:
-    """A capture to release after use. Raises `VideoError`."""
-    # FFmpeg and OpenCV would report broken files on standard error; they become rejects instead.
-    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
-    # A file with a video's name may be a playlist of other files and addresses: FFmpeg must not open any of them.
-    os.environ.setdefault(
-        "OPENCV_FFMPEG_CAPTURE_OPTIONS",
-        "protocol_whitelist;file|format_whitelist;avi,m4v,matroska,mov,mpeg,mpegts,mpegvideo",
-    )
-    level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
-    capture = cv2.VideoCapture(path, cv2.CAP_FFMPEG)
-    cv2.utils.logging.setLogLevel(level)
-    if not capture.isOpened():
-        raise VideoError("the file is not a video that FFmpeg can read")
-    width, height = (int(capture.get(key)) for key in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT))
-    if width * height > rgb.MAX_PIXELS:
-        capture.release()
-        raise VideoError(f"expected frames of at most {rgb.MAX_PIXELS} pixels. Received {width} x {height}.")
-    return capture
-
-
-def _retrieve(capture: cv2.VideoCapture) -> np.ndarray | None:
-    done, frame = capture.retrieve()
-    return occlusion.shrink(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)) if done and frame.ndim == 3 else None
-
-
 def decode_mask_file(data: bytes, options: SourceOptions) -> Source:
     """The mask in an image file, shrunk with nearest-neighbor interpolation.
 
     Raises:
         ValueError: not an image, a broken or too large one, or a mask that is all hole or has no hole.
     """
-    rgb.decode_rgb(data)  # OpenCV would fill the missing part of a truncated file with gray, and accept any size
+    rgb.decode_rgb(
+        data, options.max_pixels
+    )  # OpenCV would fill the missing part of a truncated file with gray, and accept any size
     mask = read_mask_image(data, options.hole, options.threshold)
     scale = SPARE * options.side / min(mask.shape)
     if scale < 1:
@@ -366,14 +284,14 @@ def decode_mask_file(data: bytes, options: SourceOptions) -> Source:
     return Source("mask", (mask,))
 
 
-def decode_still(data: bytes) -> Source:
+def decode_still(data: bytes, max_pixels: int = rgb.MAX_PIXELS) -> Source:
     """A photograph. Raises `ImageError` if it cannot be used."""
-    return Source("still", (occlusion.shrink(rgb.decode_rgb(data)),))
+    return Source("still", (occlusion.shrink(rgb.decode_rgb(data, max_pixels)),))
 
 
-def decode_pair(first: bytes, second: bytes) -> Source:
+def decode_pair(first: bytes, second: bytes, max_pixels: int = rgb.MAX_PIXELS) -> Source:
     """Two frames. Raises `ImageError` if one cannot be used, ``ValueError`` if their sizes differ."""
-    frames = [rgb.decode_rgb(data) for data in (first, second)]
+    frames = [rgb.decode_rgb(data, max_pixels) for data in (first, second)]
     if frames[0].shape != frames[1].shape:
         sizes = " and ".join(f"{frame.shape[1]} x {frame.shape[0]}" for frame in frames)
         raise ValueError(f"expected two frames of one size. Received {sizes}.")

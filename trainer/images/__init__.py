@@ -5,7 +5,9 @@ Choices of command-line options are here, so that parsing them does not import O
 
 EXTENSIONS = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}  # of the formats that `pictures.encode` writes
 FORMATS = tuple(EXTENSIONS)
+MOST_PIXELS = 500_000_000  # that one may ask for
 MAX_PIXELS_HELP = (
-    "reject images with more pixels (default 100 million), and those that would take more to read than images of so "
-    "many pixels do: 8 bytes of file, 16 bytes of memory, 0.1 microseconds each (by default 0.8 GB, 1.6 GB and 20 s)"
+    "reject images with more pixels (default 100 million, at most 500 million), and those that would take more to read "
+    "than images of so many pixels do: 8 bytes of file, 16 bytes of memory, 0.1 microseconds each. By default 0.8 GB, "
+    "1.6 GB and 20 s; with 500 million 4 GB, 8 GB and 60 s, in each worker process"
 )

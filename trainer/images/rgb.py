@@ -17,9 +17,8 @@ from PIL import Image
 
 from masks.codec import MAX_PIXELS
 from trainer.errors import ImageError
-from trainer.images import budget, tiff_tags
+from trainer.images import MOST_PIXELS, budget, tiff_tags
 
-PILLOWS_LIMIT = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # with more pixels, Pillow itself refuses to open a file
 JPEG_SIDE = 65_500  # the longest that libjpeg writes
 ORIENTATION = 0x0112  # EXIF tag
 _INVERSE = {6: 8, 8: 6}  # of orientations; the others undo themselves
@@ -52,6 +51,8 @@ def open_image(data: bytes, max_pixels: int = MAX_PIXELS, own_depth: bool = Fals
         ImageError: the bytes are not an image, or decoding them would take too much.
     """
     format, demand = budget.admit(data, max_pixels, own_depth)
+    if demand.pixels > 2 * (Image.MAX_IMAGE_PIXELS or demand.pixels):  # Pillow's own limit, which no caller asked for
+        Image.MAX_IMAGE_PIXELS = MOST_PIXELS // 2
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # of sizes below the limit that is ours
@@ -255,7 +256,7 @@ class ImageSpec:
         limits = {
             "short_side": (1, JPEG_SIDE),
             "quality": (1, 100),
-            "max_pixels": (1, PILLOWS_LIMIT),
+            "max_pixels": (1, MOST_PIXELS),
             "min_side": (1, JPEG_SIDE),
         }
         for name, (low, high) in limits.items():

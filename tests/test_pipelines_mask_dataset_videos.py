@@ -1,4 +1,4 @@
-"""pipelines.mask_dataset.sources: the kinds of video that are read, and playlists with the name of a video."""
+"""pipelines.mask_dataset.videos: the kinds of video that are read, and playlists with the name of a video."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from pipelines.mask_dataset import sources
+from pipelines.mask_dataset import videos
 
 
 def write_video(path, kind, count=20):
@@ -23,9 +23,9 @@ def write_video(path, kind, count=20):
      (".mpg", "mpg1"), (".mpeg", "mpg2")],
 )  # fmt: skip
 def test_every_kind_of_video_is_read(tmp_path, suffix, kind, capfd):
-    assert suffix in sources.VIDEO_SUFFIXES
+    assert suffix in videos.VIDEO_SUFFIXES
     write_video(tmp_path / f"clip{suffix}", kind)
-    assert len(sources.frame_pairs(str(tmp_path / f"clip{suffix}"), gap=1, interval=4, max_pairs=9)) == 5
+    assert len(videos.frame_pairs(str(tmp_path / f"clip{suffix}"), gap=1, interval=4, max_pairs=9)) == 5
 
 
 @pytest.mark.parametrize("name", ["beside.avi", "{folder}/beside.avi", "http://127.0.0.1:9/beside.avi"])
@@ -36,5 +36,5 @@ def test_playlists_named_like_videos_open_no_file(tmp_path, name, capfd):
     concat.write_text(f"ffconcat version 1.0\nfile {name}\n")
     stream.write_text(f"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\n{name}\n#EXT-X-ENDLIST\n")
     for path in (concat, stream):
-        with pytest.raises(sources.VideoError, match="not a video that FFmpeg can read"):
-            sources.frame_pairs(str(path), gap=1, interval=4, max_pairs=9)
+        with pytest.raises(videos.VideoError, match="not a video that FFmpeg can read"):
+            videos.frame_pairs(str(path), gap=1, interval=4, max_pairs=9)
