@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -34,6 +35,16 @@ PRINTED = {
         r"rest # s \(#%\)",
         r"demo: network and metrics #%, with the baselines #%; of all but the baselines #%",
     ],
+    "exchange.py": [
+        r"# parameters, # MB of gradients, 1 Gbit/s each way",
+        r"one pack, after the backward pass # ms a step # x the first",
+        r"packs of 8 MB # ms a step # x the first",
+        r"packs of 2 MB # ms a step # x the first",
+        r"packs of 8 MB, bfloat16 # ms a step # x the first",
+        r"no exchange # ms a step # x the first",
+    ]
+    if os.geteuid() == 0 and shutil.which("tc")
+    else [r"skipped: .*"],
     "imagenet.py --only sizes": [r"", r"sizes", r"4 photographs # ms each, after # s for the start and 2 photographs"],
     "inpaint.py float32": [
         r"18 images: 18 inpainted; .*",

@@ -104,7 +104,8 @@ def curves(place):
     with ThreadPoolExecutor() as pool:
         runs = {
             ONE: pool.submit(train, place, ONE, 1, *settings),
-            WORKERS: pool.submit(train, place, WORKERS, 2, *settings),
+            # Eleven packs of gradients in the first phase, fewer in the second.
+            WORKERS: pool.submit(train, place, WORKERS, 2, *settings, "scaling.pack_mb=0.002"),
             DEVICES: pool.submit(train, place, DEVICES, 1, *settings, devices=2),
         }
         return {name: run.result()[0] for name, run in runs.items()}

@@ -213,6 +213,10 @@ class ScalingConfig:
         device: ``cpu``, or ``gpu`` for one GPU per worker.
         max_failures: how often a worker group that died is restarted from the newest checkpoint.
         xla: compile parts of the step with XLA; for GPUs, where TensorFlow picks the parts.
+        collective: how workers exchange gradients: ``nccl`` between GPUs, ``ring`` (gRPC) anywhere; ``auto``: nccl if
+            the device is gpu.
+        pack_mb: megabytes (10^6 bytes) of gradients that are exchanged at a time, while others are still computed.
+        exchange_dtype: ``bfloat16`` halves what is exchanged, and rounds each worker's gradients to 8 bits.
     """
 
     workers: _PositiveInt = 2
@@ -221,11 +225,23 @@ class ScalingConfig:
     device: Literal["cpu", "gpu"] = "cpu"
     max_failures: _Count = 3
     xla: bool = False
+    collective: Literal["auto", "nccl", "ring"] = "auto"
+    pack_mb: _Positive = 8.0
+    exchange_dtype: Literal["float32", "bfloat16"] = "float32"
+
+    @property
+    def resolved_collective(self) -> Literal["nccl", "ring"]:
+        """``collective`` with ``auto`` decided."""
+        if self.collective == "auto":
+            return "nccl" if self.device == "gpu" else "ring"
+        return self.collective
 
     def __post_init__(self) -> None:
         _require(self.min_workers <= self.workers, "min_workers", "0 .. scaling.workers", self.min_workers)
         # TensorFlow picks no parts for CPUs, where a step compiled as a whole was slower: 1.0 images/s against 1.4.
         _require(not self.xla or self.device == "gpu", "xla", "false unless scaling.device=gpu", self.xla)
+        fits = self.collective != "nccl" or self.device == "gpu"
+        _require(fits, "collective", "ring or auto unless scaling.device=gpu", self.collective)
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)

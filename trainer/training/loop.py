@@ -82,7 +82,7 @@ def train(
         raise ValueError(f"workers: expected {config.scaling.workers}, as in the config. Received {workers}.")
     if not config.total_steps:
         raise ValueError("config: expected steps. Received epochs (see presets.resolve_epochs).")
-    strategy = make_strategy(config.scaling.device, devices, workers)
+    strategy = make_strategy(config.scaling.device, devices, workers, config.scaling.resolved_collective)
     state = TrainState.build(config, strategy)
     with strategy.scope():
         features = None
@@ -271,6 +271,7 @@ class _Loop:
             clip_norm=config.clip_norm,
             average=state.average,
             loss_scale=state.loss_scale,
+            scaling=config.scaling,
         )
 
     def show(self, phase: str, result: StepResult) -> dict[str, float]:

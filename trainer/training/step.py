@@ -11,10 +11,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from trainer.config import LossConfig, TrainConfig
+from trainer.config import LossConfig, ScalingConfig, TrainConfig
 from trainer.errors import UserError
 from trainer.model import losses
 from trainer.model.layers import BatchNormalization
+from trainer.training import exchange
 from trainer.training.devices import num_devices
 
 INITIAL_SCALE, GROWTH_STEPS, MIN_SCALE, MAX_SCALE = 2.0**15, 2000, 1.0, 2.0**24
@@ -160,6 +161,7 @@ def make_train_step(
     clip_norm: float = 0.0,
     average: WeightAverage | None = None,
     loss_scale: LossScale | None = None,
+    scaling: ScalingConfig | None = None,
 ) -> StepFunction:
     """A compiled step: target [B, H, W, 3] and mask [B, H, W, 1] of this worker in, `StepResult` out.
 
@@ -174,11 +176,14 @@ def make_train_step(
         clip_norm: maximum norm of the gradient of all workers; 0 does not clip.
         average: updated after the weights.
         loss_scale: for float16; a gradient overflow then lowers the scale and counts as sound.
+        scaling: how several workers exchange gradients; as by default.
     """
     with strategy.scope():
         if not optimizer.built:
             optimizer.build(model.trainable_variables)
-    return tf.function(_TrainStep(strategy, model, optimizer, features, config, clip_norm, average, loss_scale).run)
+    add = exchange.make_sum(strategy, scaling or ScalingConfig(), model.trainable_variables)
+    step = _TrainStep(strategy, model, optimizer, features, config, clip_norm, average, loss_scale, add)
+    return tf.function(step.run)
 
 
 @dataclass(eq=False)
@@ -193,6 +198,7 @@ class _TrainStep:
     clip_norm: float
     average: WeightAverage | None
     loss_scale: LossScale | None
+    add: exchange.Sum
 
     def __post_init__(self):
         self.variables = self.model.trainable_variables
@@ -229,8 +235,7 @@ class _TrainStep:
             scaled = total * (scale / replicas)
         self.names[:] = ["total", *terms]
         values = tf.stack([total, *terms.values()])
-        local = [values / replicas, *tape.gradient(scaled, self.variables)]
-        values_sum, *gradients = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, local)
+        values_sum, *gradients = self.add(values / replicas, tape.gradient(scaled, self.variables))
         if self.loss_scale:
             gradients = [gradient / scale for gradient in gradients]
         norm = tf.linalg.global_norm(gradients)
