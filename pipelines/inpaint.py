@@ -9,9 +9,11 @@ An image and its mask have the same path below their folders, except for the ext
 a_mask.png (a-mask, a.mask, mask_a), or a.jpg.png; the holes of a_mask_1.png, a_mask_2.png are joined. One mask file is
 the mask of all images. --pairs lists them instead, as CSV with the columns image and mask or as JSON lines; --holes
 finds holes in the images themselves. Masks have the orientation in which viewers show the image. An output has its
-image's path, depth, channels, color profile and orientation; in png and webp valid pixels are kept bit for bit. Each
-input is a line of items.jsonl in the output folder, and of rejects.jsonl if it could not be used; the exit code is then
-3. A storage or a disk that fails is no reject: the job ends, exit code 1. A second run computes only what is missing.
+image's path, depth, channels, colors (profile, gAMA, cHRM, cICP), orientation, density, EXIF, XMP and texts, without
+thumbnails and makers' notes; in png and webp valid pixels are kept bit for bit. CMYK becomes sRGB. Of several pages or
+frames the first is read. Each input is a line of items.jsonl in the output folder, and of rejects.jsonl if it could not
+be used; the exit code is then 3. A storage or a disk that fails is no reject: the job ends, exit code 1. A second run
+computes only what is missing.
 """
 
 from __future__ import annotations
@@ -191,8 +193,10 @@ def _report(output: str) -> int:
     counts = COUNTED.read(storage.join(output, MANIFEST)).counts
     holeless = f", {counts['without_holes']} without holes" if counts["without_holes"] else ""
     earlier = f"; {counts['finished_before']} of them from an earlier run" if counts["finished_before"] else ""
+    several = counts.get("several_frames", 0)
+    frames = f"; {several} with further pages or frames, which are not read" if several else ""
     images = f"{counts['outputs']} image{'' if counts['outputs'] == 1 else 's'}"
-    print(f"{images}: {counts['outputs'] - counts['without_holes']} inpainted{holeless}{earlier}; {output}")
+    print(f"{images}: {counts['outputs'] - counts['without_holes']} inpainted{holeless}{earlier}{frames}; {output}")
     if not counts["rejects"]:
         return 0
     print(f"{counts['rejects']} of {counts['inputs']} inputs rejected, see {output}/{REJECTS}", file=sys.stderr)

@@ -146,7 +146,7 @@ def make_bad(number: int) -> tuple[str, Made, bytes | None, str]:
         ("text.webp", b"RIFF, but no image", mask_file, "not an image"),
         ("mask.png", png, mask_file[: len(mask_file) - 30], "(.*mask.png)"),
         ("mask-empty.png", png, b"", "the file is empty (.*mask-empty.png)"),
-        ("float.tif", by_pillow(pixels[..., :1].astype(np.float32), "TIFF"), mask_file, "Received 32"),
+        ("float.tif", by_pillow(pixels[..., :1].astype(np.float32), "TIFF"), mask_file, "32-bit floating point"),
     ]
     name, data, mask_data, reason = cases[number % len(cases)]
     return f"bad-{number:02d}-{name}", Made(data, None, mask), mask_data, reason

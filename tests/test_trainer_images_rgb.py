@@ -98,10 +98,10 @@ def test_sixteen_bits_of_color_keep_their_range():
     assert np.abs(found - levels / 65535 * 255).max() <= 1
 
 
-@pytest.mark.parametrize(("dtype", "mode"), [(np.int32, "I"), (np.float32, "F")])
-def test_channels_of_32_bits_are_refused(dtype, mode):
+@pytest.mark.parametrize(("dtype", "kind"), [(np.int32, "signed integers"), (np.float32, "floating point")])
+def test_channels_of_32_bits_are_refused(dtype, kind):
     data = save(Image.fromarray(np.ones((HEIGHT, WIDTH), dtype)), "TIFF")
-    with pytest.raises(ImageError, match=f"expected 8 or 16 bits per channel. Received 32, as TIFF of mode {mode}"):
+    with pytest.raises(ImageError, match=f"expected 8 or 16 bits per channel. Received TIFF of 32-bit {kind}"):
         decode_rgb(data)
 
 

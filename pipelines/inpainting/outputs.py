@@ -2,7 +2,8 @@
 
 OUTPUT/x/a.png               an output
        manifest.json         model, parameters, counts; written last
-       items.jsonl           one line per input: status, hole ratio, whether it had no holes, windows, seconds, crc32c
+       items.jsonl           one line per input: status, hole ratio, whether it had no holes, windows, seconds, crc32c;
+                             frames, if the file has several (the first is read), and notes on what was left out of it
        rejects.jsonl         one line per input that could not be used
        .items/job.json       model and parameters that all outputs share
               x/a.png.json   the output's line of items.jsonl, written after it: a second run skips the output
@@ -220,12 +221,19 @@ def write_result(
                 "hole_ratio": task.hole_ratio,
                 "windows": filled.windows,
                 "seconds": round(task.seconds + filled.seconds + time.perf_counter() - begin, 4),
+                **_told(task.metadata),
             }
             record = write_output(task.item, data, details, output, replaces)
     except Rejected as lost:
         yield beam.pvalue.TaggedOutput(REJECTED, lost.reject)
     else:
         yield record
+
+
+def _told(metadata: pictures.Metadata) -> dict:
+    """What a record says of an image file of which not all is in the output."""
+    told = {"frames": metadata.frames} if metadata.frames > 1 else {}
+    return {**told, "notes": list(metadata.notes)} if metadata.notes else told
 
 
 def _encode(upright: np.ndarray, metadata: pictures.Metadata, settings: Settings) -> bytes:
@@ -290,6 +298,8 @@ def write_outcome(
     before = sum(record["status"] != "done" for record in records)
     counts = {"inputs": outputs + len(rejects), "outputs": outputs, "rejects": len(rejects), "finished_before": before}
     counts["without_holes"] = sum(record["without_holes"] for record in records)
+    if several := sum(record.get("frames", 1) > 1 for record in records):
+        counts["several_frames"] = several
     storage.overwrite(storage.join(folder, ITEMS), b"".join(line for *_, line in sorted(lines)))
     storage.overwrite(storage.join(folder, REJECTS), reject_lines(rejects))
     manifest = json.dumps({**fields, "counts": counts}, indent=1, sort_keys=True).encode()

@@ -36,6 +36,7 @@ class Demand(NamedTuple):
         extra: bytes that decoding takes beside those.
         seconds: that decoding takes.
         because: what ``extra`` or ``seconds`` come from, for messages.
+        frames: images or pages in the file, of which the first is decoded; as counted up to some thousand.
     """
 
     width: int
@@ -45,6 +46,7 @@ class Demand(NamedTuple):
     extra: int = 0
     seconds: float = 0.0
     because: str = ""
+    frames: int = 1
 
     @property
     def pixels(self) -> int:
@@ -316,6 +318,10 @@ def _read_tiff(data: bytes) -> Demand:
     tile = math.ceil(across * samples * bits / 8) * down  # bytes decoded at once
     stored = 4 if samples > 1 or bits > 16 else 2 if bits > 8 else 1
     channels = 4 if samples > 3 or (samples == 1 and bits <= 8) else samples
+    own = channels * (2 if bits > 8 else 1)
+    copy = 0
+    if bits > 8 or samples > 4 or samples == 2:  # `tiff_samples` holds the file again, its pixels, and an array of them
+        stored, copy = max(stored, math.ceil(samples * bits / 8) + own), len(data)
     # Tiles that share their bytes: each reads and decodes them again.
     compressed = sum(int(tags.values[tag].sum(dtype=np.uint64)) for tag in (279, 325) if tag in tags.values)
     if compressed > 4 * len(data) + tiff_tags.SPARE:
@@ -325,17 +331,18 @@ def _read_tiff(data: bytes) -> Demand:
         scans = data.count(b"\xff\xda")
         scans = scans if compressed <= len(data) else count * min(scans, 100)
         seconds += scans * across * down * samples * _VISIT_SECONDS
-    extra = tile + 4 * across * down + 3 * tags.bytes + 72 * tags.numbers
+    extra = tile + 4 * across * down + 3 * tags.bytes + 72 * tags.numbers + copy
     extra += 128 << 20 if compression == 50_000 else 0  # Zstandard's window
     extra += 2 * across * down * samples if compression == 7 else 0
     return Demand(
         width,
         height,
         2 * stored if value(274, 1) != 1 else stored,  # Pillow turns it upright
-        channels * (2 if bits == 16 else 1),
+        own,
         extra,
         seconds,
         f"{count} tiles or strips of {across} x {down} pixels",
+        tiff_tags.count_pages(data),
     )
 
 

@@ -1,45 +1,31 @@
 """Image files as pixels of their own depth and channels, and back, without any loss to valid pixels.
 
-The ICC profile and the EXIF orientation stay with the pixels, since viewers need them. No other metadata does: an
-EXIF block may hold a thumbnail of what is to be removed.
+What stands beside the pixels stays with them as far as it is still true: see `trainer.images.metadata`.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import struct
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import cv2
 import numpy as np
 from PIL import Image
-from PIL.TiffImagePlugin import TiffImageFile
 
 from masks.codec import mask_of_gray, read_mask_image
 from trainer.errors import ImageError
-from trainer.images import rgb
+from trainer.images import budget, color, metadata, rgb, tiff_samples
+from trainer.images.metadata import Change, Metadata, orientation_of
 
 QUALITY = 95
 # Other formats that Pillow opens are not for photographs, or may have bit depths that it would cut unnoticed.
 READABLE = ("JPEG", "MPO", "PNG", "WEBP", "TIFF", "BMP", "GIF")
 _WEBP_SIDE = 16_383
-
-
-@dataclass(frozen=True)
-class Metadata:
-    """What an image file keeps beside its pixels.
-
-    Attributes:
-        orientation: EXIF's, 1 to 8: how viewers turn the pixels; 1 is upright.
-        icc: color profile of the pixels, if the file has one.
-        format: of the file, one of `READABLE`; empty for pixels that do not come from a file.
-    """
-
-    orientation: int = 1
-    icc: bytes | None = None
-    format: str = ""
 
 
 @dataclass(frozen=True)
@@ -66,49 +52,71 @@ class Picture:
 def decode(data: bytes, max_pixels: int = rgb.MAX_PIXELS) -> Picture:
     """The first frame of an image file.
 
-    Palettes become RGB, 1-bit images gray; CMYK and the like become RGB and lose their profile, which describes other
-    channels. TIFFs are turned upright.
+    Palettes become RGB, 1-bit images gray, and CMYK and CIELab sRGB, through the color profile if CMYK has one. TIFFs
+    are turned upright. Extra channels that are not said to be alpha are left out.
 
     Raises:
-        ImageError: the bytes are not an image, too large, truncated or broken, or have 32 bits per channel.
+        ImageError: the bytes are not an image, too large, truncated or broken, or of a form that is not read.
     """
-    image = rgb.open_image(data, max_pixels, own_depth=True)
+    format, demand = budget.admit(data, max_pixels, own_depth=True)
+    if layout := rgb.read_layout(data, format):
+        pixels, metadata = _read_tiff(data, layout)
+    else:
+        pixels, metadata = _read_image(rgb.open_admitted(data, format, demand), data)
+    return Picture(pixels, dataclasses.replace(metadata, frames=demand.frames))
+
+
+def _read_tiff(data: bytes, layout: tiff_samples.Layout) -> tuple[np.ndarray, Metadata]:
+    pixels, notes = tiff_samples.read_samples(data, layout), layout.notes
+    is_inks = layout.colors == 4
+    if is_inks:
+        pixels = rgb.narrow_samples(pixels, data, layout)
+        notes += (f"{layout.bits} bits per ink are read as 8 bits per color",)
+    orientation = orientation_of(data)
+    pixels = np.ascontiguousarray(rgb.turn(pixels, orientation))
+    height, width, channels = pixels.shape
+    change = Change(width, height, channels, 8 * pixels.itemsize, is_inks, orientation != 1)
+    return pixels, metadata.of_tiff(data, change, notes)
+
+
+def _read_image(image: Image.Image, data: bytes) -> tuple[np.ndarray, Metadata]:
     if image.format not in READABLE:
         raise ImageError(f"expected one of {', '.join(READABLE)}. Received {image.format}.")
     if image.mode in ("I", "F"):  # no agreed white
         raise ImageError(f"expected 8 or 16 bits per channel. Received 32, as {image.format} of mode {image.mode}.")
+    mode = image.mode
     try:
         image.load()
-        is_wide = _bits(image, data) == 16
-        icc = image.info.get("icc_profile")
         orientation = rgb.read_orientation(image)
-        pixels = _wide_pixels(image, data) if is_wide else _narrow_pixels(image)
+        convert = color.converter(mode, image.info.get("icc_profile"))
+        pixels = _wide_pixels(image, data) if _bits(image, data) == 16 else _narrow_pixels(image, convert)
     except Exception as error:  # Pillow's plugins raise many kinds
         raise ImageError(f"the pixels cannot be decoded: {error}") from None
-    keeps_profile = image.mode in ("1", "L", "LA", "P", "PA", "RGB", "RGBA") or image.mode.startswith("I;16")
     pixels = pixels[..., None] if pixels.ndim == 2 else pixels
-    return Picture(pixels, Metadata(orientation, icc if keeps_profile else None, str(image.format)))
+    notes: tuple[str, ...] = (color.UNMANAGED,) if mode == "CMYK" and convert is None else ()
+    height, width, channels = pixels.shape
+    change = Change(width, height, channels, 8 * pixels.itemsize, mode in ("CMYK", "LAB"))
+    if image.format == "TIFF":
+        notes += tiff_samples.read_layout(data).notes
+        return pixels, metadata.of_tiff(data, change._replace(is_turned=orientation_of(data) != 1), notes)
+    return pixels, metadata.of_image(image, data, orientation, change, notes)
 
 
 def _bits(image: Image.Image, data: bytes) -> int:
     """Bits per channel in the file; Pillow keeps 16 bits only of gray images and cuts colors to 8."""
     if image.mode.startswith("I;16"):
         return 16
-    if image.format == "PNG":
-        return data[24]  # of the IHDR chunk, which comes first
-    if isinstance(image, TiffImageFile):
-        return max(image.tag_v2.get(258, (8,)))
-    return 8
+    return data[24] if image.format == "PNG" else 8  # of the IHDR chunk, which comes first
 
 
-def _narrow_pixels(image: Image.Image) -> np.ndarray:
-    """uint8 [height, width] or [height, width, channels]."""
+def _narrow_pixels(image: Image.Image, convert: Callable[[Image.Image], Image.Image] | None = None) -> np.ndarray:
+    """uint8 [height, width] or [height, width, channels], of parts that are converted in the usual or another way."""
     mode = {"1": "L", "L": "L", "LA": "LA", "RGBA": "RGBA", "PA": "RGBA", "RGBa": "RGBA", "La": "LA"}.get(image.mode)
     if "transparency" in image.info:  # a transparent color or palette entries
         mode = "LA" if image.mode in ("1", "L") else "RGBA"
     wanted = mode or "RGB"
     pixels = np.empty((image.height, image.width, *((len(wanted),) if len(wanted) > 1 else ())), np.uint8)
-    rgb.copy_pixels(image, pixels, lambda part: part if part.mode == wanted else part.convert(wanted))
+    rgb.copy_pixels(image, pixels, convert or (lambda part: part if part.mode == wanted else part.convert(wanted)))
     return pixels
 
 
@@ -178,10 +186,18 @@ def check_encodable(picture: Picture, kind: str) -> None:
         raise ImageError(f"{kind} holds 8 bits per channel. Received 16.")
     if kind == "jpeg" and picture.has_alpha:
         raise ImageError("jpeg holds no transparency. Received an alpha channel.")
+    if kind != "png" and picture.metadata.coding:
+        coding = "/".join(map(str, picture.metadata.coding))
+        raise ImageError(f"{kind} cannot say colors of cICP {coding}, as of HDR or wide gamut: --format png does.")
+    icc = picture.metadata.icc or b""
+    if kind == "webp" and picture.pixels.shape[2] < 3 and icc[16:20] == b"GRAY":
+        raise ImageError("webp holds no gray, which the image's color profile is of: --format png does.")
 
 
 def encode(picture: Picture, kind: str = "png", quality: int = QUALITY) -> bytes:
-    """An image file with the picture's pixels, profile and orientation; the same bytes for the same picture.
+    """An image file with the picture's pixels and metadata; the same bytes for the same picture.
+
+    JPEG and WebP have no chunks: a gAMA or cHRM that is not sRGB's becomes a color profile, texts a comment (JPEG).
 
     Args:
         kind: ``png`` and ``webp`` are lossless (WebP has no gray, which becomes RGB), ``jpeg`` is not.
@@ -191,27 +207,17 @@ def encode(picture: Picture, kind: str = "png", quality: int = QUALITY) -> bytes
         ImageError: see `check_encodable`.
     """
     check_encodable(picture, kind)
-    exif, icc = None, picture.metadata.icc
-    if picture.metadata.orientation != 1:
-        block = Image.Exif()
-        block[rgb.ORIENTATION] = picture.metadata.orientation
-        exif = block.tobytes()
     if kind == "png":
-        chunks = []
-        if icc:
-            chunks.append((b"iCCP", b"ICC profile\0\0" + zlib.compress(icc)))
-        if exif:
-            chunks.append((b"eXIf", exif.removeprefix(b"Exif\0\0")))
-        return _insert_chunks(_encode_png(picture.pixels), chunks)
+        return _insert_chunks(_encode_png(picture.pixels), metadata.chunks_of(picture.metadata))
+    channels = picture.pixels.shape[2]
     options: dict[str, Any] = (
         {"lossless": True, "exact": True, "method": 0} if kind == "webp" else {"quality": quality, "subsampling": 0}
     )
-    options |= {"icc_profile": icc} if icc else {}
-    options |= {"exif": exif} if exif else {}
-    pixels = picture.pixels[..., 0] if picture.pixels.shape[2] == 1 else picture.pixels
+    options |= metadata.options_of(picture.metadata, kind, channels)
+    pixels = picture.pixels[..., 0] if channels == 1 else picture.pixels
     file = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(pixels)).save(file, kind, **options)
-    return file.getvalue()
+    return metadata.set_density(file.getvalue(), picture.metadata.density) if kind == "jpeg" else file.getvalue()
 
 
 def _chunk(name: bytes, content: bytes) -> bytes:

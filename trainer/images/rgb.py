@@ -13,14 +13,15 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from masks.codec import MAX_PIXELS
 from trainer.errors import ImageError
-from trainer.images import MOST_PIXELS, budget, tiff_tags
+from trainer.images import MOST_PIXELS, budget, color, exif, tiff_samples, tiff_tags
+from trainer.images.headers import Demand
+from trainer.images.metadata import exif_block, orientation_of
 
 JPEG_SIDE = 65_500  # the longest that libjpeg writes
-ORIENTATION = 0x0112  # EXIF tag
 _INVERSE = {6: 8, 8: 6}  # of orientations; the others undo themselves
 BLOCK = 1 << 20  # pixels that are converted at once
 # Markers of JPEG
@@ -50,7 +51,11 @@ def open_image(data: bytes, max_pixels: int = MAX_PIXELS, own_depth: bool = Fals
     Raises:
         ImageError: the bytes are not an image, or decoding them would take too much.
     """
-    format, demand = budget.admit(data, max_pixels, own_depth)
+    return open_admitted(data, *budget.admit(data, max_pixels, own_depth))
+
+
+def open_admitted(data: bytes, format: str, demand: Demand) -> Image.Image:
+    """`open_image` of a file that `budget.admit` has let pass, with what that returned."""
     if demand.pixels > 2 * (Image.MAX_IMAGE_PIXELS or demand.pixels):  # Pillow's own limit, which no caller asked for
         Image.MAX_IMAGE_PIXELS = MOST_PIXELS // 2
     try:
@@ -58,7 +63,12 @@ def open_image(data: bytes, max_pixels: int = MAX_PIXELS, own_depth: bool = Fals
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # of sizes below the limit that is ours
             image = Image.open(io.BytesIO(data), formats=(format,))
     except Exception as error:  # Pillow's plugins raise many kinds for broken headers
+        if format == "TIFF" and isinstance(error, UnidentifiedImageError):
+            what = tiff_samples.read_layout(data)
+            raise ImageError(f"expected gray or RGB of 8 or 16 bits. Received TIFF of {what}: convert it.") from None
         raise ImageError(f"the header is broken: {error}") from None
+    if format == "TIFF":
+        image.info.pop("xmp", None)  # Pillow would turn the pixels by it
     if sorted(image.size) != sorted((demand.width, demand.height)):  # Pillow turns the sizes of some TIFFs
         sizes = f"{demand.width} x {demand.height}. Received {image.width} x {image.height}"
         raise ImageError(f"the header is broken: expected one size, {sizes}.")
@@ -67,28 +77,36 @@ def open_image(data: bytes, max_pixels: int = MAX_PIXELS, own_depth: bool = Fals
 
 def read_header(data: bytes, max_pixels: int = MAX_PIXELS) -> Header:
     """Raises `ImageError` if the bytes are not an image or announce more than ``max_pixels``."""
-    image = open_image(data, max_pixels)
+    format, demand = budget.admit(data, max_pixels)
+    if layout := read_layout(data, format):
+        return Header(format, str(layout), layout.height, layout.width, orientation_of(data) == 1)
+    image = open_admitted(data, format, demand)
     return Header(str(image.format), image.mode, image.height, image.width, read_orientation(image) == 1)
 
 
+def read_layout(data: bytes, format: str) -> tiff_samples.Layout | None:
+    """Layout of a file that `tiff_samples` reads, None for all others. Raises `ImageError` if nothing reads it."""
+    if format != "TIFF":
+        return None
+    layout = tiff_samples.read_layout(data)
+    tiff_samples.check(data, layout)
+    return layout if layout.is_ours else None
+
+
 def read_orientation(image: Image.Image) -> int:
-    """EXIF orientation, 1 to 8, of which 1 is upright; 1 if the value or the EXIF block is broken."""
+    """EXIF orientation, 1 to 8, of which 1 is upright; 1 if the value or the EXIF block is broken.
+
+    Pillow would also take one from XMP, which browsers do not.
+    """
     try:
-        if image.format in ("PNG", "WEBP"):  # the others' blocks are part of what `budget.admit` has seen
-            _check_exif(image)
-        value = image.getexif().get(ORIENTATION, 1)
+        if image.format == "TIFF":  # loading applies it
+            value = image.getexif().get(exif.ORIENTATION, 1)
+            return value if value in range(1, 9) else 1
+        if image.format == "PNG" and "exif" not in image.info:
+            image.load()  # it may lie behind the pixels
+        return orientation_of(exif_block(image))
     except Exception:
         return 1
-    return value if value in range(1, 9) else 1
-
-
-def _check_exif(image: Image.Image) -> None:
-    """Raises `ImageError` if reading a PNG's or WebP's EXIF block would take much more memory than the block."""
-    if image.format == "PNG" and "exif" not in image.info:
-        image.load()  # it may lie behind the pixels
-    tiff_tags.read_tags(image.info.get("exif", b"").removeprefix(b"Exif\0\0"))
-    if raw := image.info.get("Raw profile type exif"):
-        tiff_tags.read_tags(bytes.fromhex("".join(raw.split("\n")[3:])).removeprefix(b"Exif\0\0"))
 
 
 def turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
@@ -131,20 +149,44 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def decode_rgb(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Pixels as uint8 [height, width, 3], RGB, turned upright, transparency dropped, first frame.
 
+    CMYK becomes sRGB through its color profile; without one, by (255 - ink) (255 - black) / 255.
+
     Raises:
         ImageError: the bytes are not an image, too large, truncated or broken, or have 32 bits per channel.
     """
-    image = open_image(data, max_pixels)
+    format, demand = budget.admit(data, max_pixels)
+    if layout := read_layout(data, format):
+        stored = narrow_samples(tiff_samples.read_samples(data, layout), data, layout)
+        return np.ascontiguousarray(turn(stored, orientation_of(data)))
+    image = open_admitted(data, format, demand)
     if image.mode in ("I", "F"):  # no agreed white: Pillow would clip at 255
         raise ImageError(f"expected 8 or 16 bits per channel. Received 32, as {image.format} of mode {image.mode}.")
     try:
         image.load()
         orientation = read_orientation(image)  # of TIFFs Pillow has applied and removed it now
         pixels = np.empty((*(image.size if orientation >= 5 else image.size[::-1]), 3), np.uint8)
-        copy_pixels(image, turn_back(pixels, orientation), _to_rgb)
+        convert = color.converter(image.mode, image.info.get("icc_profile")) or _to_rgb
+        copy_pixels(image, turn_back(pixels, orientation), convert)
     except Exception as error:
         raise ImageError(f"the pixels cannot be decoded: {error}") from None
     return pixels
+
+
+def narrow_samples(samples: np.ndarray, data: bytes, layout: tiff_samples.Layout) -> np.ndarray:
+    """uint8 [height, width, 3], RGB as stored, of what `tiff_samples.read_samples` has read."""
+    out = np.empty((*samples.shape[:2], 3), np.uint8)
+    is_inks = layout.colors == 4
+    profiles = tiff_tags.read_entries(data, numbers=[exif.ICC]) if is_inks else []
+    convert = color.converter("CMYK", profiles[0].value if profiles else None) or _to_rgb
+    step = max(BLOCK // samples.shape[1], 1)
+    for top in range(0, len(samples), step):
+        part = samples[top : top + step, :, : layout.colors]
+        if part.dtype == np.uint16 and layout.colors == 1:
+            part = (part / 257 + 0.5).astype(np.uint8)
+        elif part.dtype == np.uint16:
+            part = (part >> 8).astype(np.uint8)  # as Pillow does
+        out[top : top + step] = np.asarray(convert(Image.fromarray(part, "CMYK"))) if is_inks else part
+    return out
 
 
 # Writing
