@@ -180,18 +180,64 @@ def test_parts_are_those_of_the_format(change, tmp_path):
     assert storage.find(str(tmp_path)) == []
 
 
-def test_pickles_are_not_run(tmp_path):
-    """A folder with every checksum right, made by somebody else."""
-    packed = io.BytesIO()
-    np.savez(packed, **{"a/kernel": np.array([Trap()], dtype=object)})
-    pin = save(str(tmp_path), 1)
+def replace(pin, name, data):
+    """Puts ``data`` into a file of a checkpoint with every checksum right, as somebody else would; its new pin."""
     manifest = json.loads(storage.read(pin.address + "/manifest.json"))
     for file in manifest["files"]:
-        if file["name"] == "model.npz":
-            file["crc32c"] = storage.crc32c(packed.getvalue())
-    data = json.dumps(manifest).encode()
-    storage.overwrite(pin.address + "/model.npz", packed.getvalue())
-    storage.overwrite(pin.address + "/manifest.json", data)
+        if file["name"] == name:
+            file["crc32c"] = storage.crc32c(data)
+    listed = json.dumps(manifest).encode()
+    storage.overwrite(f"{pin.address}/{name}", data)
+    storage.overwrite(pin.address + "/manifest.json", listed)
+    return checkpoints.Pin(address=pin.address, crc32c=storage.crc32c(listed))
+
+
+def test_pickles_are_not_run(tmp_path):
+    packed = io.BytesIO()
+    np.savez(packed, **{"a/kernel": np.array([Trap()], dtype=object)})
+    pin = replace(save(str(tmp_path), 1), "model.npz", packed.getvalue())
     with pytest.raises(storage.Corrupt, match="model.npz is corrupt: .*allow_pickle=False"):
-        checkpoints.load_checkpoint(checkpoints.Pin(address=pin.address, crc32c=storage.crc32c(data)))
+        checkpoints.load_checkpoint(pin)
     assert Trap.sprung == 0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        '"step": -5',
+        '"step": 1e3',
+        f'"step": {10**30}',
+        '"step": "1"',
+        '"step": true',
+        '"step": null',
+        '"phase": "third"',
+        '"examples": -1',
+        f'"examples": {2**53 + 1}',
+        '"skipped": 0.5',
+        '"loss_scale": 3',
+        '"loss_scale": [1.0]',
+        '"loss_scale": [1.0, 2, 3]',
+        '"loss_scale": [-1.0, 0]',
+        '"loss_scale": [NaN, 0]',
+        '"loss_scale": [1e400, 0]',
+        f'"loss_scale": [{2**128}, 0]',
+        '"other": ' + "[" * 100_000 + "]" * 100_000,
+    ],
+    ids=lambda change: change[:40],
+)
+def test_values_of_the_state_have_bounds(change, tmp_path):
+    pin = replace(save(str(tmp_path), 1), "state.json", f'{{"step": 1, {change}}}'.encode())
+    with pytest.raises(storage.Corrupt, match="state.json"):
+        checkpoints.load_checkpoint(pin)
+
+
+def test_a_state_is_of_the_step_in_the_name_of_its_folder(tmp_path):
+    pin = replace(save(str(tmp_path), 1), "state.json", b'{"step": 2}')
+    with pytest.raises(storage.Corrupt, match="expected the step of its name. Received 2"):
+        checkpoints.load_checkpoint(pin)
+
+
+def test_what_a_training_keeps_comes_back(tmp_path):
+    state = {"step": 1, "phase": "finetune", "examples": 2**53, "loss_scale": [2.0**127, 0.0], "skipped": 0}
+    pin = checkpoints.save_checkpoint(str(tmp_path), make_variables(1), state, keep=1)
+    assert checkpoints.load_checkpoint(pin).state == state

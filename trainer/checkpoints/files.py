@@ -56,7 +56,8 @@ class State(TypedDict, total=False):
     step: Required[Count]  # optimizer steps done
     phase: Annotated[str, Field(pattern=f"^({'|'.join(PHASES)})$")]
     examples: Count  # seen by all workers
-    loss_scale: Annotated[list[int | float], Field(min_length=2, max_length=2)]  # see `step.LossScale.state`
+    # See `step.LossScale.state`; float32 holds no larger one.
+    loss_scale: Annotated[list[Annotated[float, Field(ge=0, lt=2**128)]], Field(min_length=2, max_length=2)]
     skipped: Count  # steps with a loss that was not finite
 
 
