@@ -78,3 +78,47 @@ def test_a_config_that_another_process_writes_meanwhile_is_compared_with(tmp_pat
     runs.settle_config(str(tmp_path / "same"), DEMO)
     with pytest.raises(ConfigChanged, match="seed is 1, asked for 0"):
         runs.settle_config(str(tmp_path / "other"), DEMO)
+
+
+def logs_of(run) -> dict[str, str]:
+    return {path.name: path.read_text() for path in (run / "logs").glob("*/*")}
+
+
+def test_logs_are_written_while_they_grow_and_in_files_of_bounded_size(tmp_path):
+    with runs.RunLog(str(tmp_path), every=0.01, file_bytes=20) as log:
+        log.add("worker/../1", ["first"])
+        while logs_of(tmp_path) != {"worker_.._1.log": "first\n"}:
+            pass
+        log.add("worker/../1", ["second line", "third line"])
+        log.add("worker/../1", ["fourth \udcff"])
+    assert logs_of(tmp_path) == {
+        "worker_.._1.log": "first\nsecond line\nthird line\n",
+        "worker_.._1.1.log": "fourth ?\n",
+    }
+
+
+def test_logs_that_could_not_be_written_are_with_the_next(tmp_path, monkeypatch, capsys):
+    written, real = [], storage.overwrite
+
+    def overwrite(address, data):
+        written.append(address)
+        if len(written) <= 2:
+            raise OSError(5, "injected")
+        real(address, data)
+
+    monkeypatch.setattr(storage, "overwrite", overwrite)
+    log = runs.RunLog(str(tmp_path))
+    log.add("driver", ["one"])
+    assert isinstance(log._write(), OSError)
+    log.add("driver", ["two"])
+    with log:
+        pass
+    assert "could not write" in capsys.readouterr().err and logs_of(tmp_path) == {}
+    assert log._write() is None and logs_of(tmp_path) == {"driver.log": "one\ntwo\n"}
+
+
+def test_the_log_tells_what_ended_the_training(tmp_path):
+    with pytest.raises(ZeroDivisionError), runs.RunLog(str(tmp_path)):
+        raise ZeroDivisionError("division by zero")
+    (text,) = logs_of(tmp_path).values()
+    assert text.startswith("Traceback") and text.endswith("ZeroDivisionError: division by zero\n")

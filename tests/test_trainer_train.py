@@ -1,8 +1,11 @@
 """The options of the training command, and the config it resolves before Ray starts."""
 
+import os
+
 import pytest
 
-from trainer import presets, runs, train
+from networks import write_run
+from trainer import presets, runs, storage, train
 from trainer.errors import UserError
 
 REQUIRED = ["--images", "i", "--masks", "m", "--run", "r"]
@@ -40,3 +43,65 @@ def test_a_changed_config_is_told_with_the_option_that_permits_it(tmp_path, monk
         train.check(train.parse_arguments(options))
     plan = train.check(train.parse_arguments([*options, "--allow-config-change", "seed"]))
     assert (plan.config.seed, plan.image_count, plan.run) == (1, 10, str(tmp_path))
+
+
+@pytest.fixture
+def complete(tmp_path, monkeypatch):
+    """A run of two steps that has all of them, and the command that made it."""
+    monkeypatch.setattr("trainer.data.batches.check_datasets", lambda *_, **__: (10, 10))
+    monkeypatch.setattr("trainer.training.validation.find_held_out", lambda *_: (None, ""))
+    small = ["unet.image_size=32", "unet.filters=4,6,8", "unet.kernels=5,3,3", "initial.steps=2", "finetune.steps=0"]
+    run, config = str(tmp_path / "run"), presets.resolve_config("demo", small)
+    write_run(run, config)
+    (tmp_path / "run/config.json").unlink()  # of another preset
+    runs.settle_config(run, config)
+    folder = os.path.dirname(storage.find(f"{run}/exports")[0])
+    files = {storage.relative(file, folder): storage.checksum(file) for file in storage.find(folder)}
+    runs.write_summary(run, {}, folder, files, {"step": 2})
+    return ["--preset", "demo", *REQUIRED[:4], "--run", run, *(word for key in small for word in ("--set", key))]
+
+
+class Started(Exception):
+    """Workers were asked for."""
+
+
+def start(*_):
+    raise Started
+
+
+def test_a_run_that_is_complete_needs_no_workers(complete, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("trainer.training.ray_workers.run_on_ray", start)
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    assert train.main(complete) == 0
+    assert capsys.readouterr().out == f"training is complete: step 2 of 2 in {tmp_path}/run\n"
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+    with pytest.raises(Started):
+        train.main([*complete, "--set", "initial.steps=3", "--allow-config-change", "initial.steps"])
+
+
+@pytest.mark.parametrize("lost", ["summary.json", "exports/*/*", "checkpoints/*/model.npz"])
+def test_a_run_that_lacks_something_gets_workers(complete, tmp_path, monkeypatch, lost):
+    """Whatever is damaged, training makes it again: the newest checkpoint, too."""
+    monkeypatch.setattr("trainer.training.ray_workers.run_on_ray", start)
+    files = sorted(path for path in (tmp_path / "run").glob(lost) if path.is_file())
+    files[-1].write_bytes(b"damaged")
+    with pytest.raises(Started):
+        train.main(complete)
+
+
+def test_what_a_training_prints_stays_in_its_folder(complete, tmp_path, monkeypatch, capsys):
+    def work(config, job, address, verbose, log):
+        log.show("initial step 1/2")
+        log.add("10.0.0.7-421", ["a worker says", "something"])
+        raise UserError("image a.png is damaged")
+
+    monkeypatch.setattr("trainer.training.ray_workers.run_on_ray", work)
+    (tmp_path / "run/summary.json").unlink()
+    with pytest.raises(UserError):
+        train.main(complete)
+    (folder,) = (tmp_path / "run/logs").iterdir()
+    assert {path.name for path in folder.iterdir()} == {"driver.log", "10.0.0.7-421.log"}
+    first, *rest = (folder / "driver.log").read_text().splitlines()
+    assert first.startswith("10 images, 10 masks; ") and rest == ["initial step 1/2", "error: image a.png is damaged"]
+    assert capsys.readouterr().out.splitlines() == [first, rest[0]]
+    assert (folder / "10.0.0.7-421.log").read_text() == "a worker says\nsomething\n"

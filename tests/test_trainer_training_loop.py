@@ -67,7 +67,9 @@ shutil.rmtree(f"{root}/killed/exports")
 saw["killed"] = train("killed", *settings, held_out=held)
 saw["killed again"] = train("killed", *settings, held_out=held)
 
-notices = iter([None, None, "notice", "notice", "notice"])
+from trainer.training import preemption
+preemption._PATIENCE_S = 0.2  # nobody ends this process
+notices = iter([None, None, 0.0, 0.0, 0.0])
 saw["notice"] = train("notice", "initial.steps=5", "finetune.steps=0", "checkpoint.every=9",
                       get_notice=lambda: next(notices))
 
@@ -269,3 +271,9 @@ def test_a_step_that_is_not_finite_can_be_skipped(runs, events):
 def test_a_notice_is_saved_for_at_once_and_once(events):
     assert [event["step"] for event in of(events["notice"], "PreemptionNotice")] == [3]
     assert [event["step"] for event in of(events["notice"], "CheckpointSaved")] == [3, 5]
+
+
+def test_nothing_is_learnt_between_the_checkpoint_for_a_notice_and_the_end(events):
+    """It would be lost. The checkpoint is complete before the next step is taken: the process may be ended then."""
+    told = [(event["event"], event.get("step")) for event in events["notice"]]
+    assert told.index(("CheckpointSaved", 3)) < told.index(("StepDone", 4))

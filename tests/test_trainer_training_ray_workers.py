@@ -22,6 +22,13 @@ from trainer.training import ray_workers
 from trainer.training.monitor import Exported, SummaryWritten, WorkerError
 
 
+class Shown:
+    """A log that keeps nothing."""
+
+    def show(self, line):
+        print(line)
+
+
 class Fit:
     """A training that is over, or goes on for ever."""
 
@@ -35,7 +42,7 @@ def follow(events, fit, workers=2):
     made = queue.Queue()
     for event in events:
         made.put(pickle.dumps(event))
-    ray_workers._follow(made, fit, workers)
+    ray_workers._follow(made, fit, workers, Shown())
 
 
 def error(worker, message):

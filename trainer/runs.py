@@ -5,7 +5,7 @@ Layout:
     RUN/config.json     the resolved `TrainConfig`; a run that continues may change only what no step computes with
     RUN/checkpoints/    see `trainer.checkpoints`
     RUN/exports/        see `trainer.inference.export_formats`
-    RUN/logs/           see `trainer.tensorboard`
+    RUN/logs/           see `trainer.tensorboard` and `RunLog`
     RUN/summary.json    results of the run's last process; written when it ends
 """
 
@@ -14,18 +14,24 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Collection
+import os
+import re
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, Any
 
 from trainer import documents, presets, storage
-from trainer.command import code_version
+from trainer.command import code_version, printable
 from trainer.config import TrainConfig
-from trainer.errors import ConfigChanged, NotFound, UserError
+from trainer.errors import ConfigChanged, NotFound, Outage, UserError
 
 if TYPE_CHECKING:  # light commands import this module, and checkpoints load NumPy and h5py
     from trainer.checkpoints.pointers import Pin
 
-CONFIG, SUMMARY = "config.json", "summary.json"
+CONFIG, SUMMARY, LOGS = "config.json", "summary.json", "logs"
 
 _SUMMARY = documents.Form[dict[str, Any]]("the summary of a run", dict[str, documents.Json])
 _ATTEMPTS = 100  # each failed one means that another process's succeeded
@@ -135,3 +141,96 @@ def write_summary(run: str, pins: dict[str, Pin | None], export: str, export_fil
     storage.confine(run)
     storage.overwrite(address, json.dumps(plain(summary), indent=1, sort_keys=True).encode())
     return address
+
+
+def is_exported(run: str, step: int) -> bool:
+    """Whether the run's summary tells of ``step``, and its export is there as the summary says."""
+    try:
+        summary = _SUMMARY.read_if_any(storage.join(run, SUMMARY)) or {}
+        export = summary.get("export")
+        if summary.get("step") != step or not isinstance(export, dict):
+            return False
+        folder = export.get("address")
+        if not isinstance(folder, str) or not folder.startswith(run + "/"):  # the run was copied here
+            return False
+        files = {storage.relative(file, folder): storage.checksum(file) for file in storage.find(folder)}
+        return bool(files) and files == export.get("crc32c")
+    except UserError:
+        return False
+
+
+class RunLog:
+    """What a training has printed, kept in the run's folder after its machines are gone.
+
+        RUN/logs/20261126T031500-a1b2/driver.log           what the command printed, and why it ended
+        RUN/logs/20261126T031500-a1b2/10.128.0.7-421.log   what the process 421 of a machine printed
+
+    A file is written whole as it grows, until it is large enough for the next one, ``driver.1.log``, to begin. What
+    cannot be written is tried again with what comes next, and does not disturb training.
+
+    Args:
+        run: address of the run's folder.
+        every: seconds between two writes.
+        file_bytes: size from which a file gets no more lines.
+    """
+
+    def __init__(self, run: str, every: float = 30.0, file_bytes: int = 1 << 20):
+        name = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{os.urandom(2).hex()}"
+        storage.confine(run)
+        self._folder = storage.join(run, LOGS, name)
+        self._every, self._file_bytes = every, file_bytes
+        self._texts: dict[str, bytearray] = {}  # by name, of the file that grows
+        self._parts: dict[str, int] = {}
+        self._changed: dict[str, bytes | bytearray] = {}  # by address, what is not in the store yet
+        self._lock, self._over = threading.Lock(), threading.Event()
+        self._thread = threading.Thread(target=self._write_again_and_again, name="run log", daemon=True)
+
+    def __enter__(self) -> RunLog:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, UserError | Outage):
+            self.add("driver", [f"error: {error}"])
+        elif error is not None:
+            self.add("driver", "".join(traceback.format_exception(error)).splitlines())
+        self._over.set()
+        self._thread.join()
+        if why := self._write():
+            print(f"could not write {self._folder}: {printable(str(why))}", file=sys.stderr)
+
+    def show(self, line: str) -> None:
+        """Prints a line, and keeps it."""
+        print(printable(line), flush=True)
+        self.add("driver", [line])
+
+    def add(self, source: str, lines: Iterable[str]) -> None:
+        """Keeps lines of a process."""
+        name = re.sub(r"[^\w.-]", "_", source)
+        with self._lock:
+            text = self._texts.setdefault(name, bytearray())
+            if len(text) >= self._file_bytes:
+                self._parts[name] = self._parts.get(name, 0) + 1
+                text = self._texts[name] = bytearray()
+            for line in lines:
+                text += line.encode(errors="replace") + b"\n"
+            part = f".{self._parts[name]}" if name in self._parts else ""
+            self._changed[storage.join(self._folder, f"{name}{part}.log")] = text
+
+    def _write_again_and_again(self) -> None:
+        while not self._over.wait(self._every):
+            self._write()
+
+    def _write(self) -> Exception | None:
+        """Writes what has changed; returns the error if that failed."""
+        with self._lock:
+            changed, self._changed = {address: bytes(text) for address, text in self._changed.items()}, {}
+        for address in list(changed):
+            try:
+                storage.overwrite(address, changed[address])
+            except Exception as error:
+                with self._lock:
+                    self._changed = {**changed, **self._changed}
+                return error
+            del changed[address]
+        return None

@@ -2,9 +2,9 @@
 
     python -m trainer.train --preset demo --images gs://B/imagenet --masks gs://B/masks --run gs://B/runs/a
 
-The run's folder holds the resolved config, checkpoints, TensorBoard logs, exports and a summary. The same
-command continues the run from its newest checkpoint, with the same number of workers or another. --dry-run
-shows what would be done.
+The run's folder holds the resolved config, checkpoints, TensorBoard logs, what was printed, exports and a summary.
+The same command continues the run from its newest checkpoint, with the same number of workers or another; a run that
+is complete is left alone. --dry-run shows what would be done.
 """
 
 from __future__ import annotations
@@ -138,20 +138,40 @@ def main(argv: Sequence[str]) -> int:
     if arguments.dry_run:
         show_plan(plan)
         return 0
+    if is_complete(plan):
+        print(f"training is complete: step {plan.config.total_steps} of {plan.config.total_steps} in {plan.run}")
+        return 0
     config = plan.config
     runs.settle_config(plan.run, config, arguments.allow_config_change)
+    with runs.RunLog(plan.run) as log:
+        train(plan, arguments.verbose, log)
+    return 0
+
+
+def is_complete(plan: Plan) -> bool:
+    """Whether the run has all steps, in a checkpoint that can be read, an export and a summary."""
+    steps = plan.config.total_steps
+    if not runs.is_exported(plan.run, steps):
+        return False
+    from trainer.checkpoints.restore import load_newest
+
+    found = load_newest(plan.run)
+    return found is not None and not found.skipped and found.checkpoint.state["step"] == steps
+
+
+def train(plan: Plan, verbose: bool, log: runs.RunLog) -> None:
+    """Trains on Ray."""
+    config = plan.config
     many = "workers" if plan.address else f"{config.scaling.device} devices"
-    print(
+    log.show(
         f"{plan.image_count} images, {plan.mask_count} masks; {config.scaling.workers} {many} x "
-        f"{config.per_worker_batch_size} examples, {config.precision}; {plan.validation}",
-        flush=True,
+        f"{config.per_worker_batch_size} examples, {config.precision}; {plan.validation}"
     )
     with quiet_imports():
         from trainer.training.ray_workers import run_on_ray
 
     job = {"images": plan.images, "masks": plan.masks, "run": plan.run, "held_out": plan.held_out}
-    run_on_ray(config, job, plan.address, arguments.verbose)
-    return 0
+    run_on_ray(config, job, plan.address, verbose, log)
 
 
 if __name__ == "__main__":

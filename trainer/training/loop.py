@@ -38,6 +38,7 @@ from trainer.training.monitor import (
     StepDone,
     SummaryWritten,
 )
+from trainer.training.preemption import Notice
 from trainer.training.step import (
     LossScale,
     StepFunction,
@@ -61,7 +62,7 @@ def train(
     devices: int = 1,
     report: Report,
     held_out: HeldOut | None = None,
-    get_notice: Callable[[], object | None] = lambda: None,
+    get_notice: Callable[[], float | None] = lambda: None,
 ) -> dict[str, float]:
     """Trains from the newest checkpoint of ``run`` to the config's last step; returns the last loss terms.
 
@@ -72,8 +73,8 @@ def train(
         devices: of this process, among which a worker that is alone divides its batch (see `devices`).
         report: called with the events of `monitor`; by workers other than 0 for skipped steps only.
         held_out: what to validate on.
-        get_notice: returns something other than None once a machine is about to be taken away, for which a
-            checkpoint is saved at once. All workers call it together, every ``log_every`` steps.
+        get_notice: returns the seconds until a machine is taken away, None while none is to be. A checkpoint is saved
+            at once, and training waits to be ended. All workers call it together, every ``log_every`` steps.
 
     Raises:
         UserError: the loss is not finite, the checkpoint does not fit, an example cannot be read, there is no GPU.
@@ -227,11 +228,11 @@ class _Loop:
         monitor: Monitor,
         writer: _Writer | None,
         report: Report,
-        get_notice: Callable[[], object | None],
+        get_notice: Callable[[], float | None],
     ):
         self.config, self.worker, self.strategy, self.state, self.features = config, worker, strategy, state, features
         self.monitor, self.writer, self.report = monitor, writer, report
-        self.get_notice, self.noticed = get_notice, False
+        self.notice = Notice(get_notice)
         self.meter = Meter(config.global_batch_size, config.total_steps)
         self.watch = FiniteWatch(worker, config.skip_nonfinite, state.skipped, report)
 
@@ -296,12 +297,11 @@ class _Loop:
 
     def is_preempted(self) -> bool:
         """Whether a notice that a machine will be taken away has come at this step; true once."""
-        if self.noticed or self.state.step % self.config.log_every:
+        if self.state.step % self.config.log_every or not self.notice.comes():
             return False
-        self.noticed = self.get_notice() is not None
-        if self.noticed and self.worker == 0:
+        if self.worker == 0:
             self.report(PreemptionNotice(step=self.state.step))
-        return self.noticed
+        return True
 
     def save(self, phase: str, batch: tuple) -> None:
         """Validates if it is time to, then saves."""
@@ -317,6 +317,9 @@ class _Loop:
         if self.writer:
             self.monitor.draw_batch(state.step, weights, *batch[:2])
             self.writer.save(state, phase, score)
+            if self.notice.came and state.step < self.config.total_steps:
+                self.writer.report_saved(wait=True)
+                self.notice.wait_for_the_end()
 
 
 class _Writer:
@@ -337,8 +340,10 @@ class _Writer:
         variables = {part: read() for part, read in state.readers().items()}
         self._saver.save(variables, state.facts(self._config, phase), score)
 
-    def report_saved(self) -> None:
-        """Reports the checkpoints that were completed since the last call."""
+    def report_saved(self, wait: bool = False) -> None:
+        """Reports the checkpoints that were completed since the last call; with ``wait``, all that were begun."""
+        if wait:
+            self._saver.wait()
         for saved in self._saver.finished():
             self._latest = saved.pin
             self._report(
@@ -355,8 +360,7 @@ class _Writer:
             seconds: that this process trained.
             validated: the last validation of this process.
         """
-        self._saver.wait()
-        self.report_saved()
+        self.report_saved(wait=True)
         if self._latest is None:
             raise RuntimeError("expected a checkpoint of the last step")
         steps = state.step - self._begin

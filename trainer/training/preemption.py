@@ -21,13 +21,45 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 NOTICE_S = 30  # from Google Cloud's announcement to the end of the machine
 _PATH = "/computeMetadata/v1/instance/preempted"
 _WAIT_S = 60  # of one request for a change
 _CONNECT_S = 5.0
 _RETRY_S = 1.0
+_PATIENCE_S = 15.0  # after a machine should have gone
+
+
+class Notice:
+    """What a worker does about a notice that a machine of its group will be taken away.
+
+    Args:
+        seconds_left: returns the seconds until then, None while there is no notice; all workers call it together.
+    """
+
+    def __init__(self, seconds_left: Callable[[], float | None]):
+        self._seconds_left = seconds_left
+        self._end: float | None = None
+
+    def comes(self) -> bool:
+        """Asks; whether the notice comes now, and did not before."""
+        if self._end is not None or (left := self._seconds_left()) is None:
+            return False
+        self._end = time.monotonic() + left
+        return True
+
+    @property
+    def came(self) -> bool:
+        return self._end is not None
+
+    def wait_for_the_end(self) -> None:
+        """Does nothing until the machine should be gone and Ray should have ended this process.
+
+        What workers learn after their checkpoint would be lost. If they are not ended after all, they go on.
+        """
+        if self._end is not None:
+            time.sleep(max(0.0, self._end + _PATIENCE_S - time.monotonic()))
 
 
 def is_announced(metadata: str, wait: bool) -> bool:

@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +104,11 @@ def check_cluster(address: str) -> None:
 
 @contextlib.contextmanager
 def open_session(
-    address: str | None, scaling: ScalingConfig, verbose: bool, variables: dict[str, str]
+    address: str | None,
+    scaling: ScalingConfig,
+    verbose: bool,
+    variables: dict[str, str],
+    keep: Callable[[str, list[str]], None] = lambda source, lines: None,
 ) -> Iterator[str]:
     """Starts or joins Ray; yields a folder of this machine for the time of the training.
 
@@ -112,6 +116,7 @@ def open_session(
 
     Args:
         variables: environment variables of the workers.
+        keep: gets what processes of a cluster's other machines print, lines of a process at a time, and its name.
 
     Raises:
         UserError: Ray cannot be started or joined.
@@ -133,7 +138,8 @@ def open_session(
             with stopping.own_handlers():
                 ray.init(
                     address=address or "local",
-                    log_to_driver=verbose,
+                    # A local Ray would need one process more for it.
+                    log_to_driver=verbose or address is not None,
                     logging_level=logging.INFO if verbose else logging.ERROR,
                     runtime_env={"env_vars": variables},
                     **local,
@@ -144,7 +150,22 @@ def open_session(
         if janitor is not None and (node := ray._private.worker._global_node):
             janitor.clean(node.get_session_dir_path())
         stack.callback(ray.shutdown)
+        stack.enter_context(_keeping_lines(keep, verbose))
         yield scratch
+
+
+@contextlib.contextmanager
+def _keeping_lines(keep: Callable[[str, list[str]], None], verbose: bool) -> Iterator[None]:
+    """Passes on what workers print; Ray prints it here, too, if ``verbose``."""
+    from ray._private.ray_logging import global_worker_stdstream_dispatcher as dispatcher
+
+    if not verbose:
+        dispatcher.remove_handler("ray_print_logs")  # Ray's own
+    dispatcher.add_handler("pconv", lambda batch: keep(f"{batch['ip']}-{batch['pid']}", batch["lines"]))
+    try:
+        yield
+    finally:
+        dispatcher.remove_handler("pconv")
 
 
 class _Janitor:

@@ -17,9 +17,10 @@ import cv2
 import tensorflow as tf
 
 from trainer import presets
-from trainer.command import printable, quiet_imports
+from trainer.command import quiet_imports
 from trainer.config import ScalingConfig, TrainConfig
 from trainer.errors import Outage, UserError, is_full_disk, outage_in, user_error_in
+from trainer.runs import RunLog
 from trainer.training.devices import prepare_devices
 from trainer.training.loop import train
 from trainer.training.monitor import WorkerError
@@ -71,7 +72,7 @@ def train_loop_per_worker(job: dict[str, Any]) -> None:
                 devices=devices,
                 report=report,
                 held_out=job["held_out"],
-                get_notice=ray.train.get_preemption_info,
+                get_notice=_seconds_left,
             )
     except Exception as error:
         failure = describe_failure(error)
@@ -82,6 +83,17 @@ def train_loop_per_worker(job: dict[str, Any]) -> None:
             raise
         raise failure.error from None
     ray.train.report(terms)
+
+
+def _seconds_left() -> float | None:
+    """Seconds until a machine of this group is taken away; None while none is to be. All workers call it together."""
+    import ray.train
+
+    notice = ray.train.get_preemption_info()
+    if notice is None:
+        return None
+    # Without a deadline nobody knows; Ray Train then waits for two minutes.
+    return max(0.0, notice.deadline_ms / 1000 - time.time()) if notice.deadline_ms else 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +135,7 @@ def _removing_generated_code() -> Iterator[None]:
                     os.unlink(module.__file__)
 
 
-def run_on_ray(config: TrainConfig, job: dict[str, Any], address: str | None, verbose: bool) -> None:
+def run_on_ray(config: TrainConfig, job: dict[str, Any], address: str | None, verbose: bool, log: RunLog) -> None:
     """Runs `train_loop_per_worker` on Ray workers and prints its events.
 
     On this machine there is one worker, with as many devices as ``scaling.workers`` says: its batch is divided among
@@ -135,13 +147,14 @@ def run_on_ray(config: TrainConfig, job: dict[str, Any], address: str | None, ve
     Args:
         job: what the workers get besides the config.
         address: of a Ray cluster; None starts a worker on this machine.
+        log: shows the events, and keeps what a cluster's workers print.
 
     Raises:
         UserError: the workers failed for a reason the user can fix.
         Outage: a store or a disk failed for longer than the workers wait.
     """
     environment = {"TF_CPP_MIN_LOG_LEVEL": "0" if verbose else "3"} | _ALLOCATION
-    with open_session(address, config.scaling, verbose, environment) as scratch:
+    with open_session(address, config.scaling, verbose, environment, log.add) as scratch:
         with quiet_imports():
             import ray
             from ray.util.queue import Queue
@@ -156,7 +169,7 @@ def run_on_ray(config: TrainConfig, job: dict[str, Any], address: str | None, ve
         fit = _Fit(scaling, job, scratch)
         # In a thread: Ray waits for all workers, also where they wait for one that has given up.
         threading.Thread(target=fit, daemon=True).start()
-        _follow(events, fit, workers)
+        _follow(events, fit, workers, log)
 
 
 class _Fit:
@@ -212,8 +225,8 @@ class _Fit:
         )
 
 
-def _follow(events, fit: _Fit, workers: int) -> None:
-    """Prints events until training is over.
+def _follow(events, fit: _Fit, workers: int, log: RunLog) -> None:
+    """Shows events until training is over.
 
     Raises:
         UserError: a worker reported what the user must fix.
@@ -231,7 +244,7 @@ def _follow(events, fit: _Fit, workers: int) -> None:
                 break
             continue
         if not isinstance(event, WorkerError):
-            print(printable(str(event)), flush=True)
+            log.show(str(event))
             continue
         if not messages:
             gather_until = time.monotonic() + _GATHER_S
