@@ -260,3 +260,15 @@ def test_a_name_that_is_too_long_is_nobodys_outage(bucket):
     with pytest.raises(storage.Unwritable, match="at most 1024 bytes"):
         storage.create(f"{bucket}/{'é' * 520}", b"")
     assert issubclass(storage.Unwritable, UserError)
+
+
+def test_a_managed_folder_is_listed_where_its_neighbors_may_not_be_asked_for(bucket, gcs_server):
+    """As Google does it: whoever may read ``in/`` alone is denied the object ``in``, whether there is one or not."""
+    for name in ("in/a.png", "in/b/c.png", "input.png"):
+        storage.create(f"{bucket}/{name}", b"x")
+    denied = Fault(403, r"GET /storage/v1/b/[^/]+/o/(in|out)\?", always)
+    with proxied(gcs_server, denied):
+        assert storage.find(f"{bucket}/in") == [f"{bucket}/in/a.png", f"{bucket}/in/b/c.png"]
+        assert denied.count
+        with pytest.raises(Denied):
+            storage.find(f"{bucket}/out")

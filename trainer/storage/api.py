@@ -118,7 +118,13 @@ def folders(address: str) -> list[str]:
 def is_file_like(address: str) -> bool:
     """Whether something other than a folder is there: pipes, and links that lead nowhere, count."""
     if is_remote(address):
-        return exists(address)
+        try:
+            return exists(address)
+        except Denied:
+            # Whoever may read a managed folder may not read what is beside it, as an object of its name would be.
+            if next(iter(store_of(address).scan(address, True)), None) is None:
+                raise
+            return False
     return os.path.lexists(address) and not os.path.isdir(address)
 
 
