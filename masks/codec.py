@@ -68,8 +68,9 @@ def decode_mask(data: bytes) -> np.ndarray:
 
 
 def read_mask_image(data: bytes, hole: str, threshold: float = 0.5) -> np.ndarray:
-    """The mask in an image of any format, depth and number of channels that OpenCV reads.
+    """The mask in an image of any format, depth and number of channels that OpenCV reads, by brightness alone.
 
+    The commands read mask files by what they hold, see `trainer.images.mask_files`.
     It is decoded whatever its size: `trainer.images.budget.admit` tells whether a file of others may be.
 
     Colors are converted to gray by their luminance (pure red is 76, so black), alpha is ignored, 16 bits are reduced to

@@ -5,8 +5,9 @@
 
 Without --hole-ratio the masks are spread evenly over the paper's six intervals, (0.01, 0.1] to
 (0.5, 0.6]. The same options give the same bytes, whatever runs them. A contact sheet is written
-beside the manifest. A file that no mask can start from becomes a line of rejects/SPLIT.jsonl, and the
-exit code is then 3. A storage or a disk that fails is no reject: the job ends, exit code 1.
+beside the manifest. --mask-files are read by what they hold, as pipelines.inpaint reads them. A file
+that no mask can start from becomes a line of rejects/SPLIT.jsonl, and the exit code is then 3. A
+storage or a disk that fails is no reject: the job ends, exit code 1.
 """
 
 from __future__ import annotations
@@ -14,12 +15,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from masks.codec import HOLES
 from masks.families import FAMILIES
 from masks.sampling import BORDERS, MIXTURE
 from pipelines.mask_dataset import SPLITS, TEST_SETS, make_plan, parameters_of
 from trainer.command import ArgumentParser, code_version, integer, quiet_imports, run_command
-from trainer.images import MAX_PIXELS_HELP, MOST_PIXELS
+from trainer.images import HOLE_LABEL_HELP, HOLES, MAX_PIXELS_HELP, MOST_PIXELS, THRESHOLD_HELP
 
 MASKS_PER_SHARD = 16_384  # 82 MB of `shapes` at 512 x 512
 
@@ -43,10 +43,9 @@ def parser() -> ArgumentParser:
     )
     parser.add_argument("--test-set", choices=TEST_SETS, help="the paper's test set: 12 x 1,000 masks of 512 x 512")
     parser.add_argument("--mask-files", metavar="GLOB", help="mask images for the family files")
-    parser.add_argument("--hole", choices=HOLES, help="color of the holes in these images")
-    parser.add_argument(
-        "--threshold", type=float, help="gray values from this fraction of the range on are white (default 0.6)"
-    )
+    parser.add_argument("--hole", choices=HOLES, help="what marks holes in these images, see pipelines.inpaint")
+    parser.add_argument("--hole-label", help=HOLE_LABEL_HELP)
+    parser.add_argument("--threshold", type=float, help=THRESHOLD_HELP.format("0.6"))
     parser.add_argument("--frames", metavar="GLOB", help="videos, frames or stereo pairs for the family occlusion")
     parser.add_argument("--stills", metavar="GLOB", help="photographs for occlusion, which moves them as two layers")
     parser.add_argument("--max-pixels", type=integer(1, MOST_PIXELS), help=MAX_PIXELS_HELP)

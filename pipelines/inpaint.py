@@ -8,7 +8,8 @@
 An image and its mask have the same path below their folders, except for the extension: the mask of a.jpg is a.png, or
 a_mask.png (a-mask, a.mask, mask_a), or a.jpg.png; the holes of a_mask_1.png, a_mask_2.png are joined. One mask file is
 the mask of all images. --pairs lists them instead, as CSV with the columns image and mask or as JSON lines; --holes
-finds holes in the images themselves. Masks have the orientation in which viewers show the image. An output has its
+finds holes in the images themselves. Masks have the orientation in which viewers show the image, and are read by what
+they hold: two gray levels, labels, paint, alpha; what is ambiguous is a reject that names the option. An output has its
 image's path, depth, channels, colors (profile, gAMA, cHRM, cICP), orientation, density, EXIF, XMP and texts, without
 thumbnails and makers' notes; in png and webp valid pixels are kept bit for bit. CMYK becomes sRGB. Of several pages or
 frames the first is read. Each input is a line of items.jsonl in the output folder, and of rejects.jsonl if it could not
@@ -24,13 +25,20 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from masks.codec import HOLES
 from pipelines.inpainting import MATCHES
 from trainer import storage
-from trainer.command import SOME_REJECTED, ArgumentParser, code_version, integer, quiet_imports, run_command
+from trainer.command import SOME_REJECTED, ArgumentParser, code_version, fraction, integer, quiet_imports, run_command
 from trainer.config import PRECISIONS
 from trainer.errors import Denied, UserError
-from trainer.images import EXTENSIONS, FORMATS, MAX_PIXELS_HELP, MOST_PIXELS
+from trainer.images import (
+    EXTENSIONS,
+    FORMATS,
+    HOLE_LABEL_HELP,
+    HOLES,
+    MAX_PIXELS_HELP,
+    MOST_PIXELS,
+    THRESHOLD_HELP,
+)
 from trainer.inference import DEVICES
 from trainer.storage import claims
 
@@ -50,7 +58,9 @@ def parser() -> ArgumentParser:
     holes = parser.add_mutually_exclusive_group()
     holes.add_argument("--masks", help="mask files, with the sizes of the images: a file, a folder or a glob")
     holes.add_argument(
-        "--holes", help="find holes in the images: alpha (transparent pixels) or color=#rrggbb[,tolerance 0-255]"
+        "--holes",
+        help="find holes in the images: alpha[,N] (pixels whose alpha is less than N, 1-255; default 255, all that can "
+        "be seen through) or color=#rrggbb[,tolerance 0-255]",
     )
     network = parser.add_mutually_exclusive_group(required=True)
     network.add_argument("--run", help="folder of a training run")
@@ -60,7 +70,16 @@ def parser() -> ArgumentParser:
     add(
         "--hole",
         choices=HOLES,
-        help="color that marks holes in mask files (default: as stated in their manifest.json)",
+        help="what marks holes in mask files: black or white, the lower or the higher of two gray levels, whatever "
+        "they are; or transparent or opaque (default: as stated in their manifest.json)",
+    )
+    add("--hole-label", help=HOLE_LABEL_HELP)
+    add("--threshold", type=fraction, help=THRESHOLD_HELP.format("0.5"))
+    add(
+        "--grow",
+        type=integer(0, 1024),
+        default=0,
+        help="grow all holes by so many pixels of the image, in a circle around each of their pixels (default 0)",
     )
     add(
         "--match",
@@ -95,8 +114,12 @@ def _check(ours: argparse.Namespace) -> None:
     """Raises `UserError` for options that contradict each other."""
     if ours.pairs and ours.masks:
         raise UserError("--masks: cannot be combined with --pairs, which lists the masks")
-    if ours.holes and ours.hole:
-        raise UserError("--hole: cannot be combined with --holes, which needs no mask files")
+    for name in ("hole", "hole_label", "threshold"):
+        if ours.holes and getattr(ours, name) is not None:
+            option = name.replace("_", "-")
+            raise UserError(f"--{option}: cannot be combined with --holes, which needs no mask files")
+    if ours.hole and ours.hole_label:
+        raise UserError("--hole-label: cannot be combined with --hole, in whose place it says what marks holes")
     if ours.images and not (ours.masks or ours.holes):
         raise UserError("--images: also needs --masks or --holes")
     if ours.match and (ours.match == "csv") != bool(ours.pairs):
@@ -161,20 +184,32 @@ def _resolve_hole(hole: str | None, where: Inputs, masks: list[str]) -> str:
         raise UserError(f"--hole: the manifest.json of {folder} says {stated!r}. Received {hole!r}.")
     if found := hole or stated:
         return found
-    raise UserError("--hole: say whether holes in the mask files are black or white; no manifest.json states it")
+    raise UserError(
+        "--hole: say whether holes in the mask files are black or white, or give their --hole-label; no manifest.json "
+        "states it"
+    )
 
 
 def _make_settings(ours: argparse.Namespace, where: Inputs, masks: list[str]) -> Settings:
-    from pipelines.inpainting.loading import Settings, parse_holes
+    from pipelines.inpainting.loading import BY_CONTENT, Settings, parse_holes
 
-    return Settings(
-        hole=None if ours.holes else _resolve_hole(ours.hole, where, masks),
+    settings = Settings(
+        hole=None if ours.holes or ours.hole_label else _resolve_hole(ours.hole, where, masks),
+        hole_label=ours.hole_label,
+        threshold=ours.threshold,
+        mask_reading=None if ours.holes else BY_CONTENT,
         holes=parse_holes(ours.holes) if ours.holes else None,
+        grow=ours.grow or None,
         resize_masks=ours.resize_masks,
         format=ours.format,
         quality=ours.quality,
         max_pixels=ours.max_pixels,
     )
+    try:
+        _ = settings.holes or settings.reading
+    except ValueError as error:
+        raise UserError(f"--hole-label: {error}") from None
+    return settings
 
 
 def _find_network(ours: argparse.Namespace) -> ModelPin:
@@ -190,13 +225,16 @@ def _report(output: str) -> int:
     from pipelines.inpainting.inputs import MANIFEST, REJECTS
     from trainer.documents import COUNTED
 
-    counts = COUNTED.read(storage.join(output, MANIFEST)).counts
+    report = COUNTED.read(storage.join(output, MANIFEST))
+    counts = report.counts
     holeless = f", {counts['without_holes']} without holes" if counts["without_holes"] else ""
     earlier = f"; {counts['finished_before']} of them from an earlier run" if counts["finished_before"] else ""
     several = counts.get("several_frames", 0)
     frames = f"; {several} with further pages or frames, which are not read" if several else ""
     images = f"{counts['outputs']} image{'' if counts['outputs'] == 1 else 's'}"
     print(f"{images}: {counts['outputs'] - counts['without_holes']} inpainted{holeless}{earlier}{frames}; {output}")
+    for warning in report.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
     if not counts["rejects"]:
         return 0
     print(f"{counts['rejects']} of {counts['inputs']} inputs rejected, see {output}/{REJECTS}", file=sys.stderr)

@@ -159,12 +159,17 @@ def tiff_and_fli(tiff_side: int, fli_side: int) -> bytes:
 _CHILD = """
 import json, os, resource, sys, warnings
 warnings.simplefilter("ignore")
-from trainer.images import budget, pictures, rgb
+from trainer.images import budget, mask_files, pictures, rgb
 from masks import codec
+def read_mask(data):
+    try:
+        return mask_files.read_mask(data, mask_files.MaskReading(hole="black")).mask
+    except mask_files.MaskError:  # it was decoded, and looked at
+        return "(ambiguous)"
 calls = {
     "rgb": rgb.decode_rgb,
     "picture": pictures.decode,
-    "mask": lambda data: pictures.decode_mask(data, "black"),
+    "mask": read_mask,
     "header": rgb.read_header,
     "record": codec.decode_mask,
     "file": budget.read_file,

@@ -60,7 +60,7 @@ def test_transparent_pixels_are_holes_and_come_out_opaque(run, tmp_path):
         pixels[..., -1] = np.maximum(pixels[..., -1], 1) * mask  # almost transparent is valid
         save(f"{folder}/in/{channels}.png", pixels)
     save(f"{folder}/in/opaque.png", noise(9, 9, 3))
-    assert main(["--images", f"{folder}/in", "--holes", "alpha", "--run", run, "--output", f"{folder}/out"]) == 3
+    assert main(["--images", f"{folder}/in", "--holes", "alpha,1", "--run", run, "--output", f"{folder}/out"]) == 3
     assert errors(f"{folder}/out") == ["MaskError: expected an alpha channel, which tells the holes. Received none."]
     for channels in (2, 4):
         pixels, found = load(f"{folder}/in/{channels}.png"), load(f"{folder}/out/{channels}.png")

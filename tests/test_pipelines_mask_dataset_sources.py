@@ -284,6 +284,25 @@ def test_masks_are_turned_thresholded_and_shrunk(tmp_path):
     assert_rejected(file, "decode", "Received only holes", hole="white", threshold=0.5)
 
 
+def test_masks_are_read_by_what_they_hold(tmp_path):
+    """As the inpainting job reads them: labels, of which one may be chosen, and colors."""
+    mask = np.zeros((90, 120), np.uint8)
+    mask[20:50, 30:60] = 1
+    painted = np.dstack([mask * 255, mask * 0, mask * 0])
+    for name, pixels in (("labels", mask), ("wide", mask.astype(np.uint16) * 255), ("painted", painted)):
+        (tmp_path / f"{name}.png").write_bytes(png(pixels))
+        ((_, source),), _ = read_all(one("mask", tmp_path / f"{name}.png"), hole="white")
+        np.testing.assert_array_equal(source.pixels[0], 1 - mask)
+    mask[60:80, 70:110] = 5
+    (tmp_path / "two.png").write_bytes(png(mask))
+    file = one("mask", tmp_path / "two.png")
+    for options, holes in ((dict(hole="white"), mask > 0), (dict(hole_label="5"), mask == 5)):
+        ((_, source),), _ = read_all(file, **options)
+        np.testing.assert_array_equal(source.pixels[0], (~holes).astype(np.uint8))
+    (tmp_path / "three.png").write_bytes(png(mask * np.uint8(51)))
+    assert_rejected(one("mask", tmp_path / "three.png"), "decode", "--hole-label 51,255", hole="white")
+
+
 def test_masks_that_cannot_be_used_are_rejected(tmp_path, monkeypatch):
     noise = np.random.default_rng(0).integers(0, 256, (80, 80), np.uint8)
     (tmp_path / "cut.png").write_bytes(png(noise)[:3000])
@@ -315,7 +334,7 @@ def test_sources_pass_between_workers_without_loss():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        (dict(hole="gray"), r"hole: expected one of \('black', 'white'\). Received 'gray'"),
+        (dict(hole="gray"), r"hole: expected one of \('black', 'white', 'transparent', 'opaque'\). Received 'gray'"),
         (dict(threshold=0), r"threshold: expected a fraction in \(0, 1\]. Received 0"),
         (dict(gap=0), "expected 1 or more"),
         (dict(gap=5, interval=5), "interval > gap"),

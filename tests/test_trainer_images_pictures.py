@@ -15,7 +15,8 @@ from PIL import Image, ImageCms, ImageOps
 
 from masks.codec import read_mask_image
 from trainer.errors import ImageError
-from trainer.images.pictures import Metadata, Picture, decode, decode_mask, encode
+from trainer.images.mask_files import MaskReading, read_mask
+from trainer.images.pictures import Metadata, Picture, decode, encode
 from trainer.images.rgb import read_header, turn, turn_back
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -192,6 +193,10 @@ def bomb(width=40_000, height=40_000) -> bytes:
     return bytes(data)
 
 
+def _read(data: bytes, hole: str) -> np.ndarray:
+    return read_mask(data, MaskReading(hole=hole)).mask
+
+
 def test_broken_files_are_refused_with_a_reason():
     png, wide = save(noise(40, 40, 3), "PNG"), png_by_hand(noise(40, 40, 3, np.uint16))
     cases = {
@@ -213,7 +218,7 @@ def test_broken_files_are_refused_with_a_reason():
         decode(png, max_pixels=1599)
     for data in [b"", b"no image", png[: len(png) // 2], save(noise(40, 40, 1), "JPEG")[:-300], bomb()]:
         with pytest.raises(ImageError):
-            decode_mask(data, "black")
+            _read(data, "black")
 
 
 def test_a_hundred_megapixels_are_not_warned_of():
@@ -228,8 +233,8 @@ def test_masks_are_read_upright():
     mask = np.zeros((4, 7, 1), np.uint8)
     mask[:, :2] = 255
     data = save(mask, "PNG", exif=block)
-    np.testing.assert_array_equal(decode_mask(data, "black"), turn(mask[..., 0] // 255, 6))
-    np.testing.assert_array_equal(decode_mask(data, "white"), 1 - turn(mask[..., 0] // 255, 6))
+    np.testing.assert_array_equal(_read(data, "black"), turn(mask[..., 0] // 255, 6))
+    np.testing.assert_array_equal(_read(data, "white"), 1 - turn(mask[..., 0] // 255, 6))
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
@@ -244,10 +249,10 @@ def test_gray_masks_of_every_depth_are_as_opencv_reads_them(bits, transparent):
     chunks += [(b"IDAT", zlib.compress(b"\0" + row)), (b"IEND", b"")]
     framed = (struct.pack(">I", len(c)) + n + c + struct.pack(">I", zlib.crc32(n + c)) for n, c in chunks)
     data = b"\x89PNG\r\n\x1a\n" + b"".join(framed)
-    found = decode_mask(data, "black")
+    found = _read(data, "black")
     np.testing.assert_array_equal(found, read_mask_image(data, "black"))
     np.testing.assert_array_equal(found[0], values * 2 > 2**bits - 1)
-    np.testing.assert_array_equal(decode_mask(data, "white"), 1 - found)
+    np.testing.assert_array_equal(_read(data, "white"), 1 - found)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL", "ignore::RuntimeWarning:PIL")

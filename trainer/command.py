@@ -123,6 +123,17 @@ def integer(low: int, high: int | None = None) -> Callable[[str], int]:
     return parse
 
 
+def fraction(text: str) -> float:
+    """An argparse ``type`` for numbers above 0 and up to 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"expected more than 0 and at most 1. Received {text!r}.")
+    return value
+
+
 def printable(text: str) -> str:
     """``text`` with escapes in place of what a terminal might obey: control characters but for line breaks, and marks
     that turn the direction of writing. A name of a file may hold any."""

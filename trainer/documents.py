@@ -165,9 +165,10 @@ class Form(Generic[T]):
 
 @dataclass(frozen=True)
 class Counted:
-    """What is read of a job's manifest or report: its counts."""
+    """What is read of a job's manifest or report: its counts, and what its user is to be warned of."""
 
     counts: dict[str, Count]
+    warnings: tuple[str, ...] = ()
 
 
 COUNTED: Form[Counted] = Form("the report of a job", Counted, max_bytes=1 << 26)

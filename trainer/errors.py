@@ -62,6 +62,10 @@ class ImageError(ValueError):
     """The bytes are not an image, or not one that can be used here."""
 
 
+class MaskError(ImageError):
+    """A mask does not say which pixels are holes, or not of this image."""
+
+
 # What the operating system says about one file. All else (EIO, EMFILE, ENOSPC, EDQUOT, ESTALE ...) it says about the
 # disk, the network or the process.
 _ABOUT_A_FILE = "ENOENT EACCES EPERM ENOTDIR EISDIR ELOOP ENAMETOOLONG EINVAL ENXIO ENODEV".split()

@@ -12,12 +12,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from masks.codec import HOLES
 from pipelines.pairs.lists import read_pairs
 from pipelines.pairs.names import Match, match_names, root_of, stem_of, without_mask
 from pipelines.transforms.rejects import Reject, reject, reject_name
 from trainer import documents, storage
 from trainer.errors import Corrupt, Denied, UserError
+from trainer.images import HOLES
 from trainer.storage.names import is_text
 
 _CLEAR = (

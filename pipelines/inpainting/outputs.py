@@ -21,6 +21,7 @@ import numpy as np
 from pydantic import ConfigDict
 from typing_extensions import NotRequired, TypedDict
 
+from pipelines.inpainting.colors import Ring, warn_of_rings
 from pipelines.inpainting.inputs import ITEMS, MANIFEST, REJECTS, Item, MatchError
 from pipelines.inpainting.loading import Settings, Task
 from pipelines.transforms.dataset_writer import create_or_compare
@@ -220,6 +221,7 @@ def write_result(
                 "width": width,
                 "hole_ratio": task.hole_ratio,
                 "windows": filled.windows,
+                **(task.remarks or {}),
                 "seconds": round(task.seconds + filled.seconds + time.perf_counter() - begin, 4),
                 **_told(task.metadata),
             }
@@ -273,7 +275,7 @@ def write_outcome(
     claim: Claim | None = None,
     job: dict | None = None,
 ) -> None:
-    """Writes ``items.jsonl`` and ``rejects.jsonl``, then ``manifest.json`` with the counts.
+    """Writes ``items.jsonl`` and ``rejects.jsonl``, then ``manifest.json`` with the counts and what to warn of.
 
     Args:
         outputs: number of ``records``.
@@ -302,7 +304,8 @@ def write_outcome(
         counts["several_frames"] = several
     storage.overwrite(storage.join(folder, ITEMS), b"".join(line for *_, line in sorted(lines)))
     storage.overwrite(storage.join(folder, REJECTS), reject_lines(rejects))
-    manifest = json.dumps({**fields, "counts": counts}, indent=1, sort_keys=True).encode()
+    warnings = warn_of_rings([Ring(**record["ring"]) for record in records if record.get("ring")])
+    manifest = json.dumps({**fields, "counts": counts, "warnings": warnings}, indent=1, sort_keys=True).encode()
     claims.publish(claim, storage.join(folder, MANIFEST), manifest, storage.overwrite)
 
 

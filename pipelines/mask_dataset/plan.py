@@ -114,7 +114,7 @@ def _parse_weights(text: str | None) -> tuple[tuple[str, float], ...]:
 
 def parameters_of(plan: Plan, options: argparse.Namespace) -> dict:
     """The plan as the manifest's ``parameters``."""
-    names = ("mask_files", "hole", "threshold", "frames", "stills", "max_pixels")
+    names = ("mask_files", "hole", "hole_label", "threshold", "frames", "stills", "max_pixels")
     first = plan.specs[0]
     return {
         "generator": first.generator,

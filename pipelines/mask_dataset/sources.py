@@ -23,7 +23,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from masks.codec import HOLES, decode_mask, encode_mask, read_mask_image
+from masks.codec import decode_mask, encode_mask
 from masks.families import FAMILIES, occlusion
 from masks.sources import KINDS, Source
 from pipelines.mask_dataset.plan import Plan
@@ -31,7 +31,7 @@ from pipelines.mask_dataset.videos import VIDEO_SUFFIXES, frame_pairs, local_cop
 from pipelines.transforms.rejects import Reject, Rejected, blame, reject, reject_name
 from trainer import storage
 from trainer.errors import Denied, UserError
-from trainer.images import budget, rgb
+from trainer.images import budget, mask_files, rgb
 from trainer.storage.names import is_text
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -70,8 +70,10 @@ class SourceOptions:
     """How to read files.
 
     Attributes:
-        hole: ``black`` or ``white``: the color of holes in mask images; empty if there are none.
-        threshold: fraction of the full range from which a pixel of a mask image is white.
+        hole: what marks holes in mask images, one of `trainer.images.HOLES`; empty with labels, or without images.
+        hole_label: the labels that mark them, as `mask_files.parse_labels` takes them; empty with ``hole``.
+        threshold: fraction of the full range from which a pixel of a mask image is white, whatever that holds; None
+            reads it by what it holds, and soft edges at `THRESHOLD`.
         side: shorter side of the masks to draw, in pixels.
         gap: frames from the first to the second of a pair in a video.
         interval: frames from one pair of a video to the next, as long as there are at most ``max_pairs``.
@@ -83,7 +85,8 @@ class SourceOptions:
     """
 
     hole: str = ""
-    threshold: float = THRESHOLD
+    hole_label: str = ""
+    threshold: float | None = None
     side: int = 512
     gap: int = 5
     interval: int = 25
@@ -91,15 +94,21 @@ class SourceOptions:
     max_pixels: int = rgb.MAX_PIXELS
 
     def __post_init__(self):
-        if self.hole and self.hole not in HOLES:
-            raise ValueError(f"hole: expected one of {HOLES}. Received {self.hole!r}.")
-        if not 0 < self.threshold <= 1:
+        if self.threshold is not None and not 0 < self.threshold <= 1:
             raise ValueError(f"threshold: expected a fraction in (0, 1]. Received {self.threshold!r}.")
+        if self.hole or self.hole_label:
+            _ = self.reading
         if min(self.side, self.gap, self.max_pairs) < 1 or self.interval <= self.gap:
             raise ValueError(
                 "expected 1 or more for side, gap and max_pairs, and interval > gap. "
                 f"Received {self.side}, {self.gap}, {self.max_pairs} and {self.interval}."
             )
+
+    @property
+    def reading(self) -> mask_files.MaskReading:
+        """How mask images are read. Raises ``ValueError`` if an attribute is out of range."""
+        labels = mask_files.parse_labels(self.hole_label) if self.hole_label else ()
+        return mask_files.MaskReading(hole=self.hole or None, labels=labels, threshold=self.threshold, soft=THRESHOLD)
 
 
 def find_files(options: argparse.Namespace, plan: Plan) -> tuple[list[SourceFile], SourceOptions, list[Reject]]:
@@ -117,13 +126,17 @@ def find_files(options: argparse.Namespace, plan: Plan) -> tuple[list[SourceFile
     for kind, address in given.items():
         if address and kind not in needed:
             raise UserError(f"{_FLAGS[kind]}: none of {', '.join(plan.families)} starts from such files.")
-    if bool(options.mask_files) != bool(options.hole):
-        raise UserError("--hole: expected with, and only with, --mask-files: the color of holes, black or white.")
-    threshold = THRESHOLD if options.threshold is None else options.threshold
+    if bool(options.mask_files) != bool(options.hole or options.hole_label):
+        raise UserError(
+            "--hole: expected with, and only with, --mask-files: the color of holes, black or white, or --hole-label."
+        )
+    if options.hole and options.hole_label:
+        raise UserError("--hole-label: cannot be combined with --hole, in whose place it says what marks holes")
     try:
         reading = SourceOptions(
             hole=options.hole or "",
-            threshold=threshold,
+            hole_label=options.hole_label or "",
+            threshold=options.threshold,
             side=options.size,
             max_pixels=options.max_pixels or rgb.MAX_PIXELS,
         )
@@ -269,10 +282,7 @@ def decode_mask_file(data: bytes, options: SourceOptions) -> Source:
     Raises:
         ValueError: not an image, a broken or too large one, or a mask that is all hole or has no hole.
     """
-    rgb.decode_rgb(
-        data, options.max_pixels
-    )  # OpenCV would fill the missing part of a truncated file with gray, and accept any size
-    mask = read_mask_image(data, options.hole, options.threshold)
+    mask = mask_files.read_mask(data, options.reading, options.max_pixels).mask
     scale = SPARE * options.side / min(mask.shape)
     if scale < 1:
         size = (max(1, round(mask.shape[1] * scale)), max(1, round(mask.shape[0] * scale)))

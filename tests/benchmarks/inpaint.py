@@ -30,7 +30,7 @@ with quiet_imports():
     from pipelines.inpaint import main
     from trainer import checkpoints, presets, storage
     from trainer.config import PhaseConfig, TrainConfig, UNetConfig
-    from trainer.images import pictures
+    from trainer.images import mask_files, pictures
     from trainer.inference import filling, predict
     from trainer.inference.windows import Box, make_group
     from trainer.model.unet import build_unet
@@ -132,7 +132,8 @@ def benchmark_large(scratch, run):
 
     model = predict.load_model(predict.find_model(run), "float32")
     image = pictures.decode(storage.read(f"{scratch}/large/in/000.jpg")).pixels
-    mask = pictures.decode_mask(storage.read(f"{scratch}/large/holes/000.png"), "black")
+    black = mask_files.MaskReading(hole="black")
+    mask = mask_files.read_mask(storage.read(f"{scratch}/large/holes/000.png"), black).mask
     filling.fill_images([image[:SIDE, :SIDE].copy()], [np.eye(SIDE, dtype=np.uint8)], model)  # compiles
     whole = make_group(Box(0, 0, *mask.shape), mask.shape, model.tiling, model.sides, model.stride)
     seconds, found, windows = {}, {}, {}

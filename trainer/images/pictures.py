@@ -17,7 +17,6 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from masks.codec import mask_of_gray, read_mask_image
 from trainer.errors import ImageError
 from trainer.images import budget, color, metadata, rgb, tiff_samples
 from trainer.images.metadata import Change, Metadata, orientation_of
@@ -150,27 +149,6 @@ def _swap_if_equal(found: np.ndarray, image: Image.Image) -> bool:
         if not np.array_equal(block // 256, np.asarray(image.crop((0, top, width, top + len(block))))):
             return False
     return True
-
-
-def decode_mask(data: bytes, hole: str, max_pixels: int = rgb.MAX_PIXELS) -> np.ndarray:
-    """`masks.codec.read_mask_image` of a file that is whole: uint8 [height, width] of {0, 1}, 1 = valid, upright.
-
-    Args:
-        hole: ``black`` or ``white``, the color of holes in it.
-
-    Raises:
-        ImageError: as `decode`.
-    """
-    image = rgb.open_image(data, max_pixels, own_depth=True)
-    try:
-        image.load()  # refuses truncated files, which OpenCV would fill with gray
-        is_plain = image.format == "PNG" and image.mode in ("1", "L") and "transparency" not in image.info
-        if is_plain and rgb.read_orientation(image) == 1:  # the same as below without decoding twice
-            return mask_of_gray(_narrow_pixels(image), hole)
-        del image  # and its pixels
-        return read_mask_image(data, hole)
-    except Exception as error:
-        raise ImageError(f"the pixels cannot be decoded: {error}") from None
 
 
 # Writing
