@@ -8,9 +8,9 @@
     any other folder of images, or a quoted glob; their label is -1
 
 Nothing is unpacked. Labels are positions in the sorted list of synsets. Upright RGB JPEGs are stored byte for
-byte; other images are re-encoded; a file that cannot be used becomes a line of rejects/SPLIT.jsonl, and
-the exit code is then 3. A storage or a disk that fails is no reject: the job ends, exit code 1, and the
-same command can be given again.
+byte; other images are re-encoded, CMYK through its color profile or, without one, by a plain formula; a
+file that cannot be used becomes a line of rejects/SPLIT.jsonl, and the exit code is then 3. A storage
+or a disk that fails is no reject: the job ends, exit code 1, and the same command can be given again.
 """
 
 from __future__ import annotations

@@ -193,10 +193,12 @@ def test_formats(run, tmp_path):
     assert main([*arguments, "--output", f"{folder}/webp", "--format", "webp"]) == 3
     assert main([*arguments, "--output", f"{folder}/jpeg", "--format", "jpeg", "--quality", "98"]) == 3
     assert main([*arguments, "--output", f"{folder}/png"]) == 0
-    assert errors(f"{folder}/webp") == ["ImageError: webp holds 8 bits per channel. Received 16."]
+    assert errors(f"{folder}/webp") == [
+        "ImageError: webp holds 8 bits per channel. Received 16: --format png holds both."
+    ]
     assert errors(f"{folder}/jpeg") == [
-        "ImageError: jpeg holds 8 bits per channel. Received 16.",
-        "ImageError: jpeg holds no transparency. Received an alpha channel.",
+        "ImageError: jpeg holds 8 bits per channel. Received 16: --format png holds both.",
+        "ImageError: jpeg holds no transparency. Received an alpha channel: --format png or webp holds it.",
     ]
     for channels in (1, 3, 4):
         png = load(f"{folder}/png/{channels}.png")

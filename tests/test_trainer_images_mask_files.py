@@ -158,6 +158,8 @@ ORDINARY = {
     "JPEG, RGB": to_file(levels(WHITE, BLACK), "JPEG", quality=60),
     "JPEG, saved again": to_file(np.asarray(Image.open(io.BytesIO(to_file(levels(0, 255), "JPEG", quality=80))))),
     "WebP": to_file(levels(BLACK, WHITE), "WEBP", quality=70),
+    "AVIF": to_file(levels(BLACK, WHITE), "AVIF", quality=70),
+    "JPEG 2000": to_file(levels(BLACK, WHITE), "JPEG2000", irreversible=True, quality_layers=[20]),
     "BMP": to_file(levels(0, 255), "BMP"),
     "TIFF": to_file(levels(0, 255), "TIFF"),
     "GIF": to_file(levels(0, 255), "GIF"),

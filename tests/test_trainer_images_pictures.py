@@ -73,6 +73,21 @@ def test_png_of_every_depth_and_number_of_channels(channels, dtype):
     np.testing.assert_array_equal(decode(data).pixels, pixels)
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_one_transparent_color_of_a_png_becomes_alpha(channels, dtype):
+    pixels = noise(7, 5, channels, dtype)
+    key = [int(value) for value in pixels[2, 3]]
+    pixels[4:, 1] = key
+    content = struct.pack(f">{channels}H", *key)
+    chunk = struct.pack(">I", len(content)) + b"tRNS" + content + struct.pack(">I", zlib.crc32(b"tRNS" + content))
+    data = png_by_hand(pixels)
+    found = decode(data[:33] + chunk + data[33:]).pixels
+    np.testing.assert_array_equal(found[..., :-1], pixels, strict=True)
+    np.testing.assert_array_equal(found[..., -1] == 0, (pixels == key).all(-1))
+    assert found[0, 0, -1] == np.iinfo(dtype).max
+
+
 @pytest.mark.parametrize("channels", [1, 3, 4])
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 @pytest.mark.parametrize("compression", [None, "zlib"])

@@ -11,6 +11,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
+from press_profile import PRESS, through_littlecms
 from trainer.errors import ImageError
 from trainer.images import rgb
 from trainer.images.rgb import ImageSpec, JpegLayout, read_jpeg_layout, to_jpeg
@@ -169,3 +170,15 @@ def test_sides_that_no_jpeg_can_have():
 def test_specifications_that_mean_nothing(wrong):
     with pytest.raises(ValueError, match=f"{next(iter(wrong))}: expected .* Received "):
         ImageSpec(**wrong)
+
+
+def test_inks_are_stored_as_littlecms_shows_them():
+    inks = np.kron(np.random.default_rng(0).integers(0, 256, (5, 6, 4)), np.ones((16, 16, 1))).astype(np.uint8)
+    file = io.BytesIO()
+    Image.frombytes("CMYK", inks.shape[1::-1], inks.tobytes()).save(file, "JPEG", icc_profile=PRESS, quality=100)
+    stored = np.asarray(Image.open(io.BytesIO(file.getvalue())))  # the inks, after JPEG
+    encoded, *size = to_jpeg(file.getvalue(), ImageSpec(quality=100))
+    found = np.asarray(Image.open(io.BytesIO(encoded)), int)
+    plain = np.asarray(Image.frombytes("CMYK", stored.shape[1::-1], stored.tobytes()).convert("RGB"), int)
+    assert size == [80, 96] and np.abs(found - plain).mean() > 15
+    assert np.abs(found - through_littlecms(stored)).mean() < 3

@@ -8,10 +8,14 @@ started.
 
 from __future__ import annotations
 
+import importlib.util
+
+from PIL import features
+
 from masks.codec import MAX_PIXELS
 from trainer import storage
 from trainer.errors import ImageError
-from trainer.images.headers import Demand, format_of, read_demand
+from trainer.images.headers import Demand, format_of, other_format_of, read_demand
 
 _FILE_BYTES, _MEMORY_BYTES, _PIXEL_SECONDS = 8, 16, 1e-7  # for each pixel that an image may have
 _LEAST_FILE, _LEAST_MEMORY, _LEAST_SECONDS = 1 << 20, 64 << 20, 10.0  # with ever so few
@@ -54,8 +58,11 @@ def admit(data: bytes, max_pixels: int = MAX_PIXELS, own_depth: bool = False) ->
     if not data:
         raise ImageError("the file is empty")
     format = format_of(data)
+    if format is None and (other := other_format_of(data)):
+        raise ImageError(f"{other} is not read: convert it to PNG, JPEG, WebP or TIFF")
     if format is None:
         raise ImageError("the file is not an image")
+    _require_decoder(format)
     demand = read_demand(data, format)
     if demand.pixels == 0:
         raise ImageError(f"the header is broken: expected pixels. Received {demand.width} x {demand.height}.")
@@ -69,6 +76,20 @@ def admit(data: bytes, max_pixels: int = MAX_PIXELS, own_depth: bool = False) ->
         limits = f"expected a file that takes at most {max_seconds(max_pixels):.0f} seconds ({max_pixels} pixels)"
         raise ImageError(f"{limits}. Received {format} that takes {demand.seconds:.0f} or more, {describe(demand)}.")
     return format, demand
+
+
+def _require_decoder(format: str) -> None:
+    """Raises `ImageError` if this installation cannot read a format, with what would."""
+    if format == "HEIF" and importlib.util.find_spec("pillow_heif") is None:
+        raise ImageError(
+            "HEIC is read by an optional package, which is not installed: pip install 'pconv[heic]', or convert it to "
+            "JPEG, PNG or TIFF"
+        )
+    feature = {"AVIF": "avif", "JPEG2000": "jpg_2000"}.get(format)
+    if feature and (
+        feature not in features.features | features.codecs | features.modules or not features.check(feature)
+    ):
+        raise ImageError(f"{format} is not read by this build of Pillow: install its own wheel, or convert it to PNG")
 
 
 def memory_of(demand: Demand, own_depth: bool) -> int:

@@ -48,9 +48,9 @@ class Exif(NamedTuple):
                 for number in (_X_RESOLUTION, _Y_RESOLUTION)
                 for numerator, denominator in [struct.unpack(self.order + "2I", found[number].value)]
             )
+            unit = struct.unpack(self.order + "H", found[_UNIT].value)[0] if _UNIT in found else 2
         except (KeyError, struct.error, ZeroDivisionError):
             return None
-        unit = struct.unpack(self.order + "H", found[_UNIT].value)[0] if _UNIT in found else 2
         return (across, down, unit) if across > 0 and down > 0 else None
 
 

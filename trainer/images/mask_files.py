@@ -173,7 +173,7 @@ def _is_lossy(image: Image.Image, data: bytes) -> bool:
         return b"VP8L" not in data[:4096]
     if isinstance(image, TiffImageFile):
         return image.tag_v2.get(259) in _LOSSY_TIFFS
-    return image.format in ("JPEG", "MPO")
+    return image.format in ("JPEG", "MPO", "JPEG2000", "AVIF", "HEIF")
 
 
 def _of_numbers(values: np.ndarray, blank: _Held) -> _Held:
@@ -224,12 +224,11 @@ def _of_channels(pixels: np.ndarray, data: bytes, blank: _Held) -> _Held:
         return blank._replace(gray=np.ascontiguousarray(first), full=full)
     color = np.ascontiguousarray(_to_8_bits(pixels))
     if blank.is_lossy and int((color.max(axis=2) - color.min(axis=2)).max()) <= _LOSSY_NEUTRAL:
-        is_tiff = data[:2] in (b"II", b"MM")
-        flags = cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION  # of a JPEG, its own luminance
-        gray = (
-            cv2.cvtColor(color, cv2.COLOR_RGB2GRAY) if is_tiff else cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-        )
-        return blank._replace(gray=gray)
+        gray = None
+        if data[:2] in (b"\xff\xd8", b"RI"):  # a JPEG or WebP, which has a luminance of its own
+            flags = cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION
+            gray = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+        return blank._replace(gray=cv2.cvtColor(color, cv2.COLOR_RGB2GRAY) if gray is None else gray)
     return blank._replace(color=color)
 
 

@@ -137,7 +137,7 @@ def of_image(
         density = _density(across, down, 2)
     if image.format != "PNG" and (comment := info.get("comment")):
         chunks.append(_text_chunk(b"Comment", comment))
-    xmp = info.get("xmp", b"")
+    xmp = info.get("xmp") or b""
     raw = Metadata(
         orientation, info.get("icc_profile"), str(image.format), block, xmp, tuple(chunks), density, notes=notes
     )
@@ -146,7 +146,7 @@ def of_image(
 
 def exif_block(image: Image.Image) -> bytes:
     """The EXIF block of an image that is no TIFF, without the prefix; empty if it has none."""
-    block = image.info.get("exif", b"")
+    block = image.info.get("exif") or b""
     if not block and (raw := image.info.get("Raw profile type exif")):  # as ImageMagick writes it
         try:
             block = bytes.fromhex("".join(raw.split("\n")[3:]))
@@ -190,6 +190,11 @@ def _settle_xmp(xmp: bytes, change: Change) -> tuple[bytes, list[str]]:
 
 
 # PNG's chunks
+
+
+def coding_chunk(coding: tuple[int, int] | None) -> tuple[tuple[bytes, bytes], ...]:
+    """The chunk of colors with such primaries and transfer function (H.273); none for those of sRGB."""
+    return () if coding is None or coding in _SRGB_CICP else ((b"cICP", bytes([*coding, 0, 1])),)
 
 
 def png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
@@ -282,8 +287,9 @@ def chunks_of(metadata: Metadata) -> list[tuple[bytes, bytes]]:
     if metadata.density:
         across, down, is_absolute = metadata.density
         scale = 1 if is_absolute or (across.is_integer() and down.is_integer()) else 1000
-        sides = (max(round(side * scale), 1) for side in (across, down))
-        chunks.append((b"pHYs", struct.pack(">IIB", *sides, int(is_absolute))))
+        sides = [max(round(side * scale), 1) for side in (across, down)]
+        if max(sides) < 1 << 31:
+            chunks.append((b"pHYs", struct.pack(">IIB", *sides, int(is_absolute))))
     chunks += metadata.chunks
     if metadata.xmp:
         chunks.append((b"iTXt", _XMP_KEY + bytes(5) + metadata.xmp))

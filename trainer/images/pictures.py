@@ -19,11 +19,12 @@ from PIL import Image
 
 from trainer.errors import ImageError
 from trainer.images import budget, color, metadata, rgb, tiff_samples
+from trainer.images.headers import heif, jpeg2000
 from trainer.images.metadata import Change, Metadata, orientation_of
 
 QUALITY = 95
 # Other formats that Pillow opens are not for photographs, or may have bit depths that it would cut unnoticed.
-READABLE = ("JPEG", "MPO", "PNG", "WEBP", "TIFF", "BMP", "GIF")
+READABLE = ("JPEG", "MPO", "PNG", "WEBP", "TIFF", "BMP", "GIF", "JPEG2000", "AVIF", "HEIF")
 _WEBP_SIDE = 16_383
 
 
@@ -83,28 +84,38 @@ def _read_image(image: Image.Image, data: bytes) -> tuple[np.ndarray, Metadata]:
         raise ImageError(f"expected one of {', '.join(READABLE)}. Received {image.format}.")
     if image.mode in ("I", "F"):  # no agreed white
         raise ImageError(f"expected 8 or 16 bits per channel. Received 32, as {image.format} of mode {image.mode}.")
-    mode = image.mode
+    mode, depth = image.mode, _bits(image, data)
     try:
+        if image.format == "JPEG2000" and (profile := jpeg2000.read_profile(data)):
+            image.info["icc_profile"] = profile
         image.load()
         orientation = rgb.read_orientation(image)
         convert = color.converter(mode, image.info.get("icc_profile"))
-        pixels = _wide_pixels(image, data) if _bits(image, data) == 16 else _narrow_pixels(image, convert)
+        is_wide = depth > 8 and image.format in ("PNG", "JPEG2000")
+        pixels = _wide_pixels(image, data) if is_wide else _narrow_pixels(image, convert)
     except Exception as error:  # Pillow's plugins raise many kinds
         raise ImageError(f"the pixels cannot be decoded: {error}") from None
     pixels = pixels[..., None] if pixels.ndim == 2 else pixels
     notes: tuple[str, ...] = (color.UNMANAGED,) if mode == "CMYK" and convert is None else ()
+    if depth > 8 * pixels.itemsize:
+        notes += (f"{depth} bits per channel are read as {8 * pixels.itemsize}",)
     height, width, channels = pixels.shape
     change = Change(width, height, channels, 8 * pixels.itemsize, mode in ("CMYK", "LAB"))
     if image.format == "TIFF":
         notes += tiff_samples.read_layout(data).notes
         return pixels, metadata.of_tiff(data, change._replace(is_turned=orientation_of(data) != 1), notes)
-    return pixels, metadata.of_image(image, data, orientation, change, notes)
+    found = metadata.of_image(image, data, orientation, change, notes)
+    if image.format in ("AVIF", "HEIF") and found.icc is None:
+        found = dataclasses.replace(found, chunks=(*found.chunks, *metadata.coding_chunk(heif.read_coding(data))))
+    return pixels, found
 
 
 def _bits(image: Image.Image, data: bytes) -> int:
     """Bits per channel in the file; Pillow keeps 16 bits only of gray images and cuts colors to 8."""
-    if image.mode.startswith("I;16"):
-        return 16
+    if image.format == "JPEG2000":
+        return jpeg2000.read_depth(data)
+    if image.format in ("AVIF", "HEIF"):
+        return heif.read_depth(data)
     return data[24] if image.format == "PNG" else 8  # of the IHDR chunk, which comes first
 
 
@@ -121,18 +132,32 @@ def _narrow_pixels(image: Image.Image, convert: Callable[[Image.Image], Image.Im
 
 def _wide_pixels(image: Image.Image, data: bytes) -> np.ndarray:
     """uint16 [height, width] or [height, width, channels]."""
-    if "transparency" in image.info:
-        raise ImageError("expected alpha as a channel. Received one transparent color of 16 bits")
+    if image.format == "JPEG2000":
+        return jpeg2000.read_samples(data)
+    key = image.info.get("transparency")  # the one color that is transparent, of 16 bits
     if image.mode.startswith("I;16"):
         pixels = np.empty((image.height, image.width), np.uint16)
         rgb.copy_pixels(image, pixels, lambda part: part)
-        return pixels
+        return pixels if key is None else _with_alpha(pixels[..., None], key)
     found = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if found is not None and found.ndim == 3 and key is not None:
+        found = np.ascontiguousarray(found[..., :3])
     # Unless both readers agree on the high byte, one of them does not understand the file.
     if found is None or found.dtype != np.uint16 or not _swap_if_equal(found, image):
         raise ImageError(f"expected gray, RGB or RGBA of 16 bits. Received {image.format} of mode {image.mode}")
+    if key is not None:
+        return _with_alpha(found, key)
     is_gray_alpha = image.format == "PNG" and data[25] == 4  # both readers make it four channels
     return found[..., ::3] if is_gray_alpha else found
+
+
+def _with_alpha(pixels: np.ndarray, key: int | tuple[int, ...]) -> np.ndarray:
+    """uint16 [height, width, channels + 1]: pixels of the color ``key`` are transparent."""
+    out = np.empty((*pixels.shape[:2], pixels.shape[2] + 1), np.uint16)
+    out[..., :-1] = pixels
+    out[..., -1] = 65_535
+    out[..., -1][(pixels == np.asarray(key, np.uint16)).all(-1)] = 0
+    return out
 
 
 def _swap_if_equal(found: np.ndarray, image: Image.Image) -> bool:
@@ -161,9 +186,9 @@ def check_encodable(picture: Picture, kind: str) -> None:
     if max(height, width) > limit:
         raise ImageError(f"{kind} holds sides of at most {limit} pixels. Received {width} x {height}.")
     if kind != "png" and picture.pixels.dtype != np.uint8:
-        raise ImageError(f"{kind} holds 8 bits per channel. Received 16.")
+        raise ImageError(f"{kind} holds 8 bits per channel. Received 16: --format png holds both.")
     if kind == "jpeg" and picture.has_alpha:
-        raise ImageError("jpeg holds no transparency. Received an alpha channel.")
+        raise ImageError("jpeg holds no transparency. Received an alpha channel: --format png or webp holds it.")
     if kind != "png" and picture.metadata.coding:
         coding = "/".join(map(str, picture.metadata.coding))
         raise ImageError(f"{kind} cannot say colors of cICP {coding}, as of HDR or wide gamut: --format png does.")

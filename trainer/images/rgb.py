@@ -18,7 +18,7 @@ from PIL import Image, UnidentifiedImageError
 from masks.codec import MAX_PIXELS
 from trainer.errors import ImageError
 from trainer.images import MOST_PIXELS, budget, color, exif, tiff_samples, tiff_tags
-from trainer.images.headers import Demand
+from trainer.images.headers import Demand, jpeg2000
 from trainer.images.metadata import exif_block, orientation_of
 
 JPEG_SIDE = 65_500  # the longest that libjpeg writes
@@ -61,18 +61,27 @@ def open_admitted(data: bytes, format: str, demand: Demand) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # of sizes below the limit that is ours
-            image = Image.open(io.BytesIO(data), formats=(format,))
+            image = _open_heic(data) if format == "HEIF" else Image.open(io.BytesIO(data), formats=(format,))
     except Exception as error:  # Pillow's plugins raise many kinds for broken headers
         if format == "TIFF" and isinstance(error, UnidentifiedImageError):
             what = tiff_samples.read_layout(data)
             raise ImageError(f"expected gray or RGB of 8 or 16 bits. Received TIFF of {what}: convert it.") from None
-        raise ImageError(f"the header is broken: {error}") from None
+        reason = f"expected {format}" if isinstance(error, UnidentifiedImageError) else error
+        raise ImageError(f"the header is broken: {reason}") from None
     if format == "TIFF":
         image.info.pop("xmp", None)  # Pillow would turn the pixels by it
+    if format in ("AVIF", "HEIF") and image.width * image.height <= demand.pixels:
+        return image  # parts of it may be shown
     if sorted(image.size) != sorted((demand.width, demand.height)):  # Pillow turns the sizes of some TIFFs
         sizes = f"{demand.width} x {demand.height}. Received {image.width} x {image.height}"
         raise ImageError(f"the header is broken: expected one size, {sizes}.")
     return image
+
+
+def _open_heic(data: bytes) -> Image.Image:
+    import pillow_heif  # an optional package, which brings a library of its own
+
+    return pillow_heif.HeifImageFile(io.BytesIO(data))
 
 
 def read_header(data: bytes, max_pixels: int = MAX_PIXELS) -> Header:
@@ -165,6 +174,9 @@ def decode_rgb(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         image.load()
         orientation = read_orientation(image)  # of TIFFs Pillow has applied and removed it now
         pixels = np.empty((*(image.size if orientation >= 5 else image.size[::-1]), 3), np.uint8)
+        if format == "JPEG2000" and jpeg2000.read_depth(data) > 8:
+            pixels[...] = jpeg2000.read_samples(data)[..., :3] >> 8
+            return pixels
         convert = color.converter(image.mode, image.info.get("icc_profile")) or _to_rgb
         copy_pixels(image, turn_back(pixels, orientation), convert)
     except Exception as error:

@@ -56,8 +56,11 @@ class Entry(NamedTuple):
     value: bytes
 
 
-def read_tags(data: bytes) -> Tags | None:
+def read_tags(data: bytes, all_there: bool = False) -> Tags | None:
     """Tags of a TIFF file, or of an EXIF block without its prefix; None for other bytes.
+
+    Args:
+        all_there: read those behind a broken one, too, as libtiff does and Pillow does not.
 
     Raises:
         ImageError: a directory has too many tags, or tags that share their values.
@@ -65,7 +68,7 @@ def read_tags(data: bytes) -> Tags | None:
     if (found := _read_head(data)) is None:
         return None
     order, is_big, start = found
-    tags = _read_directory(data, start, order, is_big)
+    tags = _read_directory(data, start, order, is_big, all_there)
     for pointer in _POINTERS:
         for place in tags.values.get(pointer, ())[:1]:
             below = _read_directory(data, int(place), order, is_big)
@@ -118,8 +121,8 @@ def count_pages(data: bytes) -> int:
     return pages
 
 
-def _read_directory(data: bytes, start: int, order: str, is_big: bool) -> Tags:
-    places, _ = _walk_directory(data, start, order, is_big)
+def _read_directory(data: bytes, start: int, order: str, is_big: bool, all_there: bool = False) -> Tags:
+    places, _ = _walk_directory(data, start, order, is_big, all_there)
     tags = Tags({}, set(), 0, 0)
     for tag, kind, length, where, _ in places:
         if tag in tags.values:
@@ -130,8 +133,10 @@ def _read_directory(data: bytes, start: int, order: str, is_big: bool) -> Tags:
     return tags._replace(bytes=sum(size for *_, size in places), numbers=numbers)
 
 
-def _walk_directory(data: bytes, start: int, order: str, is_big: bool) -> tuple[list[_Place], int]:
-    """What Pillow reads: all tags up to the first whose values lie outside of ``data``; and the next directory or 0."""
+def _walk_directory(
+    data: bytes, start: int, order: str, is_big: bool, all_there: bool = False
+) -> tuple[list[_Place], int]:
+    """Tags up to the first whose values lie outside of ``data``, or all others; and the next directory or 0."""
     head, entry, inline = ("Q", "HHQ", 8) if is_big else ("H", "HHI", 4)
     first = start + struct.calcsize(order + head)
     if first > len(data):
@@ -147,6 +152,8 @@ def _walk_directory(data: bytes, start: int, order: str, is_big: bool) -> tuple[
         size, where = length * _SIZES.get(kind, 0), place + step - inline
         if size > inline:
             (where,) = struct.unpack_from(order + ("Q" if is_big else "I"), data, where)
+        if where + size > len(data) and all_there:
+            continue
         if where + size > len(data):
             break
         total += size

@@ -1,9 +1,4 @@
-"""What an image file announces, and what decoding it will take, from its bytes alone.
-
-Each parser follows the format's specification, so it says what any decoder may allocate before one has been called.
-The numbers are bounds for Pillow 12 and OpenCV 5, which hold different things at the same time; seconds are those of
-one core, rounded up. `trainer.images.budget` compares them with what an image may take.
-"""
+"""PNG, JPEG, WebP, GIF, BMP and PPM; and which parser a file belongs to."""
 
 from __future__ import annotations
 
@@ -13,49 +8,27 @@ import struct
 from collections.abc import Callable
 from typing import NamedTuple
 
-import numpy as np
-
 from trainer.errors import ImageError
 from trainer.images import tiff_tags
+from trainer.images.headers import heif, jpeg2000, tiff
+from trainer.images.headers.demand import PIXEL_SECONDS, VISIT_SECONDS, Demand
 
 # What Pillow does in Python, for each segment, chunk or strip, and for each byte or value it reads there.
 _STEP_SECONDS, _VALUE_SECONDS = 5e-6, 0.5e-6
-_PIXEL_SECONDS, _VISIT_SECONDS = 20e-9, 1e-9  # decoding a pixel; looking at it once more in a scan of a JPEG
 _MAX_METADATA = 64 << 20  # bytes before the pixels of a JPEG
 _MAX_EXIF = 16 << 20  # Pillow puts blocks together one by one, in quadratic time
+_MAX_STEPS = 100_000  # in counting frames
 _MAX_COMMENTS = 1 << 20  # the same for the blocks of a GIF, of 255 bytes each
-
-
-class Demand(NamedTuple):
-    """What an image file takes.
-
-    Attributes:
-        width, height: in pixels, as stored.
-        stored: bytes for each pixel while it is decoded, in Pillow's or OpenCV's memory.
-        own: bytes for each pixel as an array of its own depth and channels.
-        extra: bytes that decoding takes beside those.
-        seconds: that decoding takes.
-        because: what ``extra`` or ``seconds`` come from, for messages.
-        frames: images or pages in the file, of which the first is decoded; as counted up to some thousand.
-    """
-
-    width: int
-    height: int
-    stored: int
-    own: int
-    extra: int = 0
-    seconds: float = 0.0
-    because: str = ""
-    frames: int = 1
-
-    @property
-    def pixels(self) -> int:
-        return self.width * self.height
 
 
 def format_of(data: bytes) -> str | None:
     """Pillow's name of the format whose signature the file begins with, None if it is none of ours."""
     return next((name for name, (signature, _) in _FORMATS.items() if signature.match(data)), None)
+
+
+def other_format_of(data: bytes) -> str | None:
+    """Name of a format that is not read, None if the bytes are of none that is known."""
+    return next((name for name, signature in _OTHER_NAMES if signature.match(data)), None)
 
 
 def read_demand(data: bytes, format: str) -> Demand:
@@ -77,22 +50,24 @@ def _read_png(data: bytes) -> Demand:
     channels = {0: 1, 2: 3, 3: 4, 4: 2, 6: 4}.get(color, 4)  # palettes may have transparency
     is_wide = bits == 16
     stored = 4 if color in (2, 4, 6) else 2 if is_wide else 1
-    own = channels * (2 if is_wide else 1)
     row = width * channels * 2
-    place, chunks = 8, 0
+    place, chunks, frames, has_key = 8, 0, 0, False
     while place + 8 <= len(data):
         length, name = struct.unpack_from(">I4s", data, place)
         place, chunks = place + 12 + length, chunks + 1
+        frames, has_key = frames + (name == b"fcTL"), has_key or name == b"tRNS"
         if name == b"IEND" or chunks * _STEP_SECONDS > 60:
             break
+    own = (channels + (has_key and color in (0, 2))) * (2 if is_wide else 1)  # a transparent color becomes alpha
     return Demand(
         width,
         height,
         stored,
         8 if is_wide and color == 4 else own,  # OpenCV reads gray and alpha as four channels
         extra=4 * row,
-        seconds=chunks * _STEP_SECONDS + width * height * _PIXEL_SECONDS * (3 if is_wide else 1),
+        seconds=chunks * _STEP_SECONDS + width * height * PIXEL_SECONDS * (3 if is_wide else 1),
         because=f"{chunks} chunks",
+        frames=max(frames, 1),
     )
 
 
@@ -108,12 +83,16 @@ _SCAN_PIXELS = 20_000  # for starting a scan
 
 
 class _Frame(NamedTuple):
-    """Of a JPEG: its kind (a marker), size, and the part of the pixels that each component has, by its number."""
+    """Of a JPEG: its kind (a marker), size, and the part of the pixels that each component has, by its number.
+
+    And how many pictures are in the file, which may have others behind the first.
+    """
 
     kind: int
     width: int
     height: int
     parts: dict[int, float]
+    pictures: int = 1
 
 
 def _read_jpeg(data: bytes) -> Demand:
@@ -122,7 +101,7 @@ def _read_jpeg(data: bytes) -> Demand:
     pixels = frame.width * frame.height
     in_first = data[scan + 2]
     is_buffered = frame.kind in _JPEG_PROGRESSIVE or in_first < len(frame.parts)
-    visit = _VISIT_SECONDS * (10 if frame.kind in _JPEG_ARITHMETIC else 1)
+    visit = VISIT_SECONDS * (10 if frame.kind in _JPEG_ARITHMETIC else 1)
     # Every scan has this pair of bytes; other things may have it, too.
     most = data.count(b"\xff\xda", scan - 2) if is_buffered else 1
     scans, visits = most, most * (max(sum(frame.parts.values()), 1) * pixels + _SCAN_PIXELS)
@@ -136,14 +115,15 @@ def _read_jpeg(data: bytes) -> Demand:
         4 if components > 1 else 1,
         3 if components > 1 else 1,
         extra=2 * math.ceil(blocks) if is_buffered else 0,  # a coefficient has two bytes
-        seconds=visits * visit + pixels * _PIXEL_SECONDS,
+        seconds=visits * visit + pixels * PIXEL_SECONDS,
         because=f"{scans} scans",
+        frames=frame.pictures,
     )
 
 
 def _read_jpeg_header(data: bytes) -> tuple[_Frame, int]:
     """The only frame, and where the segment of the first scan begins."""
-    frame, metadata, junk, place, exif = None, 0, 0, 2, b""
+    frame, metadata, junk, place, exif, pictures = None, 0, 0, 2, b"", 1
     while True:
         # Pillow takes half a microsecond for each byte between segments.
         found = _JPEG_START.search(data, place, place + _MAX_COMMENTS - junk)
@@ -166,15 +146,27 @@ def _read_jpeg_header(data: bytes) -> tuple[_Frame, int]:
             elif marker == 0xE1 and segment.startswith(b"Exif\0\0"):
                 exif += segment[6:]
             elif marker == 0xE2 and segment.startswith(b"MPF\0"):
-                tiff_tags.read_tags(segment[4:])
+                pictures = max(_count_pictures(segment[4:]), 1)
         if metadata > _MAX_METADATA or len(exif) > _MAX_EXIF:
             raise ImageError(f"expected at most {_MAX_METADATA >> 20} MB of metadata, {_MAX_EXIF >> 20} of them EXIF")
     tiff_tags.read_tags(exif)
-    return frame, place
+    return frame._replace(pictures=pictures), place
+
+
+def _count_pictures(block: bytes) -> int:
+    """Of a Multi-Picture Format (CIPA DC-007) index, without previews of the first."""
+    if tiff_tags.read_tags(block) is None:
+        return 1
+    entries = b"".join(entry.value for entry in tiff_tags.read_entries(block, numbers=(0xB002,)))
+    order = "<" if block[:2] == b"II" else ">"
+    kinds = [struct.unpack_from(order + "I", entries, n)[0] & 0xFFFFFF for n in range(0, len(entries) - 15, 16)]
+    return sum(kind >> 16 != 1 for kind in kinds)
 
 
 def _read_frame(marker: int, segment: bytes) -> _Frame:
-    height, width, components = struct.unpack_from(">HHB", segment, 1)
+    bits, height, width, components = struct.unpack_from(">BHHB", segment)
+    if bits != 8:
+        raise ImageError(f"expected JPEG of 8 bits per channel. Received {bits}: convert it to PNG or TIFF of 16 bits.")
     layout = [segment[n : n + 2] for n in range(6, 6 + 3 * components, 3)]
     if not layout or len(layout[-1]) < 2:
         raise IndexError
@@ -216,7 +208,19 @@ def _read_webp(data: bytes) -> Demand:
         raise IndexError
     width, height = sides
     # Two canvases of Pillow's decoder, the bytes that it returns, its pixels, and what the codec itself holds.
-    return Demand(width, height, 16, 4, extra=len(data), seconds=3 * width * height * _PIXEL_SECONDS)
+    seconds = 3 * width * height * PIXEL_SECONDS
+    return Demand(width, height, 16, 4, extra=len(data), seconds=seconds, frames=_count_webp(data))
+
+
+def _count_webp(data: bytes) -> int:
+    place, frames = 12, 0
+    for _ in range(_MAX_STEPS):
+        if place + 8 > len(data):
+            break
+        frames += data[place : place + 4] == b"ANMF"
+        (length,) = struct.unpack_from("<I", data, place + 4)
+        place += 8 + length + length % 2
+    return max(frames, 1)
 
 
 # GIF
@@ -241,7 +245,26 @@ def _read_gif(data: bytes) -> Demand:
             raise ImageError(f"expected at most {_MAX_COMMENTS >> 20} MB of metadata before the first frame")
     left, top, across, down = struct.unpack_from("<HHHH", data, place + 1)
     width, height = max(width, left + across), max(height, top + down)
-    return Demand(width, height, 8, 4, seconds=width * height * _PIXEL_SECONDS)
+    return Demand(width, height, 8, 4, seconds=width * height * PIXEL_SECONDS, frames=_count_gif(data, place))
+
+
+def _count_gif(data: bytes, place: int) -> int:
+    """Frames from the first one on, which is at ``place``."""
+    frames, is_block = 0, False
+    for _ in range(_MAX_STEPS):
+        head = data[place : place + 10]
+        if not head:
+            break
+        if is_block:  # of an extension or of pixels; one without bytes is the last
+            place, is_block = place + 1 + head[0], head[0] > 0
+        elif head[0] == 0x21:
+            place, is_block = place + 2, True
+        elif head[0] == 0x2C and len(head) == 10:
+            frames, flags, is_block = frames + 1, head[9], True
+            place += 11 + (3 << (flags & 7) + 1 if flags & 128 else 0)
+        else:
+            break
+    return max(frames, 1)
 
 
 # BMP
@@ -260,7 +283,7 @@ def _read_bmp(data: bytes) -> Demand:
         extra = 2 * (width * height + 256 * width)
         seconds, because = len(data) * _VALUE_SECONDS * 2 + width * height * 100e-9, "runs of pixels"
     stored = 4 if bits > 8 else 1
-    return Demand(width, height, stored, 4, extra, seconds + width * height * _PIXEL_SECONDS, because)
+    return Demand(width, height, stored, 4, extra, seconds + width * height * PIXEL_SECONDS, because)
 
 
 # PPM
@@ -278,7 +301,7 @@ def _read_ppm(data: bytes) -> Demand:
         values.append(int(found[1]))
     width, height = values[:2]
     channels = 3 if kind in (3, 6) else 1
-    extra, seconds, because = 0, width * height * _PIXEL_SECONDS, ""
+    extra, seconds, because = 0, width * height * PIXEL_SECONDS, ""
     most = values[2] if values[2:] else 1
     if kind < 4 or most not in (1, 255, 65_535):  # Pillow's decoder is Python
         extra = 2 * width * height * channels * (4 if most > 255 else 1) + (64 << 20)
@@ -289,69 +312,35 @@ def _read_ppm(data: bytes) -> Demand:
     return Demand(width, height, 4 if channels == 3 or most > 255 else 1, channels, extra, seconds, because)
 
 
-# TIFF
-
-# Those of Pillow but for LZMA (its dictionary may take gigabytes), obsolete JPEG and the log-luminance ones.
-_TIFF_COMPRESSIONS = {1, 2, 3, 4, 5, 7, 8, 32_771, 32_773, 32_946, 50_000, 50_001}
-_STRUCTURE = (256, 257, 258, 259, 277, 278, 279, 284, 322, 323, 324, 325)
-_TILE_SECONDS = 30e-6
-
-
-def _read_tiff(data: bytes) -> Demand:
-    """Specification: TIFF 6.0."""
-    tags = tiff_tags.read_tags(data)
-    if tags is None or 256 not in tags.values or 257 not in tags.values:
-        raise ImageError("the header is broken: expected width and height")
-    if twice := tags.repeated.intersection(_STRUCTURE):
-        raise ImageError(f"the header is broken: expected each tag once. Received two of {min(twice)}.")
-
-    def value(tag: int, default: int) -> int:
-        return int(tags.values[tag].max()) if tag in tags.values else default
-
-    width, height, compression = value(256, 0), value(257, 0), value(259, 1)
-    if compression not in _TIFF_COMPRESSIONS:
-        raise ImageError(f"expected a TIFF compression of {sorted(_TIFF_COMPRESSIONS)}. Received {compression}.")
-    bits, samples = value(258, 1), max(value(277, 1), len(tags.values.get(258, ())))
-    across, down = (max(value(322, 1), 1), max(value(323, 1), 1)) if 322 in tags.values else (max(width, 1), 0)
-    down = down or max(min(value(278, height), height), 1)
-    count = math.ceil(width / across) * math.ceil(height / down)
-    tile = math.ceil(across * samples * bits / 8) * down  # bytes decoded at once
-    stored = 4 if samples > 1 or bits > 16 else 2 if bits > 8 else 1
-    channels = 4 if samples > 3 or (samples == 1 and bits <= 8) else samples
-    own = channels * (2 if bits > 8 else 1)
-    copy = 0
-    if bits > 8 or samples > 4 or samples == 2:  # `tiff_samples` holds the file again, its pixels, and an array of them
-        stored, copy = max(stored, math.ceil(samples * bits / 8) + own), len(data)
-    # Tiles that share their bytes: each reads and decodes them again.
-    compressed = sum(int(tags.values[tag].sum(dtype=np.uint64)) for tag in (279, 325) if tag in tags.values)
-    if compressed > 4 * len(data) + tiff_tags.SPARE:
-        raise ImageError(f"expected tiles with bytes of their own. Received {compressed} bytes in {len(data)}.")
-    seconds = count * (_TILE_SECONDS * (samples if value(284, 1) == 2 else 1) + tile * 5e-9)
-    if compression == 7:  # a tile is a JPEG, of at most 100 scans
-        scans = data.count(b"\xff\xda")
-        scans = scans if compressed <= len(data) else count * min(scans, 100)
-        seconds += scans * across * down * samples * _VISIT_SECONDS
-    extra = tile + 4 * across * down + 3 * tags.bytes + 72 * tags.numbers + copy
-    extra += 128 << 20 if compression == 50_000 else 0  # Zstandard's window
-    extra += 2 * across * down * samples if compression == 7 else 0
-    return Demand(
-        width,
-        height,
-        2 * stored if value(274, 1) != 1 else stored,  # Pillow turns it upright
-        own,
-        extra,
-        seconds,
-        f"{count} tiles or strips of {across} x {down} pixels",
-        tiff_tags.count_pages(data),
-    )
-
-
 _FORMATS: dict[str, tuple[re.Pattern[bytes], Callable[[bytes], Demand]]] = {
     "JPEG": (re.compile(rb"\xff\xd8\xff"), _read_jpeg),
     "PNG": (re.compile(rb"\x89PNG\r\n\x1a\n"), _read_png),
     "WEBP": (re.compile(rb"RIFF....WEBPVP8[ LX]", re.DOTALL), _read_webp),
-    "TIFF": (re.compile(rb"II[*+]\x00|MM\x00[*+]"), _read_tiff),
+    "TIFF": (re.compile(rb"II[*+]\x00|MM\x00[*+]"), tiff.read_tiff),
     "GIF": (re.compile(rb"GIF8[79]a"), _read_gif),
     "BMP": (re.compile(rb"BM"), _read_bmp),
     "PPM": (re.compile(rb"P[1-6][\s#]"), _read_ppm),
+    "JPEG2000": (re.compile(rb"\xff\x4f\xff\x51|\0\0\0\x0cjP  \r\n\x87\n"), jpeg2000.read_jpeg2000),
+    "AVIF": (re.compile(rb".{4}ftyp(avi[fs]|m[is]f1.{4}(.{4}){0,15}?avif)", re.DOTALL), heif.read_avif),
+    "HEIF": (re.compile(rb".{4}ftyp(hei[cxms]|hev[cx]|m[is]f1)", re.DOTALL), heif.read_heic),
 }
+# Others by name, so that the reason is true.
+_OTHERS = {
+    "JPEG XL": rb"\xff\x0a|\0\0\0\x0cJXL \r\n\x87\n",
+    "Photoshop": rb"8BPS",
+    "OpenEXR": rb"\x76\x2f\x31\x01",
+    "Radiance HDR": rb"#\?(RADIANCE|RGBE)",
+    "PFM or PAM": rb"P[fF7]\s",
+    "camera raw": rb".{4}ftypcrx |FUJIFILMCCD-RAW|II(RO|RS|U\0)|MMOR",
+    "JPEG XR": rb"II\xbc",
+    "FITS": rb"SIMPLE  =",
+    "QOI": rb"qoif",
+    "DDS": rb"DDS ",
+    "ICO": rb"\0\0[\x01\x02]\0.\0",
+    "SVG": rb"(\xef\xbb\xbf)?\s*(<\?xml[^>]{0,200}>\s*)?(<!--.{0,1000}?-->\s*)?(<!DOCTYPE svg[^>]{0,300}>\s*)?<svg\b",
+    "PDF": rb"%PDF-",
+    "video": rb".{4}ftyp|\x1aE\xdf\xa3|RIFF.{4}AVI ",
+    "ZIP": rb"PK\x03\x04",
+    "gzip": rb"\x1f\x8b\x08",
+}
+_OTHER_NAMES = [(name, re.compile(pattern, re.DOTALL)) for name, pattern in _OTHERS.items()]
