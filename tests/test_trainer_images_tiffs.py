@@ -253,3 +253,18 @@ def test_pages_are_counted_without_reduced_copies_and_masks():
         last = read.pages[0].offset + 2 + 12 * len(read.pages[0].tags)
         round_trip[last : last + 4] = struct.pack("<I", read.pages[0].offset)  # it is its own next page
     assert decode(bytes(round_trip)).metadata.frames == 1
+
+
+@pytest.mark.parametrize("metadata", [{}, {"axes": "ZYXS"}])
+@pytest.mark.parametrize("imagej", [False, True])
+def test_descriptions_of_the_file_itself_are_left_out_and_others_are_not(imagej, metadata):
+    """tifffile and ImageJ write the shape of all pages there, which an output of the first does not have."""
+    file = io.BytesIO()
+    tifffile.imwrite(file, np.zeros((3, 8, 9, 3), np.uint8), imagej=imagej, photometric="rgb", metadata=metadata)
+    with tifffile.TiffFile(io.BytesIO(file.getvalue())) as read:
+        assert read.pages[0].description
+    with Image.open(io.BytesIO(encode(decode(file.getvalue())))) as image:
+        assert 270 not in image.getexif()
+    data = save(noise(3, np.uint8), description="a cat", metadata=None)
+    with Image.open(io.BytesIO(encode(decode(data)))) as image:
+        assert image.getexif()[270] == "a cat"

@@ -6,6 +6,7 @@ Thumbnails, previews and makers' notes show or may show what was removed: they a
 
 from __future__ import annotations
 
+import re
 import struct
 from typing import NamedTuple
 
@@ -22,6 +23,10 @@ _COLOR_SPACE, _WIDTH, _HEIGHT = 0xA001, 0xA002, 0xA003
 _KEPT = {269, 270, 271, 272, *(_X_RESOLUTION, _Y_RESOLUTION, _UNIT), 285, 305, 306, 315, 316, 318, 319}
 _KEPT |= {18_246, 18_249, 33_432, 33_434, 33_437, 36_867, *range(40_091, 40_096), *range(42_032, 42_038)}
 _MAKER_NOTE = 37_500
+_DESCRIPTION = 270
+_OF_FILE = re.compile(
+    rb'\s*(\{"shape":|ImageJ=|SCIFIO=|(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)?<OME\b)', re.DOTALL
+)  # pages, channels
 _LARGEST = 32_768  # bytes of a value; texts have less, pictures more
 _PARENTS = ((_INTEROPERABILITY, _EXIF), (_EXIF, 0), (_GPS, 0))
 
@@ -83,7 +88,8 @@ def read(block: bytes, width: int, height: int, to_srgb: bool = False) -> Exif |
 def _keep(entries: list[Entry]) -> tuple[Entry, ...]:
     """Each number once, in order, without what is too long for a text or is of no known type."""
     first = {entry.number: entry for entry in reversed(entries)}
-    return tuple(e for _, e in sorted(first.items()) if 0 < len(e.value) <= _LARGEST)
+    kept = (entry for _, entry in sorted(first.items()) if 0 < len(entry.value) <= _LARGEST)
+    return tuple(entry for entry in kept if entry.number != _DESCRIPTION or not _OF_FILE.match(entry.value))
 
 
 def _follow(block: bytes, pointer: Entry, order: str) -> tuple[Entry, ...]:
