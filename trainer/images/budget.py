@@ -82,8 +82,8 @@ def _require_decoder(format: str) -> None:
     """Raises `ImageError` if this installation cannot read a format, with what would."""
     if format == "HEIF" and importlib.util.find_spec("pillow_heif") is None:
         raise ImageError(
-            "HEIC is read by an optional package, pillow-heif, which is missing: pip install 'pconv[heic]', or convert it "
-            "to JPEG, PNG or TIFF"
+            "HEIC is read by an optional package, pillow-heif, which is missing: pip install 'pconv[heic]', or "
+            "convert it to JPEG, PNG or TIFF"
         )
     feature = {"AVIF": "avif", "JPEG2000": "jpg_2000"}.get(format)
     if feature and (
