@@ -38,11 +38,14 @@ class Metadata(http.server.ThreadingHTTPServer):
         self.preempted.add(machine)
         self.change()
 
-    def await_waiting(self, times: int = 1, timeout: float = 60) -> str:
-        """Returns the address of a machine once it has waited for a change so many times."""
+    def await_waiting(self, times: int = 1, machines: int = 1, timeout: float = 60) -> None:
+        """Returns once so many machines have waited for a change so many times."""
+
+        def is_met() -> bool:
+            return sum(count >= times for count in self.waiting.values()) >= machines
+
         with self.changed:
-            assert self.changed.wait_for(lambda: times in self.waiting.values(), timeout), self.asked
-            return next(machine for machine, count in self.waiting.items() if count == times)
+            assert self.changed.wait_for(is_met, timeout), self.asked
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
