@@ -60,10 +60,10 @@ def main(argv: Sequence[str]) -> int:
 
         from pipelines.image_dataset import sources
         from pipelines.image_dataset.convert import ListImages, WriteImages, choose_num_shards, measure_split
-        from pipelines.launch import claim_dataset, parse_options, report_rejects, run_pipeline
+        from pipelines.launch import claim_dataset, parse_options, report_rejects, require_apart, run_pipeline
         from pipelines.transforms.dataset_writer import FinishDataset
         from trainer.data.manifest import load_manifest
-        from trainer.storage import claims
+        from trainer.storage import claims, recognize
 
     ours, options = parse_options(parser(), argv)
     spec = ImageSpec(
@@ -71,7 +71,10 @@ def main(argv: Sequence[str]) -> int:
     )
     splits = tuple(ours.split.split(",")) if ours.split is not None else ()
     output = storage.normalize(ours.output)
+    recognize.require_folder("--output", output)
     source = sources.find_source(ours.input, splits, ours.devkit or "")
+    if not source.synsets and all(part.files for part in source.parts):  # ImageNet's forms name what is read
+        require_apart(output, {"--input": ours.input})
     claim = claim_dataset(output, ours.overwrite, source.by_split())
     if claim is None:
         return report_rejects(output, "image")

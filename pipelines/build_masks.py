@@ -60,18 +60,20 @@ def main(argv: Sequence[str]) -> int:
     with quiet_imports():
         import apache_beam as beam
 
-        from pipelines.launch import claim_dataset, parse_options, report_rejects, run_pipeline
+        from pipelines.launch import claim_dataset, parse_options, report_rejects, require_apart, run_pipeline
         from pipelines.mask_dataset.sampling import SHEET, SampleMasks, SampleMasksFromSources, write_summary
         from pipelines.mask_dataset.sources import find_files
         from pipelines.transforms.dataset_writer import WriteDataset
         from pipelines.transforms.progress import ReportProgress
         from trainer import storage
-        from trainer.storage import claims
+        from trainer.storage import claims, recognize
 
     ours, options = parse_options(parser(), argv)
     plan = make_plan(ours)
     files, reading, unmatched = find_files(ours, plan)
     output = storage.normalize(ours.output)
+    recognize.require_folder("--output", output)
+    require_apart(output, {"--mask-files": ours.mask_files, "--frames": ours.frames, "--stills": ours.stills})
     claim = claim_dataset(output, ours.overwrite, [plan.split])
     if claim is None:
         return report_rejects(output, "mask")

@@ -33,7 +33,11 @@ ALL = "all"  # of --per-cell
 def parser() -> ArgumentParser:
     parser = ArgumentParser(prog="python -m pipelines.evaluate", description=__doc__)
     add = parser.add_argument
-    add("--images", required=True, help="dataset of image records, or a glob of image files (local or gs://)")
+    add(
+        "--images",
+        required=True,
+        help="dataset of image records, or image files: a file, a folder or a glob (local or gs://)",
+    )
     add("--masks", required=True, help="dataset of mask records; images are cropped and resized to the masks' size")
     add("--run", required=True, action="append", help="[NAME=]RUN[@CHECKPOINT] or [NAME=]MODEL.keras; repeatable")
     add("--output", required=True, help="folder for the report")
@@ -100,11 +104,13 @@ def _load_weights(ours: argparse.Namespace) -> dict[str, Weights | None]:
 def _make_job(ours: argparse.Namespace) -> Job:
     """The job that the options describe; raises `UserError` for what is missing or does not fit."""
     from masks.codec import MAX_PIXELS
-    from pipelines.evaluation.job import Data, Job
+    from pipelines.evaluation.job import FILES, Data, Job
     from pipelines.evaluation.methods import find_networks
     from pipelines.evaluation.pairing import ALL_MASKS
+    from pipelines.launch import require_apart
     from trainer import storage
     from trainer.inference.baselines import BASELINES
+    from trainer.storage import recognize
 
     data = Data.find(ours.images, ours.split, ours.masks, ours.mask_split, ours.seed)
     networks = find_networks(ours.run)
@@ -112,6 +118,8 @@ def _make_job(ours: argparse.Namespace) -> Job:
         raise UserError(f"--run: expected another name than a baseline's (NAME=ADDRESS). Received {wrong[0]!r}.")
     weights = _load_weights(ours)
     output = storage.normalize(ours.output)
+    recognize.require_folder("--output", output)
+    require_apart(output, {} if data.images else {"--images": ours.images}, FILES)
     storage.require_writable(output)
     parameters = {"seed": ours.seed, "per_cell": ours.per_cell, "batch_size": ours.batch_size}
     parameters |= {"max_pixels": ours.max_pixels} if ours.max_pixels else {}

@@ -40,7 +40,7 @@ from trainer.images import (
     THRESHOLD_HELP,
 )
 from trainer.inference import DEVICES
-from trainer.storage import claims
+from trainer.storage import claims, recognize
 
 if TYPE_CHECKING:
     from pipelines.inpainting.inputs import Inputs
@@ -90,7 +90,13 @@ def parser() -> ArgumentParser:
     )
     add("--resize-masks", action="store_true", help="resize masks of another size to the image's (nearest neighbor)")
     add("--checkpoint", help="checkpoint of the run: best, latest or a step (default: best if there is one)")
-    add("--format", default="png", choices=FORMATS, help="format of the outputs; png (default) and webp are lossless")
+    add(
+        "--format",
+        type=_parse_format,
+        default="png",
+        choices=FORMATS,
+        help="format of the outputs; png (default) and webp are lossless",
+    )
     add("--quality", type=integer(1, 100), default=95, help="JPEG quality, 1-100 (default 95)")
     add("--overwrite", action="store_true", help="compute all outputs again; a job that is writing there ends")
     add("--precision", choices=PRECISIONS, help="precision of the network (default: as trained)")
@@ -108,6 +114,10 @@ def parser() -> ArgumentParser:
         help=MAX_PIXELS_HELP,
     )
     return parser
+
+
+def _parse_format(text: str) -> str:
+    return {"jpg": "jpeg"}.get(text.lower(), text.lower())
 
 
 def _check(ours: argparse.Namespace) -> None:
@@ -139,6 +149,7 @@ def _find_inputs(ours: argparse.Namespace) -> tuple[Inputs, list[str], list[str]
 
     if ours.pairs:
         listed = storage.normalize(ours.pairs)
+        recognize.require_list("--pairs", listed)
         pairs = read_pairs(listed)
         if not pairs:
             raise UserError(f"--pairs: {listed} lists no images")
@@ -165,6 +176,8 @@ def _list_files(option: str, pattern: str) -> list[str]:
     from pipelines.inpainting.inputs import list_files
 
     selected, lost = storage.select(pattern), dict[str, Denied]()
+    advice = {"list": "--pairs takes lists of images and masks"} if option == "--images" else {}
+    recognize.require_files(option, pattern, "image files", advice)
     if found := list_files(selected, lost):
         return found
     raise next(iter(lost.values()), UserError(f"{option}: no files at {selected.address}"))
@@ -252,6 +265,7 @@ def main(argv: Sequence[str]) -> int:
     ours, options = parse_options(parser(), argv)
     _check(ours)
     output = storage.normalize(ours.output)
+    recognize.require_folder("--output", output)
     where, images, masks = _find_inputs(ours)
     settings = _make_settings(ours, where, masks)
     check_outputs([*images, *masks], where.patterns, output, EXTENSIONS[settings.format])

@@ -10,7 +10,7 @@ import queue
 import re
 import sys
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import apache_beam as beam
 import grpc
@@ -32,6 +32,7 @@ DEFAULT_RUNNER = "FnApiRunner"
 # Of a dataset: the files that a job of another split, or one that was killed, may have left.
 _SHARD = re.compile(r"([^/]+)-\d{5,}-of-\d{5,}\.tfrecord")
 _OURS = re.compile(rf"{_SHARD.pattern}|{manifest.REJECTS}/[^/]+\.jsonl|manifest\.json|contact_sheet\.png")
+DATASET_FILES = (manifest.MANIFEST, manifest.shard_name("train", 0, 1), "contact_sheet.png")
 # Runners whose jobs get a thread of their own: an interrupt then finds the main thread here, and not in a library that
 # would catch it. The others start programs, which they end with the interpreter, and ask for the main thread.
 _ENDS_WITH_US = ("FnApiRunner", "PortableRunner")
@@ -194,6 +195,20 @@ def run_pipeline(options: PipelineOptions, build: Callable[[beam.Pipeline], None
     if found := _in_one_line(error):
         raise found from None
     raise Outage(death) if death else error
+
+
+def require_apart(output: str, inputs: Mapping[str, str | None], names: Iterable[str] = DATASET_FILES) -> None:
+    """Raises `UserError` if what a job writes would be among its inputs, of a second run at the latest.
+
+    Args:
+        output: address of the output folder.
+        inputs: by option, what was given for it; a file, a folder or a glob.
+        names: of files that the job writes there.
+    """
+    for option, address in inputs.items():
+        selected = storage.select(address) if address else None
+        if selected and any(selected.holds(storage.join(output, name)) for name in names):
+            raise UserError(f"--output: expected a folder that is not in {option} {address}. Received {output}.")
 
 
 def report_rejects(output: str, kind: str) -> int:

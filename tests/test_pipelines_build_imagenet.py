@@ -6,6 +6,7 @@ import io
 import json
 import random
 import re
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import tensorflow as tf
 from PIL import Image
 
 from pipelines.build_imagenet import main
+from pipelines.image_dataset.sources import find_source
 from trainer import storage
 from trainer.command import SOME_REJECTED
 from trainer.data import records
@@ -239,6 +241,51 @@ def test_wrong_values_are_refused_before_anything_is_written(options, message, t
         main(["--input", str(tree), "--output", str(tmp_path / "set"), *options])
     assert re.search(message, str(caught.value))
     assert not (tmp_path / "set").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        (
+            "photos.zip",
+            b"PK\3\4",
+            "--input: {0}/photos.zip is a ZIP archive. Expected .*: unpack it and name the folder",
+        ),
+        (
+            "photos.tar.gz",
+            b"\x1f\x8b",
+            "--input: {0}/photos.tar.gz is a compressed tar. .* gunzip makes one that is read",
+        ),
+        ("ILSVRC2012_img_val.tar", b"\x1f\x8b", "--input: .*_val.tar is a gzip archive. Expected .*: unpack it"),
+        (
+            "zips/a.zip",
+            b"PK\3\4",
+            "--input: {0}/zips is a folder of archives. Expected .*: unpack them, or name one tar",
+        ),
+        ("in/ILSVRC2012_img_train.tar.gz", b"", "--input: .*/in/ILSVRC2012_img_train.tar.gz is compressed. .*: gunzip"),
+        ("set/train-00000-of-00001.tfrecord", b"", "--input: {0}/set is a dataset. .*: its records are no files"),
+        ("photos.csv", b"image", "--input: {0}/photos.csv is a file .csv. Expected .*: name the files or their folder"),
+    ],
+)
+def test_what_cannot_be_read_is_named(name, data, message, tmp_path):
+    folder = str(tmp_path)
+    storage.create(f"{folder}/{name}", data)
+    storage.create(f"{folder}/set/manifest.json", b"")
+    with pytest.raises(UserError, match=message.format(folder)) as caught:
+        main(["--input", f"{folder}/{name.partition('/')[0]}", "--output", f"{folder}/out"])
+    assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
+
+
+def test_a_tar_may_have_any_name_and_outputs_lie_outside(tree, tmp_path):
+    photo = next(path for path in tree.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
+    with tarfile.open(tmp_path / "photos", "w") as archive:
+        archive.add(photo, "x/photo.jpg")
+    assert find_source(f"{tmp_path}/photos").parts[0].files is None
+    storage.create(f"{tmp_path}/in/a.jpg", photo.read_bytes())
+    for output in ("in", "in/set"):
+        with pytest.raises(UserError, match="--output: expected a folder that is not in --input .*/in. Received .*/in"):
+            main(["--input", f"{tmp_path}/in", "--output", f"{tmp_path}/{output}"])
+    assert sorted(path.name for path in (tmp_path / "in").iterdir()) == ["a.jpg"]
 
 
 def test_help_shows_our_options_first(capsys):

@@ -156,9 +156,24 @@ def test_sources_take_turns_with_every_specification():
         ("--stills {files}/stills", "--stills: none of shapes starts from such files."),
         ("--generator occlusion --stills {files}/stills/half.jpg", "occlusion: none of the files can be used"),
         ("--generator occlusion --frames {files}/masks/notes.txt", "no file that masks can start from"),
+        (
+            "--generator files --hole black --mask-files {files}/masks.zip",
+            "masks.zip is a ZIP archive. Expected image ",
+        ),
+        ("--generator files --hole black --mask-files {files}/set", "--mask-files: {files}/set is a dataset. Expected"),
+        (
+            "--generator occlusion --frames {files}/masks.zip",
+            "masks.zip is a ZIP archive. Expected videos, frames or st",
+        ),
+        (
+            "--generator files --hole black --mask-files {files}/masks --output {files}/masks/new",
+            "--output: expected a folder that is not in --mask-files {files}/masks. Received {files}/masks/new.",
+        ),
     ],
 )
 def test_wrong_use_is_refused(files, options, message, tmp_path):
+    for name, data in {"masks.zip": b"PK\3\4", "set/manifest.json": b"", "set/a.tfrecord": b""}.items():
+        storage.overwrite(f"{files}/{name}", data)
     with pytest.raises(UserError) as caught:
         main(["--output", str(tmp_path / "set"), "--count", "3", "--size", "32", *options.format(files=files).split()])
-    assert message in str(caught.value)
+    assert message.format(files=files) in str(caught.value)

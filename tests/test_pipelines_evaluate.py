@@ -16,6 +16,7 @@ from skimage.metrics import structural_similarity
 
 from pipelines import build_imagenet, build_masks
 from pipelines.evaluate import main
+from pipelines.evaluation.job import Data
 from trainer import checkpoints, presets, storage
 from trainer.config import PhaseConfig, TrainConfig, UNetConfig
 from trainer.errors import UserError
@@ -255,6 +256,13 @@ def test_an_export_scores_as_its_checkpoint(made, tmp_path, capsys):
     assert f"24 pairs of 204 masks; {tmp_path}/out/report.html\n" in shown and "| all | all | model | 24 |" in shown
 
 
+def test_images_may_be_a_file_or_a_folder_of_files(made):
+    for images, count in (("tree/val/n0/3.JPEG", 1), ("tree/val", 5), ("tree", 6), ("tree/val/**", 5)):
+        found = Data.find(f"{made}/{images}", "val", f"{made}/masks", "val", seed=0)
+        assert (found.num_images, found.images, len(found.image_files)) == (count, None, count)
+    assert Data.find(f"{made}/images", "val", f"{made}/masks", "val", seed=0).image_files == ()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -265,7 +273,15 @@ def test_an_export_scores_as_its_checkpoint(made, tmp_path, capsys):
         (["--split", "test"], "split: expected one of ['train', 'val']. Received 'test'."),
         (["--mask-split", "train"], "split: expected one of ['val']. Received 'train'."),
         (["--images", "{0}/masks"], "expected a dataset of image records. Received mask records."),
-        (["--images", "{0}/tree"], "{0}/tree has no manifest.json: the job that writes this dataset did not finish"),
+        (["--images", "{0}/run"], "{0}/run is the folder of a training run. Expected the folder of a dataset of image"),
+        (
+            ["--masks", "{0}/tree"],
+            "{0}/tree is a folder of image files. Expected the folder of a dataset of mask records",
+        ),
+        (
+            ["--images", "{0}/tree", "--output", "{0}/tree/new"],
+            "--output: expected a folder that is not in --images {0}/t",
+        ),
         (["--images", "{0}/tree/*.gif"], "{0}/tree/*.gif: no file matches."),
         (["--masks", "{0}/none"], "mask dataset {0}/none does not exist"),
         (["--run", "{0}/none"], "run {0}/none does not exist"),

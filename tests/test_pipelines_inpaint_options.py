@@ -191,7 +191,7 @@ def test_formats(run, tmp_path):
     save_mask(f"{folder}/holes/16.png", mask)
     arguments = ["--images", f"{folder}/in", "--masks", f"{folder}/holes", "--run", run, "--hole", "black"]
     assert main([*arguments, "--output", f"{folder}/webp", "--format", "webp"]) == 3
-    assert main([*arguments, "--output", f"{folder}/jpeg", "--format", "jpeg", "--quality", "98"]) == 3
+    assert main([*arguments, "--output", f"{folder}/jpeg", "--format", "JPG", "--quality", "98"]) == 3
     assert main([*arguments, "--output", f"{folder}/png"]) == 0
     assert errors(f"{folder}/webp") == [
         "ImageError: webp holds 8 bits per channel. Received 16: --format png holds both."

@@ -177,3 +177,64 @@ def test_joined_masks_fit_one_by_one(run, tmp_path):
     assert error.startswith("MaskError: expected a mask of the image's size, 40 x 30") and "a_mask_2.png" in error
     assert inpaint(folder, run, "--images {0}/in --masks {0}/holes --resize-masks --overwrite") == 0
     require_filled(folder, "a.png", FIRST & SECOND, run)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            "--images {0}/photos.zip --masks {0}/holes",
+            "--images: {0}/photos.zip is a ZIP archive. .* image files: unpack it",
+        ),
+        (
+            "--images {0}/in --masks {0}/holes.tgz",
+            "--masks: {0}/holes.tgz is a compressed tar. .* image files: unpack it",
+        ),
+        ("--images {0}/zips --holes alpha", "--images: {0}/zips is a folder of archives. .* unpack them"),
+        ("--images {0}/list.csv --masks {0}/holes", "--images: {0}/list.csv is a file .csv. .*: --pairs takes lists"),
+        (
+            "--images {0}/set --masks {0}/holes",
+            "--images: {0}/set is a dataset. .* image files: its records are no files",
+        ),
+        ("--images {0}/in --masks {0}/set", "--masks: {0}/set is a dataset. .* image files: its records are no files"),
+        ("--images {0}/in --masks {0}/holes --output {0}/a.png", "--output: expected a folder. Received .*file .png"),
+        ("--images {0}/in --masks {0}/holes --output {0}/list.csv", "--output: expected a folder. Received the file"),
+        ("--pairs {0}/in", "--pairs: {0}/in is a folder of image files. Expected a list, .csv or .jsonl .--images and"),
+        ("--pairs {0}/in/a.png", "--pairs: {0}/in/a.png is an image file. Expected a list"),
+        ("--pairs {0}/*.csv", "--pairs: {0}/.*.csv is a pattern. Expected a list"),
+        ("--pairs {0}/none.csv", "--pairs: {0}/none.csv does not exist"),
+        ("--images {0}/in/a.png --masks {0}/in/a.png", "--masks: expected another file than the image. Received"),
+        ("--images {0}/in --masks {0}/holes --output {0}/in/out", "--output: expected a folder in which .* matches no"),
+        ("--images {0}/in --masks {0}/holes --run {0}/in", "{0}/in has no config.json: .* but a folder of image files"),
+        ("--images {0}/in --masks {0}/holes --run {run}/checkpoints", "is a folder in the training run .*: {run}.$"),
+        (
+            "--images {0}/in --masks {0}/holes --run {step}",
+            "is a checkpoint of a .* the run: {run} .*--checkpoint STEP",
+        ),
+        (
+            "--images {0}/in --masks {0}/holes --model {run}",
+            "{run} is the folder of a training run. .*--run {run} takes",
+        ),
+    ],
+)
+def test_one_thing_where_another_is_expected(options, message, run, tmp_path):
+    folder = str(tmp_path)
+    save(f"{folder}/in/a.png", IMAGE)
+    save_mask(f"{folder}/holes/a.png", FIRST)
+    step = [address for address in storage.find(f"{run}/checkpoints") if address.endswith("/state.json")][0]
+    names = {"run": run, "step": step.removesuffix("/state.json")}
+    for name in ("photos.zip", "zips/1.zip"):
+        storage.create(f"{folder}/{name}", b"PK\3\4")
+    for name in ("list.csv", "set/manifest.json", "set/train-00000-of-00001.tfrecord"):
+        storage.create(f"{folder}/{name}", b"image,mask\n")
+    storage.create(f"{folder}/holes.tgz", b"\x1f\x8b\x08")
+    arguments = [part.format(folder, **names) for part in options.split()]
+    rest = {"--hole": "black", "--output": f"{folder}/out", "--run": run}
+    if "--model" in arguments:
+        del rest["--run"]
+    if "--holes" in arguments:
+        del rest["--hole"]
+    arguments += [part for option, value in rest.items() if option not in arguments for part in (option, value)]
+    with pytest.raises(UserError, match=message.format(folder, **names)) as caught:
+        main(arguments)
+    assert "\n" not in str(caught.value) and not storage.find(f"{folder}/out")

@@ -34,6 +34,23 @@ def test_an_unknown_key_cannot_be_allowed_to_change():
         train.parse_arguments([*options, "loss.holes"])
 
 
+@pytest.mark.parametrize("inside", ["set", "run/checkpoints", "run/checkpoints/step-1", "half", "run/config.json"])
+def test_a_run_does_not_begin_in_something_else(inside, tmp_path, monkeypatch):
+    monkeypatch.setattr("trainer.data.batches.check_datasets", lambda *_, **__: (10, 10))
+    monkeypatch.setattr("trainer.training.validation.find_held_out", lambda *_: (None, ""))
+    for name in ("set/manifest.json", "set/a.tfrecord", "half/a.tfrecord", "run/config.json"):
+        storage.create(f"{tmp_path}/{name}", b"{}")
+    for name in ("config.json", "state.json"):
+        storage.create(f"{tmp_path}/run/checkpoints/step-1/{name}", b"{}")
+    arguments = train.parse_arguments(["--preset", "demo", *REQUIRED[:4], "--run", f"{tmp_path}/{inside}"])
+    before = storage.find(str(tmp_path))
+    with pytest.raises(UserError, match=f"--run: expected a new folder, or .* run. Received {tmp_path}/{inside}, a"):
+        train.check(arguments)
+    with pytest.raises(UserError, match="--run: expected a new folder, or the folder of a run"):
+        train.check(train.parse_arguments(["--preset", "demo", *REQUIRED[:4], "--run", "i"]))
+    assert storage.find(str(tmp_path)) == before
+
+
 def test_a_changed_config_is_told_with_the_option_that_permits_it(tmp_path, monkeypatch):
     monkeypatch.setattr("trainer.data.batches.check_datasets", lambda *_, **__: (10, 10))
     monkeypatch.setattr("trainer.training.validation.find_held_out", lambda *_: (None, ""))

@@ -16,6 +16,7 @@ from trainer import storage
 from trainer.command import ArgumentParser, quiet_imports, run_command
 from trainer.errors import UserError
 from trainer.inference import EXPORT_FORMATS
+from trainer.storage import recognize
 
 if TYPE_CHECKING:
     from trainer.inference.export_formats import Card
@@ -70,6 +71,8 @@ def main(argv: Sequence[str]) -> int:
         from trainer.inference import export_formats
         from trainer.inference.predict import find_model
     run = storage.normalize(arguments.run)
+    if arguments.output:
+        recognize.require_folder("--output", storage.normalize(arguments.output))
     pin = find_model(run)
     checkpoint = checkpoints.load_for_inference(pin.checkpoint)
     own = export_formats.export_folder(run, checkpoint)

@@ -27,6 +27,7 @@ from trainer import documents, presets, storage
 from trainer.command import code_version, printable
 from trainer.config import TrainConfig
 from trainer.errors import ConfigChanged, NotFound, Outage, UserError
+from trainer.storage import recognize
 
 if TYPE_CHECKING:  # light commands import this module, and checkpoints load NumPy and h5py
     from trainer.checkpoints.pointers import Pin
@@ -58,10 +59,24 @@ def read_config(run: str) -> TrainConfig:
     """
     config, _ = _read_config(run)
     if config is None:
-        if not storage.find(run):
-            raise NotFound(f"run {run} does not exist")
-        raise UserError(f"{run} has no {CONFIG}: it is not the folder of a training run")
+        raise explain_missing(run)
     return config
+
+
+def explain_missing(run: str) -> UserError:
+    """What to say of a folder that is not the folder of a training run, or that of a checkpoint in one."""
+    thing = recognize.look(run)
+    if thing.kind == "nothing":
+        return NotFound(f"run {run} does not exist")
+    advice = f"{run} is {thing.what}"
+    if thing.kind in ("export", "network"):
+        return UserError(f"{advice}. Expected the folder of a training run (inpaint takes a .keras file as --model).")
+    if thing.kind == "checkpoint" and thing.whole:
+        which = "inpaint and export: --checkpoint STEP, evaluate: RUN@STEP"
+        return UserError(f"{advice}. Expected the run: {thing.whole} ({which}).")
+    if thing.whole and "training run" in thing.what:
+        return UserError(f"{advice}. Expected the folder of a training run: {thing.whole}.")
+    return UserError(f"{run} has no {CONFIG}: it is not the folder of a training run, but {thing.what}")
 
 
 def compare_config(run: str, config: TrainConfig, allowed: Collection[str] = ()) -> object:

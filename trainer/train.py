@@ -10,17 +10,21 @@ is complete is left alone. --dry-run shows what would be done.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from trainer import presets, runs, storage
 from trainer.command import ArgumentParser, quiet_imports, run_command
 from trainer.config import TrainConfig
 from trainer.errors import ConfigChanged, UserError
+from trainer.storage import recognize
 from trainer.training.ray_session import TENSORFLOW_PORTS, check_cluster, check_place
 
 if TYPE_CHECKING:
     from trainer.training.validation import HeldOut
+
+
+_NO_RUNS = ("dataset", "shards", "checkpoint", "export")  # in which no run may begin
 
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -104,12 +108,20 @@ def check(arguments: argparse.Namespace) -> Plan:
     config = presets.resolve_epochs(config, image_count)
     if needs_features(config.loss):
         load_weights(config.loss.vgg)
+    _check_run(run, (images, masks, val_images, val_masks))
     storage.require_writable(run)
     try:
         runs.compare_config(run, config, arguments.allow_config_change)
     except ConfigChanged as error:
         raise UserError(f"{error} --allow-config-change KEY permits it.") from None
     return Plan(config, images, masks, run, address, image_count, mask_count, held_out, validation)
+
+
+def _check_run(run: str, datasets: Collection[str | None]) -> None:
+    """Raises `UserError` for a folder that holds something else, or is a part of a run."""
+    thing = recognize.look(run)
+    if run in datasets or thing.kind in _NO_RUNS or thing.whole:
+        raise UserError(f"--run: expected a new folder, or the folder of a run. Received {run}, {thing.what}.")
 
 
 def show_plan(plan: Plan) -> None:

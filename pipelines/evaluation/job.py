@@ -21,7 +21,7 @@ from trainer.data.manifest import MANIFEST, check_sizes, load_manifest
 from trainer.errors import UserError
 from trainer.metrics import IMAGE, validation_metrics
 from trainer.metrics.intervals import interval_name
-from trainer.storage import claims
+from trainer.storage import claims, recognize
 from trainer.storage.claims import Claim
 
 FILES = ("pairs.jsonl", "metrics.json", "table.md", "report.html")
@@ -87,7 +87,7 @@ class Data:
     def find(cls, images: str, split: str, masks: str, mask_split: str, seed: int) -> Data:
         """Raises `UserError` for datasets that do not exist, are unfinished or have no records."""
         selected = storage.select(images)
-        is_dataset = not (selected.glob or selected.name)
+        is_dataset = not (selected.glob or recognize.look(selected.address).kind in ("image", "images"))
         found = cls(
             masks=Split.find(masks, "mask", mask_split),
             images=Split.find(images, "image", split) if is_dataset else None,

@@ -22,10 +22,18 @@ from pipelines.image_dataset.parts import Part, TarError, list_twice
 from pipelines.transforms.rejects import Reject, reject
 from trainer import storage
 from trainer.errors import Denied, UserError
+from trainer.storage import recognize
 
 SPLITS = ("train", "val", "test")
 _TAR = re.compile(r"_img_(train|val|test)\w*\.tar$")
+_COMPRESSED = re.compile(r"_img_(train|val|test)\w*\.(?:tar\.\w+|tgz|tbz2?|txz|zip)$")
 _DEVKIT = re.compile(r"devkit.*(\.tar(\.gz)?|/)$|validation_ground_truth\.txt$|^LOC_val_solution\.csv$")
+
+
+_UNPACK = {
+    "archive": "unpack it and name the folder (of a compressed tar, gunzip makes one that is read where it lies)",
+    "archives": "unpack them, or name one tar",
+}
 
 
 @dataclass(frozen=True)
@@ -164,7 +172,8 @@ def _find_forms(selected: storage.Selection) -> _Forms:
         return _Forms(root)
     if selected.name:
         named = _TAR.search(root)
-        tars = {named[1] if named else "train": root} if root.endswith(".tar") else {}
+        is_tar = root.endswith(".tar") or recognize.archive_of(root) == "a tar"
+        tars = {named[1] if named else "train": root} if is_tar else {}
         return _Forms(posixpath.dirname(root), tars=tars)
     candidates = [storage.join(root, *path) for path in ((), ("Data", "CLS-LOC"), ("ILSVRC", "Data", "CLS-LOC"))]
     for tree in candidates:
@@ -172,6 +181,10 @@ def _find_forms(selected: storage.Selection) -> _Forms:
             break
     names = [name for name, _ in storage.scan(root, deep=False)]
     tars = {found[1]: name for name in names if (found := _TAR.search(name)) and found[1] not in present}
+    if compressed := [
+        name for name in names if (found := _COMPRESSED.search(name)) and found[1] not in (*present, *tars)
+    ]:
+        raise UserError(f"--input: {compressed[0]} is compressed. Expected a tar that is not: gunzip {compressed[0]}.")
     return _Forms(root, tree if present else "", present, tars)
 
 
@@ -199,9 +212,12 @@ def find_source(address: str, splits: tuple[str, ...] = (), devkit: str = "") ->
         UserError: there are no images, or none of a split, or a tar of class tars is damaged.
     """
     selected = storage.select(address)
+    if selected.name and recognize.archive_of(selected.address) not in (None, "a tar"):
+        recognize.require_files("--input", address, "a folder, an uncompressed tar or image files", _UNPACK)
     root, forms = selected.address, _find_forms(selected)
     present = {*forms.folders, *forms.tars}
     if not present:
+        recognize.require_files("--input", address, "a folder, an uncompressed tar or image files", _UNPACK)
         return _other_images(selected, splits)
     if wrong := [split for split in splits if split not in SPLITS]:
         raise UserError(f"--split: expected names of {SPLITS}. Received {wrong[0]!r}.")

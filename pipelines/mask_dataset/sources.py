@@ -32,6 +32,7 @@ from pipelines.transforms.rejects import Reject, Rejected, blame, reject, reject
 from trainer import storage
 from trainer.errors import Denied, UserError
 from trainer.images import budget, mask_files, rgb
+from trainer.storage import recognize
 from trainer.storage.names import is_text
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -144,6 +145,10 @@ def find_files(options: argparse.Namespace, plan: Plan) -> tuple[list[SourceFile
         raise UserError(str(error)) from None
     if not needed:
         return [], reading, []
+    for kind, address in given.items():
+        if address:
+            expected = "videos, frames or stereo pairs" if kind == "frames" else "image files"
+            recognize.require_files(_FLAGS[kind], address, expected)
     found, unmatched = list_sources(mask_files=options.mask_files, frames=options.frames, stills=options.stills)
     if not found:
         first = unmatched[0]

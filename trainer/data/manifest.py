@@ -18,6 +18,7 @@ from pydantic import AfterValidator, FailFast, Field
 from trainer import documents, storage
 from trainer.documents import CHECKED, Count, Crc32c, Form, Json, Text
 from trainer.errors import UserError
+from trainer.storage import recognize
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -145,9 +146,7 @@ def load_manifest(folder: str, kind: str) -> Manifest:
     address = storage.join(folder, MANIFEST)
     data, _ = _FORM.read_versioned(address)
     if data is None:
-        if not storage.find(folder):
-            raise storage.NotFound(f"{kind} dataset {folder} does not exist (or holds no files)")
-        raise UserError(f"{folder} has no {MANIFEST}: the job that writes this dataset did not finish; run it again")
+        raise explain_missing(folder, kind)
     version = _VERSION.parse(data, address).schema_version
     if version != SCHEMA_VERSION:
         raise UserError(f"{folder}: expected schema version {SCHEMA_VERSION}. Received {documents.show(version)}.")
@@ -161,6 +160,32 @@ def load_manifest(folder: str, kind: str) -> Manifest:
             f"{folder}: expected a dataset of {kind} records. Received {documents.show(manifest.kind)[1:-1]} records."
         )
     return manifest
+
+
+# What makes a dataset of image files, by the kind of its records.
+_MAKERS = {
+    "image": "python -m pipelines.build_imagenet --input {} --output DATASET",
+    "mask": "python -m pipelines.build_masks --generator files --mask-files {} --hole black|white --output DATASET "
+    "--count NUMBER",
+}
+
+
+def explain_missing(folder: str, kind: str) -> UserError:
+    """What to say of an address that is not the folder of a finished dataset."""
+    thing = recognize.look(folder)
+    if thing.kind == "nothing":
+        return storage.NotFound(f"{kind} dataset {folder} does not exist (or holds no files)")
+    received = f"{folder} is {thing.what}. Expected the folder of a dataset of {kind} records"
+    if thing.whole and "the dataset" in thing.what:
+        return UserError(f"{received}: {thing.whole}.")
+    if thing.kind in ("image", "images", "tar", "archive", "archives"):
+        unpack = "" if kind == "image" and thing.kind != "archive" else " (archives: unpack them first)"
+        unpack = unpack if "archive" in thing.kind else ""
+        return UserError(f"{received}, which {_MAKERS[kind].format(folder)} makes{unpack}.")
+    if thing.kind in ("shards", "folder") and not thing.whole:
+        unfinished = "the job that writes this dataset did not finish; run it again"
+        return UserError(f"{folder} has no {MANIFEST}: {unfinished} (it is {thing.what})")
+    return UserError(f"{received}.")
 
 
 def check_sizes(folder: str, shards: Iterable[Shard]) -> None:

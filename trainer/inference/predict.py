@@ -30,6 +30,7 @@ from trainer.inference import DEVICES, arrays, export_formats
 from trainer.inference.filling import Model, fill_images
 from trainer.inference.windows import Tiling, make_sides
 from trainer.model.unet import build_unet
+from trainer.storage import recognize
 
 __all__ = ["Model", "ModelPin", "find_export", "find_model", "inpaint", "inpaint_batch", "load_model"]
 
@@ -64,7 +65,12 @@ def find_model(run: str, which: str | int | None = checkpoints.LATEST) -> ModelP
     if which is None:
         best = pointers.read(run, checkpoints.BEST)
         which = checkpoints.BEST if best is not None and best.checkpoint is not None else checkpoints.LATEST
-    pin = checkpoints.find(run, which)
+    try:
+        pin = checkpoints.find(run, which)
+    except UserError:
+        if recognize.look(run).kind == "checkpoint":  # with a config of its own
+            raise runs.explain_missing(run) from None
+        raise
     return ModelPin(checkpoint=pin, config=checkpoints.load_checkpoint(pin, ()).config or config)
 
 
@@ -76,7 +82,12 @@ def find_export(address: str) -> ModelPin:
     """
     model = address if address.endswith(".keras") else storage.join(address, export_formats.MODEL)
     if not storage.exists(model):
-        raise storage.NotFound(f"{model} does not exist (expected an exported .keras file, or its folder)")
+        thing = recognize.look(address)
+        if thing.kind == "nothing":
+            raise storage.NotFound(f"{model} does not exist (expected an exported .keras file, or its folder)")
+        run = address if thing.kind == "run" else thing.whole
+        advice = f"--run {run} takes a training run" if run else "trainer.export --format keras writes one"
+        raise UserError(f"{address} is {thing.what}. Expected an exported .keras file, or its folder ({advice}).")
     card = storage.join(model.rpartition("/")[0], export_formats.CARD)
     found = export_formats.CARD_FORM.read_if_any(card)
     if found is None:

@@ -1,6 +1,6 @@
 """Files at addresses, local or ``gs://``.
 
-`api` has the functions, `selections` what an address of a user's means, `store` what each scheme has to fulfil.
+`api` has the functions, `selections` what a user's address means, `recognize` what is there, `store` what schemes do.
 """
 
 # ruff: noqa: F401
