@@ -4,7 +4,8 @@
         --output gs://B/report
 
 Writes report.html (tables, curves and images in one file that needs no network), table.md, metrics.json
-and pairs.jsonl. --run RUN takes a run's newest checkpoint, RUN@best its best, RUN@400 that of step 400,
+and pairs.jsonl. With --hole, or --pairs, image files are scored with their own mask files, found as by
+pipelines.inpaint. --run RUN takes a run's newest checkpoint, RUN@best its best, RUN@400 that of step 400,
 MODEL.keras an export; NAME=RUN names it. --run may be given several times: differences to the first
 network, with their standard errors, are of the same pairs. The same datasets, networks and seed give the
 same numbers on any runner. A pair that a method gives no finite image for counts as failed and enters no
@@ -21,9 +22,10 @@ from typing import TYPE_CHECKING
 
 from trainer.command import SOME_REJECTED, ArgumentParser, code_version, integer, quiet_imports, run_command
 from trainer.errors import UserError
-from trainer.images import MAX_PIXELS_HELP, MOST_PIXELS
+from trainer.images import HOLE_LABEL_HELP, HOLES, MAX_PIXELS_HELP, MOST_PIXELS
 
 if TYPE_CHECKING:
+    from pipelines.evaluation.file_pairs import FilePairs
     from pipelines.evaluation.job import Job
     from pipelines.evaluation.rounds import Weights
 
@@ -33,12 +35,15 @@ ALL = "all"  # of --per-cell
 def parser() -> ArgumentParser:
     parser = ArgumentParser(prog="python -m pipelines.evaluate", description=__doc__)
     add = parser.add_argument
+    add("--images", help="dataset of image records, or image files: a file, a folder or a glob (local or gs://)")
     add(
-        "--images",
-        required=True,
-        help="dataset of image records, or image files: a file, a folder or a glob (local or gs://)",
+        "--masks",
+        help="dataset of mask records; images are cropped and resized to the masks' size. Or with --hole: mask files, "
+        "each of the image that it is named after, as in pipelines.inpaint; images keep their size",
     )
-    add("--masks", required=True, help="dataset of mask records; images are cropped and resized to the masks' size")
+    add("--pairs", help="list of image files and mask files, .csv or .jsonl, instead of --images and --masks")
+    add("--hole", choices=HOLES, help="what marks holes in mask files (default: as stated in their manifest.json)")
+    add("--hole-label", help=HOLE_LABEL_HELP)
     add("--run", required=True, action="append", help="[NAME=]RUN[@CHECKPOINT] or [NAME=]MODEL.keras; repeatable")
     add("--output", required=True, help="folder for the report")
     add("--split", default="val", help="split of the image records (default val)")
@@ -101,6 +106,44 @@ def _load_weights(ours: argparse.Namespace) -> dict[str, Weights | None]:
     return found
 
 
+def _find_files(ours: argparse.Namespace) -> FilePairs | None:
+    """Pairs of files, None where masks are records; raises `UserError` for what is missing or does not fit."""
+    from masks.codec import MAX_PIXELS
+    from pipelines.evaluation.file_pairs import FilePairs
+    from pipelines.inpainting.inputs import find_inputs, resolve_hole
+    from pipelines.inpainting.loading import BY_CONTENT, Settings
+    from trainer import storage
+    from trainer.data.manifest import explain_missing
+    from trainer.storage import recognize
+
+    if ours.hole and ours.hole_label:
+        raise UserError("--hole-label: cannot be combined with --hole, in whose place it says what marks holes")
+    if bool(ours.pairs) == bool(ours.images and ours.masks) or (ours.pairs and (ours.images or ours.masks)):
+        raise UserError("expected --images and --masks, or --pairs")
+    if not ours.pairs:
+        selected, kind = storage.select(ours.masks), recognize.look(ours.masks).kind
+        if not selected.glob and kind not in ("image", "images"):
+            if (ours.hole or ours.hole_label) and kind == "dataset":
+                raise UserError("--hole, --hole-label: expected with mask files. Received a dataset of mask records.")
+            return None
+        if recognize.look(ours.images).kind == "dataset":  # which has no names that masks could be found by
+            raise explain_missing(selected.address, "mask")
+    if ours.per_cell:
+        raise UserError("--per-cell: expected with a dataset of masks; of files all pairs are scored")
+    where, _, masks = find_inputs(ours.images, ours.masks, ours.pairs)
+    settings = Settings(
+        hole=None if ours.hole_label else resolve_hole(ours.hole, where, masks),
+        hole_label=ours.hole_label,
+        mask_reading=BY_CONTENT,
+        max_pixels=ours.max_pixels or MAX_PIXELS,
+    )
+    try:
+        _ = settings.reading
+    except ValueError as error:
+        raise UserError(f"--hole-label: {error}") from None
+    return FilePairs.find(where, settings)
+
+
 def _make_job(ours: argparse.Namespace) -> Job:
     """The job that the options describe; raises `UserError` for what is missing or does not fit."""
     from masks.codec import MAX_PIXELS
@@ -112,14 +155,18 @@ def _make_job(ours: argparse.Namespace) -> Job:
     from trainer.inference.baselines import BASELINES
     from trainer.storage import recognize
 
-    data = Data.find(ours.images, ours.split, ours.masks, ours.mask_split, ours.seed)
+    data: Data | FilePairs = _find_files(ours) or Data.find(
+        ours.images, ours.split, ours.masks, ours.mask_split, ours.seed
+    )
     networks = find_networks(ours.run)
     if wrong := [network.name for network in networks if network.name in BASELINES]:
         raise UserError(f"--run: expected another name than a baseline's (NAME=ADDRESS). Received {wrong[0]!r}.")
     weights = _load_weights(ours)
     output = storage.normalize(ours.output)
     recognize.require_folder("--output", output)
-    require_apart(output, {} if data.images else {"--images": ours.images}, FILES)
+    files = {"--images": None if isinstance(data, Data) and data.images else ours.images}
+    files |= {"--masks": None if isinstance(data, Data) else ours.masks}
+    require_apart(output, files, FILES)
     storage.require_writable(output)
     parameters = {"seed": ours.seed, "per_cell": ours.per_cell, "batch_size": ours.batch_size}
     parameters |= {"max_pixels": ours.max_pixels} if ours.max_pixels else {}

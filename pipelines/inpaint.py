@@ -29,7 +29,7 @@ from pipelines.inpainting import MATCHES
 from trainer import storage
 from trainer.command import SOME_REJECTED, ArgumentParser, code_version, fraction, integer, quiet_imports, run_command
 from trainer.config import PRECISIONS
-from trainer.errors import Denied, UserError
+from trainer.errors import UserError
 from trainer.images import (
     EXTENSIONS,
     FORMATS,
@@ -52,9 +52,7 @@ def parser() -> ArgumentParser:
     parser = ArgumentParser(prog="python -m pipelines.inpaint", description=__doc__)
     images = parser.add_mutually_exclusive_group(required=True)
     images.add_argument("--images", help="image files: a file, a folder or a glob (local or gs://)")
-    images.add_argument(
-        "--pairs", help="list of images and masks, .csv or .jsonl; paths in it are relative to the list's folder"
-    )
+    images.add_argument("--pairs", help="list of images and masks, .csv or .jsonl; paths are relative to its folder")
     holes = parser.add_mutually_exclusive_group()
     holes.add_argument("--masks", help="mask files, with the sizes of the images: a file, a folder or a glob")
     holes.add_argument(
@@ -107,12 +105,7 @@ def parser() -> ArgumentParser:
         type=integer(64, 8192),
         help="longest side computed at once, in pixels (default: twice the side of the training crops, at most 1024)",
     )
-    add(
-        "--max-pixels",
-        type=integer(1, MOST_PIXELS),
-        default=100_000_000,
-        help=MAX_PIXELS_HELP,
-    )
+    add("--max-pixels", type=integer(1, MOST_PIXELS), default=100_000_000, help=MAX_PIXELS_HELP)
     return parser
 
 
@@ -138,76 +131,12 @@ def _check(ours: argparse.Namespace) -> None:
         raise UserError("--checkpoint: cannot be combined with --model")
 
 
-def _find_inputs(ours: argparse.Namespace) -> tuple[Inputs, list[str], list[str]]:
-    """Where the inputs are, and the addresses of the images and masks that are found there.
-
-    Raises:
-        UserError: there are none.
-    """
-    from pipelines.inpainting import inputs
-    from pipelines.pairs.lists import read_pairs
-
-    if ours.pairs:
-        listed = storage.normalize(ours.pairs)
-        recognize.require_list("--pairs", listed)
-        pairs = read_pairs(listed)
-        if not pairs:
-            raise UserError(f"--pairs: {listed} lists no images")
-        images, masks = [image for image, _ in pairs], [mask for _, mask in pairs if mask]
-        return inputs.Inputs(base=inputs.common_folder(images), listed=listed, match="csv"), images, masks
-    images = _list_files("--images", ours.images)
-    masks = _list_files("--masks", ours.masks) if ours.masks else []
-    address = storage.normalize(ours.masks) if ours.masks else ""
-    is_file = masks == [address]
-    if is_file and images == masks:
-        raise UserError(f"--masks: expected another file than the image. Received {address} for both.")
-    if ours.match == "one" and not is_file:
-        raise UserError(f"--match one: expected --masks to be one file. Received {ours.masks}.")
-    where = inputs.Inputs(
-        base=storage.select(ours.images).base,
-        images=storage.normalize(ours.images),
-        masks=address,
-        match=ours.match or ("one" if is_file else "stem"),
-    )
-    return where, images, masks
-
-
-def _list_files(option: str, pattern: str) -> list[str]:
-    from pipelines.inpainting.inputs import list_files
-
-    selected, lost = storage.select(pattern), dict[str, Denied]()
-    advice = {"list": "--pairs takes lists of images and masks"} if option == "--images" else {}
-    recognize.require_files(option, pattern, "image files", advice)
-    if found := list_files(selected, lost):
-        return found
-    raise next(iter(lost.values()), UserError(f"{option}: no files at {selected.address}"))
-
-
-def _resolve_hole(hole: str | None, where: Inputs, masks: list[str]) -> str:
-    """The color of holes in mask files: the one that was given, or the one that their folder's manifest states.
-
-    Raises:
-        UserError: there is neither, or they differ.
-    """
-    from pipelines.inpainting.inputs import hole_of_folder, shared_folder
-
-    folder = storage.select(where.masks).base if where.masks else shared_folder(masks)
-    stated = hole_of_folder(folder) if folder else None
-    if hole and stated and hole != stated:
-        raise UserError(f"--hole: the manifest.json of {folder} says {stated!r}. Received {hole!r}.")
-    if found := hole or stated:
-        return found
-    raise UserError(
-        "--hole: say whether holes in the mask files are black or white, or give their --hole-label; no manifest.json "
-        "states it"
-    )
-
-
 def _make_settings(ours: argparse.Namespace, where: Inputs, masks: list[str]) -> Settings:
+    from pipelines.inpainting.inputs import resolve_hole
     from pipelines.inpainting.loading import BY_CONTENT, Settings, parse_holes
 
     settings = Settings(
-        hole=None if ours.holes or ours.hole_label else _resolve_hole(ours.hole, where, masks),
+        hole=None if ours.holes or ours.hole_label else resolve_hole(ours.hole, where, masks),
         hole_label=ours.hole_label,
         threshold=ours.threshold,
         mask_reading=None if ours.holes else BY_CONTENT,
@@ -256,7 +185,7 @@ def _report(output: str) -> int:
 
 def main(argv: Sequence[str]) -> int:
     with quiet_imports():
-        from pipelines.inpainting.inputs import check_outputs
+        from pipelines.inpainting.inputs import check_outputs, find_inputs
         from pipelines.inpainting.job import InpaintFiles, WriteOutcome
         from pipelines.inpainting.outputs import claim_output
         from pipelines.launch import parse_options, run_pipeline
@@ -266,7 +195,7 @@ def main(argv: Sequence[str]) -> int:
     _check(ours)
     output = storage.normalize(ours.output)
     recognize.require_folder("--output", output)
-    where, images, masks = _find_inputs(ours)
+    where, images, masks = find_inputs(ours.images, ours.masks, ours.pairs, ours.match)
     settings = _make_settings(ours, where, masks)
     check_outputs([*images, *masks], where.patterns, output, EXTENSIONS[settings.format])
     network = _find_network(ours)

@@ -274,10 +274,10 @@ def test_images_may_be_a_file_or_a_folder_of_files(made):
         (["--mask-split", "train"], "split: expected one of ['val']. Received 'train'."),
         (["--images", "{0}/masks"], "expected a dataset of image records. Received mask records."),
         (["--images", "{0}/run"], "{0}/run is the folder of a training run. Expected the folder of a dataset of image"),
-        (
-            ["--masks", "{0}/tree"],
-            "{0}/tree is a folder of image files. Expected the folder of a dataset of mask records",
-        ),
+        (["--masks", "{0}/tree"], "{0}/tree is a folder of image files. Expected the folder of a dataset of mask rec"),
+        (["--masks", "{0}/tree/val", "--images", "{0}/tree/train"], "--hole: say whether holes in the mask files are"),
+        (["--pairs", "{0}/pairs.csv"], "expected --images and --masks, or --pairs"),
+        (["--hole", "black"], "--hole, --hole-label: expected with mask files. Received a dataset of mask records."),
         (
             ["--images", "{0}/tree", "--output", "{0}/tree/new"],
             "--output: expected a folder that is not in --images {0}/t",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import os
 import tarfile
 import zipfile
 
@@ -106,7 +108,7 @@ def test_documents_have_the_names_that_others_give_them():
             "is a folder of image files. Expected .* image records, which .*build_imagenet --input {0}/photos/n01",
         ),
         (
-            "photos",
+            "photos/n01",
             "mask",
             "is a folder of image files. Expected .* mask records, which .*--mask-files {0}/photos/n01 --hole ",
         ),
@@ -157,3 +159,18 @@ def test_files_are_no_folders(place):
         recognize.require_folder("--output", f"{place}/notes.txt")
     storage.create(f"{place}/named.png/a.txt", b"")
     recognize.require_folder("--output", f"{place}/named.png")
+
+
+def test_what_may_not_be_listed_is_no_obstacle(tmp_path, monkeypatch):
+    """Whatever a user runs this as: who may list a folder is decided here."""
+    (tmp_path / "closed").mkdir()
+    storage.create(f"{tmp_path}/a.jpg", b"x")
+    scandir = os.scandir
+
+    def refuse(folder):
+        if str(folder).endswith("closed"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), folder)
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert recognize.look(str(tmp_path)).kind == "images"

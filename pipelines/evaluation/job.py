@@ -12,6 +12,7 @@ import apache_beam as beam
 
 from pipelines.evaluation import gallery, pairing, scoreboard
 from pipelines.evaluation.distances import MeasureDistances
+from pipelines.evaluation.file_pairs import FilePairs, MakeFileRounds
 from pipelines.evaluation.methods import Network
 from pipelines.evaluation.report_page import render_page
 from pipelines.evaluation.rounds import FillRounds, MakeRounds, Shard, Weights, key_by_pair, score_round
@@ -118,7 +119,7 @@ class Job:
     ``claim`` is that on the output folder.
     """
 
-    data: Data
+    data: Data | FilePairs
     networks: tuple[Network, ...]
     baselines: tuple[str, ...]
     per_cell: int | None
@@ -145,16 +146,19 @@ class Job:
 def build(pipeline: beam.Pipeline, job: Job) -> None:
     """Adds the whole job to ``pipeline``."""
     data = job.data
-    rounds, plan = pipeline | MakeRounds(
-        mask_shards=data.masks.shards,
-        image_shards=data.images.shards if data.images else (),
-        image_files=(data.image_files, data.selected.base),
-        places=data.places,
-        num_images=data.num_images,
-        seed=job.seed,
-        per_cell=job.per_cell,
-        max_pixels=job.max_pixels,
-    )
+    if isinstance(data, FilePairs):
+        rounds, plan = pipeline | MakeFileRounds(data)
+    else:
+        rounds, plan = pipeline | MakeRounds(
+            mask_shards=data.masks.shards,
+            image_shards=data.images.shards if data.images else (),
+            image_files=(data.image_files, data.selected.base),
+            places=data.places,
+            num_images=data.num_images,
+            seed=job.seed,
+            per_cell=job.per_cell,
+            max_pixels=job.max_pixels,
+        )
     filled = rounds | FillRounds(job.networks, job.baselines, job.batch_size)
     scored = [item | f"Score_{name}" >> beam.FlatMap(score_round, name, job.lpips) for name, item in filled.items()]
     rows = scored | beam.Flatten() | "Progress" >> beam.ParDo(ReportProgress("scores"))

@@ -8,7 +8,7 @@ and ``a.tif.png``. What would still be written to one place is rejected, all of 
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ from pipelines.transforms.rejects import Reject, reject, reject_name
 from trainer import documents, storage
 from trainer.errors import Corrupt, Denied, UserError
 from trainer.images import HOLES
+from trainer.storage import recognize
 from trainer.storage.names import is_text
 
 _CLEAR = (
@@ -74,6 +75,17 @@ class Inputs:
     match: str = "stem"
 
     @property
+    def lone(self) -> bool:
+        """Whether one image is named: what is not its mask is no input then."""
+        return bool(self.images and storage.select(self.images).name)
+
+    @property
+    def kinds(self) -> dict[str, tuple[str, str]]:
+        """For ``images`` and, where they are found by name, ``masks``: their pattern, and that of the others."""
+        kinds = {"images": (self.images, self.masks)}
+        return kinds | ({"masks": (self.masks, self.images)} if self.masks and self.match != "one" else {})
+
+    @property
     def patterns(self) -> list[str]:
         """What is listed by pattern."""
         return [pattern for pattern in (self.images, self.masks) if pattern]
@@ -110,6 +122,52 @@ def list_files(selected: storage.Selection, lost: dict[str, Denied] | None = Non
     """
     ours = {storage.join(selected.base, name) for name in (MANIFEST, ITEMS, REJECTS)} - {selected.address}
     return [address for address in selected.find(lost) if address not in ours]
+
+
+def find_inputs(
+    images: str | None, masks: str | None, pairs: str | None, match: str | None = None
+) -> tuple[Inputs, list[str], list[str]]:
+    """Where the inputs are that options name, and the addresses of the images and masks that are found there.
+
+    Args:
+        images, masks, pairs, match: as given for the options; ``pairs``, or ``images`` with or without ``masks``.
+
+    Raises:
+        UserError: there are none, or something else is there.
+    """
+    if pairs:
+        listed = storage.normalize(pairs)
+        recognize.require_list("--pairs", listed)
+        found = read_pairs(listed)
+        if not found:
+            raise UserError(f"--pairs: {listed} lists no images")
+        names = [image for image, _ in found], [mask for _, mask in found if mask]
+        return Inputs(base=common_folder(names[0]), listed=listed, match="csv"), *names
+    assert images
+    image_files = _require_files("--images", images)
+    mask_files = _require_files("--masks", masks) if masks else []
+    address = storage.normalize(masks) if masks else ""
+    is_file = mask_files == [address]
+    if is_file and image_files == mask_files:
+        raise UserError(f"--masks: expected another file than the image. Received {address} for both.")
+    if match == "one" and not is_file:
+        raise UserError(f"--match one: expected --masks to be one file. Received {masks}.")
+    where = Inputs(
+        base=storage.select(images).base,
+        images=storage.normalize(images),
+        masks=address,
+        match=match or ("one" if is_file else "stem"),
+    )
+    return where, image_files, mask_files
+
+
+def _require_files(option: str, pattern: str) -> list[str]:
+    selected, lost = storage.select(pattern), dict[str, Denied]()
+    advice = {"list": "--pairs takes lists of images and masks"} if option == "--images" else {}
+    recognize.require_files(option, pattern, "image files", advice)
+    if found := list_files(selected, lost):
+        return found
+    raise next(iter(lost.values()), UserError(f"{option}: no files at {selected.address}"))
 
 
 def list_roots(pattern: str, other: str = "") -> Iterator[tuple[str, str] | Reject]:
@@ -174,11 +232,53 @@ def hole_of_folder(base: str) -> str | None:
     return stated.hole if stated and stated.hole in HOLES else None
 
 
+def resolve_hole(hole: str | None, where: Inputs, masks: list[str]) -> str:
+    """The color of holes in mask files: the one that was given, or the one that their folder's manifest states.
+
+    Raises:
+        UserError: there is neither, or they differ.
+    """
+    folder = storage.select(where.masks).base if where.masks else shared_folder(masks)
+    stated = hole_of_folder(folder) if folder else None
+    if hole and stated and hole != stated:
+        raise UserError(f"--hole: the manifest.json of {folder} says {stated!r}. Received {hole!r}.")
+    if found := hole or stated:
+        return found
+    raise UserError(
+        "--hole: say whether holes in the mask files are black or white, or give their --hole-label; no manifest.json "
+        "states it"
+    )
+
+
 # Matching
 
 
+def match_all(where: Inputs, extension: str = "") -> Iterator[Item | Reject]:
+    """Items of all images and their masks, and what is rejected: what the inpainting job does in parallel."""
+    if where.listed:
+        listed: dict[str, list[tuple[str, str]]] = {}
+        for pair in list_pairs(where.listed, where.base):
+            if isinstance(pair, Reject):
+                yield pair
+            else:
+                listed.setdefault(pair[0], []).append(pair[1])
+        for stem in listed.items():
+            yield from match_listed(stem, where.base, True, extension)
+        return
+    roots: dict[str, dict[str, list[str]]] = {}
+    for kind, (pattern, other) in where.kinds.items():
+        for file in list_roots(pattern, other):
+            if isinstance(file, Reject):
+                yield file
+            else:
+                roots.setdefault(file[0], {kind: [] for kind in where.kinds})[kind].append(file[1])
+    lone = where.lone
+    for root in roots.items():
+        yield from match_files(root, where, extension, lone)
+
+
 def match_files(
-    group: tuple[str, dict[str, Iterable[str]]], where: Inputs, extension: str, lone: bool = False
+    group: tuple[str, Mapping[str, Iterable[str]]], where: Inputs, extension: str, lone: bool = False
 ) -> Iterator[Item | Reject]:
     """Items of the files of one root; a file without a counterpart, or with unclear ones, becomes a `Reject`.
 

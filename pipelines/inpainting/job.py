@@ -106,9 +106,7 @@ class MatchInputs(beam.PTransform):
             pairs = listed | "ReadPairs" >> _tagged(tag_rejects, inputs.list_pairs, where.base, main="pairs")
             matched = pairs.pairs | "ByStem" >> beam.GroupByKey() | "Match" >> match
             return matched.items, [pairs[REJECTED], matched[REJECTED]]
-        # One file is an image by name: what is not its mask is no input.
-        lone = bool(storage.select(where.images).name)
-        match = _tagged(tag_rejects, inputs.match_files, where, extension, lone, main="items")
+        match = _tagged(tag_rejects, inputs.match_files, where, extension, where.lone, main="items")
         files = self._files(pipeline)
         named = {kind: found.files for kind, found in files.items()}
         matched = named | "ByRoot" >> beam.CoGroupByKey() | "Match" >> match
@@ -116,15 +114,11 @@ class MatchInputs(beam.PTransform):
 
     def _files(self, pipeline) -> dict[str, beam.pvalue.DoOutputsTuple]:
         """(root, address) of images and of masks, and tagged `Reject`s."""
-        where = self._where
-        patterns = {"images": (where.images, where.masks)}
-        if where.masks and where.match != "one":
-            patterns["masks"] = (where.masks, where.images)
         return {
             kind: pipeline
             | f"Pattern_{kind}" >> beam.Create([pattern])
             | f"List_{kind}" >> _tagged(tag_rejects, inputs.list_roots, other, main="files")
-            for kind, (pattern, other) in patterns.items()
+            for kind, (pattern, other) in self._where.kinds.items()
         }
 
 

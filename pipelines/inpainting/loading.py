@@ -165,6 +165,19 @@ def load_item(files: Files, settings: Settings) -> Iterator[tuple[Task, Pair] | 
         yield task, pair
 
 
+def load_pair(item: Item, settings: Settings) -> Pair | str:
+    """The image and the mask of one item, upright, or why there are none; a mask without holes is none."""
+    for files in read_item(item, settings):
+        if isinstance(files, beam.pvalue.TaggedOutput):
+            return str(files.value.error)
+        for found in load_item(files, settings):
+            if not isinstance(found, beam.pvalue.TaggedOutput):
+                return found[1]
+            if found.tag == REJECTED:
+                return str(found.value.error)
+    return "MaskError: expected a hole. Received a mask without any."
+
+
 def _decode(files: Files, settings: Settings) -> tuple[Pair, pictures.Metadata, dict]:
     """Image and mask, what the image file keeps beside its pixels, and remarks on the mask. Raises `Rejected`."""
     item, grow, remarks = files.item, settings.grow or 0, dict[str, Any]()

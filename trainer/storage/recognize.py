@@ -54,7 +54,7 @@ def look(address: str) -> Thing:
     whole = _find_whole(address)
     if storage.exists(address):
         return _look_at_file(address, whole)
-    names = [storage.relative(name, address) for name, _ in itertools.islice(storage.scan(address), _MOST)]
+    names = [storage.relative(name, address) for name, _ in itertools.islice(storage.scan(address, lost={}), _MOST)]
     if not names:
         return Thing("pattern", "a pattern") if storage.select(address).glob else Thing("nothing", "nothing")
     if found := _look_at_folder(address):
@@ -96,7 +96,7 @@ def require_folder(option: str, address: str) -> None:
     named = end in (*IMAGE_SUFFIXES, *LIST_SUFFIXES, *ARCHIVE_SUFFIXES, *_EXPORTS, ".html", ".md", ".tfrecord")
     if not storage.is_remote(address) and storage.exists(address):
         raise UserError(f"{option}: expected a folder. Received the file {address}.")
-    if named and next(iter(storage.scan(address)), None) is None:
+    if named and next(iter(storage.scan(address, lost={})), None) is None:
         raise UserError(f"{option}: expected a folder. Received {address}, the name of a file {end}.")
 
 
@@ -129,13 +129,15 @@ def _look_at_folder(folder: str) -> tuple[str, str] | None:
     def has(name: str) -> bool:
         return storage.exists(storage.join(folder, name))
 
-    if has("state.json") and has("config.json"):
+    if has("state.json") and (has("config.json") or has("manifest.json")):
         return "checkpoint", "a checkpoint of a training run"
     if has("config.json") and "checkpoints" in storage.folders(folder):
         return "run", "the folder of a training run"
     if has("card.json"):
         return "export", "an exported network"
-    if has("manifest.json") and any(name.endswith(".tfrecord") for name, _ in storage.scan(folder, deep=False)):
+    if has("manifest.json") and any(
+        name.endswith(".tfrecord") for name, _ in storage.scan(folder, deep=False, lost={})
+    ):
         return "dataset", "a dataset"
     return None
 
