@@ -169,6 +169,42 @@ def test_the_cluster_is_there_before_its_identities_are_named_and_enforces_polic
     assert f"KubeRay ({pinned[1]} or newer)" in (ROOT / "infra/kuberay/rayjob.yaml").read_text("utf-8")
 
 
+def expressions(text: str, name: str) -> list[str]:
+    """The values of an argument of Terraform's resources, over as many lines as their brackets need."""
+    found = []
+    for match in re.finditer(rf"^  {name} += ", text, re.MULTILINE):
+        end = match.end()
+        while end < len(text):
+            end = text.index("\n", end)
+            value = text[match.end() : end]
+            if all(value.count(a) == value.count(b) for a, b in ("()", "[]", "{}")):
+                break
+            end += 1
+        found.append(value)
+    return found
+
+
+@pytest.mark.parametrize("kubernetes", ["true", "false"])
+def test_terraform_can_evaluate_what_there_is_how_many_of(kubernetes, tmp_path):
+    """Locals and `for_each` by terraform itself; what resources would tell is a text or, of permissions, a set."""
+    terraform = tool("terraform", "its own download")
+    text = "\n".join(path.read_text("utf-8") for path in TERRAFORM)
+    blocks = [found for found in re.findall(r"^locals {\n.*?^}", text, re.MULTILINE | re.DOTALL)]
+    values = expressions(text, "for_each") + [f"tolist({value})" for value in expressions(text, "permissions")]
+    assert len(blocks) >= 4 and len(values) >= 20
+    blocks += [f'output "o{number}" {{\n  value = {value}\n}}' for number, value in enumerate(values)]
+    made = re.sub(r"google_[\w.]+\.permissions", 'toset(["ref"])', "\n".join(blocks))
+    made = re.sub(r"\bgoogle_\w+\.\w+(\[[^]]*\])?(\.\w+)+", '"ref"', made)
+    (tmp_path / "main.tf").write_text(made)
+    shutil.copy(ROOT / "infra/terraform/variables.tf", tmp_path)
+    variables = ["project=some-project", "image_tag=1", f"kubernetes={kubernetes}"]
+    variables += [f'{name}=["user:a@example.org"]' for name in ("launchers", "operators")]
+    options = [word for variable in variables for word in ("-var", variable)]
+    done = run(terraform, f"-chdir={tmp_path}", "plan", "-no-color", "-input=false", *options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert ('"nvidia-l4"' in done.stdout) is (kubernetes == "true")
+
+
 def test_somebody_may_push_images_and_enter_tunnels():
     push = resources_of("google_artifact_registry_repository_iam_member", "push")
     assert "toset(var.operators)" in push and "roles/artifactregistry.writer" in push

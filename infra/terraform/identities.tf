@@ -181,7 +181,7 @@ resource "google_project_iam_custom_role" "operator" {
   role_id     = replace("${var.name}_operator", "-", "_")
   title       = "${var.name}: makes Ray clusters"
   description = "The head's own rights, and to read the project"
-  permissions = concat(google_project_iam_custom_role.ray_head.permissions, [
+  permissions = setunion(google_project_iam_custom_role.ray_head.permissions, [
     "compute.disks.get",
     "compute.projects.get",
     "compute.zones.get",

@@ -137,7 +137,7 @@ locals {
 }
 
 resource "google_container_node_pool" "pool" {
-  for_each = var.kubernetes ? local.pools : {}
+  for_each = { for name, pool in local.pools : name => pool if var.kubernetes }
 
   name           = each.key
   cluster        = google_container_cluster.training["cluster"].id
