@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import queue
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from pipelines.evaluation.methods import fill_round
+from pipelines.transforms import model_handler
 from pipelines.transforms.model_handler import FillModelHandler, Pair
 from trainer.errors import DeviceError, UserError
 from trainer.inference import predict
@@ -66,3 +72,44 @@ def test_a_missing_device_is_told_in_the_words_of_the_command(monkeypatch):
     monkeypatch.setattr(predict, "load_model", load)
     with pytest.raises(UserError, match="^--device gpu: this machine has no GPU"):
         FillModelHandler(None, None, device="gpu").load_model()
+
+
+@pytest.mark.parametrize("fill", [FillModelHandler(None, 1).run_inference, fill_round], ids=["inpaint", "evaluate"])
+def test_two_of_a_machines_many_threads_compute_at_a_time(fill, monkeypatch):
+    events, go = queue.Queue(), threading.Event()
+    bound = model_handler.one_of_few()
+
+    class Told:
+        """The same bound, which tells of a thread that has to wait."""
+
+        def __enter__(self):
+            if not bound.acquire(blocking=False):
+                events.put("waits")
+                bound.acquire()
+
+        def __exit__(self, *_):
+            bound.release()
+
+    def predict_gray(image, mask):
+        events.put("computes")
+        go.wait()
+        return tf.fill(image.shape, 0.5)
+
+    monkeypatch.setattr(model_handler, "_COMPUTING", Told())
+    pair = Pair(np.zeros((4, 4, 3), np.uint8), np.eye(4, dtype=np.uint8))
+    with ThreadPoolExecutor(6) as pool:
+        results = [pool.submit(fill, [pair], predict.Model(predict_gray, stride=2)) for _ in range(6)]
+        try:
+            first = sorted(events.get(timeout=600) for _ in range(6))
+        finally:
+            go.set()
+        assert first == ["computes"] * 2 + ["waits"] * 4
+        assert [len(result.result()) for result in results] == [1] * 6
+
+
+def test_a_thread_whose_batch_fails_lets_the_others_compute():
+    diagonal = np.eye(4, dtype=np.uint8)
+    batch = [Pair(np.full((4, 4, 3), MARK, np.uint8), diagonal)] * 3
+    for _ in range(3):
+        results = FillModelHandler(None, 4).run_inference(batch, predict.Model(refuse_marked, stride=2))
+        assert [type(result) for result in results] == [ValueError] * 3

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from apache_beam.ml.inference.base import ModelHandler
 
-from pipelines.transforms.model_handler import Pair
+from pipelines.transforms.model_handler import Pair, one_of_few
 from trainer import storage
 from trainer.errors import UserError, is_outage
 from trainer.inference import predict
@@ -100,7 +100,8 @@ def fill_round(pairs: Sequence[Pair], model: predict.Model) -> list[Output]:
     if not pairs:
         return []
     try:
-        return list(predict.inpaint_batch([pair.image for pair in pairs], [pair.mask for pair in pairs], model))
+        with one_of_few():
+            return list(predict.inpaint_batch([pair.image for pair in pairs], [pair.mask for pair in pairs], model))
     except Exception as error:
         if is_outage(error):
             raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -15,6 +16,15 @@ from trainer.inference import predict
 _UNIT_PIXELS = 512 * 512  # of weight 1
 _BATCH_WEIGHT = 16  # of the pairs in memory for one batch
 BATCH_PIXELS = _BATCH_WEIGHT * _UNIT_PIXELS
+
+# How many of an engine's threads compute with networks at a time, in one process: one keeps the device busy while
+# another's images are put in and taken out. More would only hold more of the device's memory.
+_COMPUTING = threading.BoundedSemaphore(2)
+
+
+def one_of_few() -> threading.Semaphore:
+    """A context in which a thread may compute with a network; it waits while enough others do."""
+    return _COMPUTING
 
 
 class Pair(NamedTuple):
@@ -59,9 +69,11 @@ class FillModelHandler(ModelHandler[Pair, Filled | Exception, predict.Model]):
     def run_inference(
         self, batch: Sequence[Pair], model: predict.Model, inference_args: dict[str, Any] | None = None
     ) -> list[Filled | Exception]:
-        begin = time.perf_counter()
         try:
-            pixels, windows = predict.fill_batch([pair.image for pair in batch], [pair.mask for pair in batch], model)
+            with one_of_few():
+                begin = time.perf_counter()
+                pixels, windows = predict.fill_batch([p.image for p in batch], [p.mask for p in batch], model)
+                seconds = time.perf_counter() - begin
         except Exception as error:
             if is_outage(error):
                 raise
@@ -69,7 +81,6 @@ class FillModelHandler(ModelHandler[Pair, Filled | Exception, predict.Model]):
                 return [error]
             alone = predict.with_batch_size(model, 1) if model.batch_size else model
             return [result for pair in batch for result in self.run_inference([pair], alone)]
-        seconds = time.perf_counter() - begin
         area = sum(pair.mask.size for pair in batch)
         return [
             Filled(found, count, seconds * pair.mask.size / area)
