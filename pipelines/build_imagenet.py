@@ -60,9 +60,15 @@ def main(argv: Sequence[str]) -> int:
 
         from pipelines.image_dataset import sources
         from pipelines.image_dataset.convert import ListImages, WriteImages, choose_num_shards, measure_split
-        from pipelines.launch import claim_dataset, parse_options, report_rejects, require_apart, run_pipeline
+        from pipelines.launch import (
+            claim_dataset,
+            parse_options,
+            report_dataset,
+            report_rejects,
+            require_apart,
+            run_pipeline,
+        )
         from pipelines.transforms.dataset_writer import FinishDataset
-        from trainer.data.manifest import load_manifest
         from trainer.storage import claims, recognize
 
     ours, options = parse_options(parser(), argv)
@@ -102,10 +108,9 @@ def main(argv: Sequence[str]) -> int:
         rejects = (lost, unused) | "Rejects" >> beam.Flatten()
         (shards, rejects, inputs) | FinishDataset(output, num_shards, fields, claim)
 
-    with claims.held(claim):
-        run_pipeline(options, build)
-    print(f"{load_manifest(output, 'image').counts['records']} images in {output}")
-    return report_rejects(output, "image")
+    with claims.held(claim, goes_on=ours.no_wait):
+        run_pipeline(options, build, wait=not ours.no_wait)
+    return 0 if ours.no_wait else report_dataset(output, "image")
 
 
 if __name__ == "__main__":

@@ -60,7 +60,14 @@ def main(argv: Sequence[str]) -> int:
     with quiet_imports():
         import apache_beam as beam
 
-        from pipelines.launch import claim_dataset, parse_options, report_rejects, require_apart, run_pipeline
+        from pipelines.launch import (
+            claim_dataset,
+            parse_options,
+            report_dataset,
+            report_rejects,
+            require_apart,
+            run_pipeline,
+        )
         from pipelines.mask_dataset.sampling import SHEET, SampleMasks, SampleMasksFromSources, write_summary
         from pipelines.mask_dataset.sources import find_files
         from pipelines.transforms.dataset_writer import WriteDataset
@@ -99,10 +106,10 @@ def main(argv: Sequence[str]) -> int:
         statistics = tally | "Summary" >> beam.Map(write_summary, output, claim)
         (found, rejects, inputs, statistics) | WriteDataset(output, num_shards, fields, claim)
 
-    with claims.held(claim):
-        run_pipeline(options, build)
-    print(f"{plan.count} masks in {output}; {storage.join(output, SHEET)} shows some of them")
-    return report_rejects(output, "mask")
+    with claims.held(claim, goes_on=ours.no_wait):
+        run_pipeline(options, build, wait=not ours.no_wait)
+    hint = f"; {storage.join(output, SHEET)} shows some of them"
+    return 0 if ours.no_wait else report_dataset(output, "mask", hint)
 
 
 if __name__ == "__main__":

@@ -188,10 +188,11 @@ def _make_job(ours: argparse.Namespace) -> Job:
 
 def _show(output: str) -> int:
     """Prints the table of a finished report; returns the exit code."""
+    from pipelines.evaluation.job import METRICS
     from trainer import storage
     from trainer.documents import COUNTED
 
-    counts = COUNTED.read(storage.join(output, "metrics.json")).counts
+    counts = COUNTED.read(storage.join(output, METRICS)).counts
     print(storage.read(storage.join(output, "table.md")).decode().partition("\n## By border")[0])
     print(f"{counts['pairs']} pairs of {counts['masks']} masks; {output}/report.html")
     if counts["failed"]:
@@ -202,8 +203,8 @@ def _show(output: str) -> int:
 
 def main(argv: Sequence[str]) -> int:
     with quiet_imports():
-        from pipelines.evaluation.job import FILES, build
-        from pipelines.launch import parse_options, run_pipeline
+        from pipelines.evaluation.job import FILES, METRICS, build
+        from pipelines.launch import parse_options, require_written, run_pipeline
         from trainer import storage
         from trainer.storage import claims
 
@@ -211,8 +212,13 @@ def main(argv: Sequence[str]) -> int:
     job = _make_job(ours)
     job = dataclasses.replace(job, claim=claims.take(job.output, replaces=True))
     storage.sweep(job.output, FILES.__contains__)
-    with claims.held(job.claim):
-        run_pipeline(options, lambda pipeline: build(pipeline, job))
+    metrics = storage.join(job.output, METRICS)
+    storage.delete(metrics)  # an earlier one's: without it there is no report
+    with claims.held(job.claim, goes_on=ours.no_wait):
+        run_pipeline(options, lambda pipeline: build(pipeline, job), wait=not ours.no_wait)
+    if ours.no_wait:
+        return 0
+    require_written(metrics)
     return _show(job.output)
 
 

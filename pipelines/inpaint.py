@@ -185,10 +185,10 @@ def _report(output: str) -> int:
 
 def main(argv: Sequence[str]) -> int:
     with quiet_imports():
-        from pipelines.inpainting.inputs import check_outputs, find_inputs
+        from pipelines.inpainting.inputs import MANIFEST, check_outputs, find_inputs
         from pipelines.inpainting.job import InpaintFiles, WriteOutcome
         from pipelines.inpainting.outputs import claim_output
-        from pipelines.launch import parse_options, run_pipeline
+        from pipelines.launch import parse_options, require_written, run_pipeline
         from pipelines.transforms.model_handler import FillModelHandler
 
     ours, options = parse_options(parser(), argv)
@@ -217,8 +217,11 @@ def main(argv: Sequence[str]) -> int:
     )
     inpaint = InpaintFiles(where, settings, output, handler, claim.is_own, len(images), claim)
     finish = WriteOutcome(output, fields, claim, description)
-    with claims.held(claim):
-        run_pipeline(options, lambda pipeline: pipeline | inpaint | finish)
+    with claims.held(claim, goes_on=ours.no_wait):
+        run_pipeline(options, lambda pipeline: pipeline | inpaint | finish, wait=not ours.no_wait)
+    if ours.no_wait:
+        return 0
+    require_written(storage.join(output, MANIFEST))
     return _report(output)
 
 

@@ -17,7 +17,7 @@ import grpc
 from apache_beam.options.pipeline_options import PipelineOptions, PortableOptions, StandardOptions
 from apache_beam.runners.portability.fn_api_runner import worker_handlers
 
-from pipelines import worker_processes
+from pipelines import remote, worker_processes
 from trainer import stopping, storage
 from trainer.command import SOME_REJECTED, ArgumentParser, explain_surplus
 from trainer.data import manifest
@@ -77,6 +77,12 @@ def parse_options(parser: ArgumentParser, argv: Sequence[str]) -> tuple[argparse
         UserError: an option is unknown to both (Beam alone would drop it with a warning), or Beam cannot make a
             pipeline of its options: the runner is unknown, or lacks a required option.
     """
+    parser.add_argument(
+        "--no-wait",
+        action="store_true",
+        help="print the id of a job that runs on a service, such as Dataflow, and end; given again without --no-wait, "
+        "the same command says what came of it",
+    )
     parser.epilog = "Options of Apache Beam (--runner, --direct_num_workers, --region ...) may follow."
     ours, rest = parser.parse_known_args(argv)
     _require_known(argv, rest, parser)
@@ -87,6 +93,12 @@ def parse_options(parser: ArgumentParser, argv: Sequence[str]) -> tuple[argparse
     if standard.runner == "PortableRunner" and not options.view_as(PortableOptions).job_endpoint:
         raise UserError(
             "--runner PortableRunner: expected --job_endpoint: HOST:PORT, or embed to start one in this process"
+        )
+    ours.no_wait = ours.no_wait or bool(standard.no_wait_until_finish)  # Beam's name for it
+    if ours.no_wait and not remote.outlives_us(options):
+        raise UserError(
+            "--no-wait: expected a runner whose jobs outlive the command, such as DataflowRunner. "
+            f"Received {standard.runner}."
         )
     try:
         with stopping.temporary_files_in_scratch():
@@ -128,7 +140,7 @@ def _in_one_line(error: BaseException) -> Exception | None:
 
 
 class _Job(threading.Thread):
-    """Builds and runs a pipeline.
+    """Builds and runs a pipeline; with ``wait`` until it has finished.
 
     Attributes:
         ends: gets an item when the job is over, and one for each of its worker processes that dies: a sentence.
@@ -136,9 +148,9 @@ class _Job(threading.Thread):
         error: what the job failed with, if it did.
     """
 
-    def __init__(self, options: PipelineOptions, build: Callable[[beam.Pipeline], None]):
+    def __init__(self, options: PipelineOptions, build: Callable[[beam.Pipeline], None], wait: bool):
         super().__init__(name="job", daemon=True)
-        self._options, self._build = options, build
+        self._options, self._build, self._wait = options, build, wait
         self.ends: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self.over = False
         self.error: BaseException | None = None
@@ -147,7 +159,9 @@ class _Job(threading.Thread):
         try:
             pipeline = beam.Pipeline(options=self._options)
             self._build(pipeline)
-            pipeline.run().wait_until_finish()
+            result = remote.start(pipeline, self._options)
+            if self._wait:
+                remote.wait(result)
         except BaseException as error:
             self.error = error
         finally:
@@ -165,8 +179,8 @@ class _Job(threading.Thread):
         return death
 
 
-def run_pipeline(options: PipelineOptions, build: Callable[[beam.Pipeline], None]) -> None:
-    """Builds a pipeline, runs it, and waits for it to finish.
+def run_pipeline(options: PipelineOptions, build: Callable[[beam.Pipeline], None], wait: bool = True) -> None:
+    """Builds a pipeline, runs it, and waits for it to finish unless ``wait`` is false.
 
     Raises:
         UserError: the job failed because of something the user can fix.
@@ -178,7 +192,7 @@ def run_pipeline(options: PipelineOptions, build: Callable[[beam.Pipeline], None
     logging.basicConfig()  # as the first record would
     for handler in logging.getLogger().handlers:
         handler.addFilter(_is_worth_logging)
-    job = _Job(options, build)
+    job = _Job(options, build, wait)
     with stopping.temporary_files_in_scratch(), worker_processes.managed(job.ends.put):
         if options.view_as(StandardOptions).runner in _ENDS_WITH_US:
             job.start()
@@ -209,6 +223,19 @@ def require_apart(output: str, inputs: Mapping[str, str | None], names: Iterable
         selected = storage.select(address) if address else None
         if selected and any(selected.holds(storage.join(output, name)) for name in names):
             raise UserError(f"--output: expected a folder that is not in {option} {address}. Received {output}.")
+
+
+def require_written(address: str) -> None:
+    """Raises `Outage` if a job that its runner calls done has not written the file that it ends with."""
+    if not storage.exists(address):
+        raise Outage(f"the job is done, says its runner, but has not written {address}: the workers' logs may say why")
+
+
+def report_dataset(output: str, kind: str, hint: str = "") -> int:
+    """Says what a job that is done has written, and `report_rejects`."""
+    require_written(storage.join(output, manifest.MANIFEST))
+    print(f"{manifest.load_manifest(output, kind).counts['records']} {kind}s in {output}{hint}")
+    return report_rejects(output, kind)
 
 
 def report_rejects(output: str, kind: str) -> int:

@@ -43,7 +43,7 @@ def test_without_a_runner_the_job_runs_in_the_process():
 def test_options_of_beam_reach_beam():
     argv = ["--runner", "PrismRunner", "--direct_num_workers=2", "--region", "europe-west4", "--labels", "a=b"]
     ours, options = parse(*argv)
-    assert vars(ours) == {"output": "o", "num_shards": None}
+    assert vars(ours) == {"output": "o", "num_shards": None, "no_wait": False}
     assert options.view_as(StandardOptions).runner == "PrismRunner"
     assert options.view_as(DirectOptions).direct_num_workers == 2
     assert options.view_as(GoogleCloudOptions).region == "europe-west4"

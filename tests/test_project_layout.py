@@ -51,7 +51,7 @@ trainer.tensorboard
 trainer.inference
 trainer.training
 trainer.train trainer.export trainer.import_weights
-pipelines.worker_processes
+pipelines.worker_processes pipelines.remote
 pipelines.launch
 pipelines.transforms pipelines.pairs
 pipelines.mask_dataset pipelines.image_dataset pipelines.inpainting pipelines.evaluation

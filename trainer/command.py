@@ -27,8 +27,12 @@ SOME_REJECTED = 3
 
 
 def code_version() -> str:
-    """Version of this project, recorded in everything it writes."""
-    return importlib.metadata.version("pconv")
+    """Version of this project, recorded in everything it writes: with the commit, where ``PCONV_COMMIT`` names it.
+
+    Images have that variable, and the scripts that submit to a cluster set it.
+    """
+    commit = os.environ.get("PCONV_COMMIT")
+    return importlib.metadata.version("pconv") + (f"+{commit}" if commit else "")
 
 
 def duration(seconds: float) -> str:

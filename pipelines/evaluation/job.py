@@ -25,7 +25,8 @@ from trainer.metrics.intervals import interval_name
 from trainer.storage import claims, recognize
 from trainer.storage.claims import Claim
 
-FILES = ("pairs.jsonl", "metrics.json", "table.md", "report.html")
+METRICS = "metrics.json"
+FILES = ("pairs.jsonl", METRICS, "table.md", "report.html")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,7 +207,7 @@ def write_report(
     curves = {n.name: tensorboard.read_curves(n.run, tags) for n in job.networks if n.run}
     files = {
         "pairs.jsonl": "".join(json.dumps(row, sort_keys=True, allow_nan=False) + "\n" for row in rows),
-        "metrics.json": json.dumps(report, indent=1, sort_keys=True, allow_nan=False) + "\n",
+        METRICS: json.dumps(report, indent=1, sort_keys=True, allow_nan=False) + "\n",
         "table.md": scoreboard.format_report(report, job.published),
         "report.html": render_page(report, rows, chosen, sorted(pictures), curves, job.published),
     }

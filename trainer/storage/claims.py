@@ -91,8 +91,12 @@ def require(claim: Claim | None) -> None:
 
 
 @contextlib.contextmanager
-def held(claim: Claim | None) -> Iterator[None]:
-    """Gives the folder back at the end: a job's own claim in any case, those of killed jobs if this one succeeds."""
+def held(claim: Claim | None, goes_on: bool = False) -> Iterator[None]:
+    """Gives the folder back at the end: a job's own claim in any case, those of killed jobs if this one succeeds.
+
+    With ``goes_on`` the job does, when this process ends: it keeps its claim unless starting it failed. The next job
+    that succeeds removes it, as that of a killed one.
+    """
     try:
         yield
     except BaseException:
@@ -100,7 +104,7 @@ def held(claim: Claim | None) -> Iterator[None]:
             with contextlib.suppress(Exception):  # the error that ends the job is the one to tell
                 _release(claim)
         raise
-    if claim is not None:
+    if claim is not None and not goes_on:
         _release(claim)
 
 
