@@ -51,7 +51,7 @@ def test_dataflow_runs_each_job_as_its_own_account_in_our_image_without_public_a
 
 
 def test_flink_names_version_and_environment():
-    cluster = {"FLINK_MASTER": "flink:8081", "FLINK_VERSION": "2.0"}
+    cluster = {"FLINK_MASTER": "flink:8081", "FLINK_VERSION": "2.0", "FLINK_PARALLELISM": "8"}
     options = options_of(dry_run("infra/beam/flink.sh", "build_masks", **cluster, FLINK_ENVIRONMENT="DOCKER"))
     assert options["--flink_master"] == "flink:8081" and options["--flink_version"] == "2.0"
     assert options["--environment_config"] == ENVIRONMENT["PCONV_REPOSITORY"] + "/beam:1"
@@ -64,6 +64,8 @@ def test_flink_names_version_and_environment():
     ("script", "arguments", "expected"),
     [
         ("dataflow.sh", ["build_masks"], "PCONV_PROJECT is not set"),
+        ("dataflow.sh", ["--gpu", "t4", "inpaint"], "--gpu: expected l4 or a100"),
+        ("dataflow.sh", ["--wait", "inpaint"], "unknown option --wait"),
         ("dataflow.sh", ["train"], "JOB: expected build_masks"),
         ("flink.sh", [], "JOB: expected build_masks"),
         ("local.sh", ["--processes", "many", "inpaint"], "--processes: expected a number"),
@@ -73,6 +75,22 @@ def test_flink_names_version_and_environment():
 def test_wrong_use_of_a_script_is_one_line_and_2(script, arguments, expected):
     command = ["bash", ROOT / "infra/beam" / script, *arguments]
     done = subprocess.run(command, env={"PATH": os.environ["PATH"]}, capture_output=True, text=True)
+    assert done.returncode == 2 and expected in done.stderr and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "variables", "expected"),
+    [
+        ("dataflow.sh", ["--gpu", "l4", "build_masks"], {}, "--gpu: expected inpaint or evaluate"),
+        ("flink.sh", ["inpaint"], {"FLINK_MASTER": "f:1"}, "FLINK_PARALLELISM: expected how many slots of f:1"),
+        ("flink.sh", ["inpaint"], {"FLINK_PARALLELISM": "all"}, "FLINK_PARALLELISM: expected a number"),
+        ("flink.sh", ["inpaint"], {"FLINK_ENVIRONMENT": "POD"}, "FLINK_ENVIRONMENT: expected LOOPBACK, DOCKER or"),
+    ],
+)
+def test_what_cannot_go_together_is_one_line_and_2(script, arguments, variables, expected):
+    environment = {"PATH": os.environ["PATH"], **ENVIRONMENT, **variables}
+    command = ["bash", ROOT / "infra/beam" / script, *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 2 and expected in done.stderr and done.stderr.count("\n") == 1
 
 

@@ -64,6 +64,7 @@ ELSEWHERE = {
     "kubectl apply": {"--filename"},
     "kubectl delete": {"--filename"},
     "kubectl get": {"--namespace", "--watch"},
+    "kubectl port-forward": {"--namespace"},
     "terraform init": {"-chdir", "-backend-config"},
     "terraform apply": {"-chdir", "-var"},
     "terraform destroy": {"-chdir", "-var"},
@@ -153,7 +154,7 @@ def check_elsewhere(words: list[str]) -> None:
 def check(line: str, monkeypatch) -> None:
     if nested := re.fullmatch(r'eval "\$\((.*)\)"', line):
         return check(nested[1], monkeypatch)
-    words = shlex.split(line, comments=True)
+    words = shlex.split(line.removesuffix(" &"), comments=True)
     if words[0] == "export":
         assert all(re.match(r"(PCONV_[A-Z_]+|STORAGE_EMULATOR_HOST)=", word) for word in words[1:])
         return
@@ -166,7 +167,7 @@ def check(line: str, monkeypatch) -> None:
         targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
         assert rest and {word for word in rest if "=" not in word} <= set(targets), line
         given = {word.partition("=")[0] for word in rest if "=" in word}
-        assert given <= {"PYTHON", "VENV", "REPOSITORY", "TAG", "PUSH"}, line
+        assert given <= {"PYTHON", "VENV", "REPOSITORY", "TAG", "PUSH", "GPU"}, line
     elif program == "pip":
         (package,) = rest[1:]
         assert rest[0] == "install" and f"\n{package}==" in (ROOT / "constraints.txt").read_text("utf-8"), line
