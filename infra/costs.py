@@ -1,7 +1,7 @@
 """Prints a Markdown table of what each stage costs and how long it takes; rates and prices are options.
 
     python infra/costs.py
-    python infra/costs.py --price-vcpu 0.05 --price-gpu 0.60 --gpu-images 80
+    python infra/costs.py --price-vcpu 0.04 --price-gpu 0.60 --gpu-images 80
 
 Rates of a vCPU were measured (see --help). Those of a GPU and all prices are assumptions: pass your own.
 """
@@ -23,7 +23,14 @@ OPTIONS = {
     "gpu_infer_images": (300.0, "512 x 512 images/s of an L4, inference in bfloat16 (ASSUMED, not measured)"),
     "bucket_mb": (50.0, "MB/s that a vCPU reads from or writes to a bucket (ASSUMED)"),
     "start_hours": (0.1, "hours of startup, paid (ASSUMED)"),
-    "price_vcpu": (0.07, "USD per hour of a Dataflow vCPU with 4 GB (ASSUMED, November 2026)"),
+    "gpu_efficiency": (0.8, "of its rate alone, what each of four L4s keeps that exchange gradients (ASSUMED)"),
+    "png_ms": (27.0, "vCPU ms to decode an image of 512 x 512 and encode it as PNG, beside a GPU (ASSUMED)"),
+    "tar_reads": (2.0, "times that ImageNet's tars are read: where images lie is found first"),
+    "price_vcpu": (0.056, "USD per hour of a Dataflow vCPU (ASSUMED, November 2026)"),
+    "price_memory": (0.003557, "USD per hour of 1 GB of a Dataflow worker (ASSUMED, November 2026)"),
+    "price_dataflow_gpu": (0.67, "USD per hour of an L4 of a Dataflow worker (ASSUMED, November 2026)"),
+    "price_writes": (5.0, "USD per million objects written to a bucket (ASSUMED, November 2026)"),
+    "price_reads": (0.4, "USD per million reads of objects (ASSUMED, November 2026)"),
     "price_gpu": (0.85, "USD per hour of a g2-standard-8 with one L4 (ASSUMED, November 2026)"),
     "price_head": (0.14, "USD per hour of the Ray head, e2-standard-4 (ASSUMED, November 2026)"),
     "price_gb": (0.02, "USD per month and GB in a bucket (ASSUMED, November 2026)"),
@@ -39,7 +46,8 @@ class Stage:
         units: number of vCPUs or GPUs.
         unit: what they are called.
         price: USD per hour of one of them.
-        fixed: USD per hour for the rest of the cluster.
+        head: USD per hour for the rest of the cluster.
+        requests: USD for the requests to buckets.
     """
 
     name: str
@@ -48,34 +56,55 @@ class Stage:
     units: int
     unit: str
     price: float
-    fixed: float = 0.0
+    head: float = 0.0
+    requests: float = 0.0
 
     def row(self, start: float) -> str:
         hours = self.hours_of_one / self.units + start
-        cost = hours * (self.units * self.price + self.fixed)
-        return f"| {self.name} | {self.work} | {self.units} {self.unit} | {hours:,.1f} h | ${cost:,.2f} |"
+        parts = {f"{self.unit}s": hours * self.units * self.price, "head": hours * self.head, "requests": self.requests}
+        cost = sum(parts.values())
+        most = max(parts, key=lambda part: parts[part])
+        share = f"{most}, {parts[most] / cost:.0%}" if cost else ""
+        return f"| {self.name} | {self.work} | {self.units} {self.unit} | {hours:,.1f} h | ${cost:,.2f} | {share} |"
 
 
 def stages(o: argparse.Namespace) -> list[Stage]:
-    def cpu(name: str, work: str, seconds: float, units: int) -> Stage:
-        return Stage(name, work, seconds / 3600, units, "vCPU", o.price_vcpu)
+    vcpu = o.price_vcpu + 4 * o.price_memory
 
-    def gpu(name: str, work: str, images: float, rate: float, units: int) -> Stage:
-        return Stage(name, work, images / rate / 3600, units, "L4", o.price_gpu, o.price_head)
+    def requests(writes: float, reads: float) -> float:
+        return (writes * o.price_writes + reads * o.price_reads) / 1e6
 
-    def photos(count: float, gigabytes: float) -> float:
+    def cpu(name: str, work: str, seconds: float, units: int, writes: float = 0, reads: float = 0) -> Stage:
+        return Stage(name, work, seconds / 3600, units, "vCPU", vcpu, requests=requests(writes, reads))
+
+    def train(name: str, work: str, images: float) -> Stage:
+        hours = images / o.gpu_images / o.gpu_efficiency / 3600
+        return Stage(name, work, hours, 4, "L4", o.price_gpu, o.price_head)
+
+    def photos(count: float, gigabytes: float, reads: float = 1) -> float:
         computing = count * o.photo_ms / 1e3 * (gigabytes * 1e6 / count / 63)
-        return computing + 2 * gigabytes * 1e3 / o.bucket_mb  # read once, written once
+        return computing + (reads + 1) * gigabytes * 1e3 / o.bucket_mb  # written once
 
+    # A g2-standard-8 has 8 vCPUs with 4 GB each, which decode and encode.
+    rate = min(o.gpu_infer_images, 8 * 1e3 / o.png_ms)
+    filling = {"writes": 2e6, "reads": 3e6}  # of a million images: image, mask and record; output and record
     return [
         cpu("training masks", "55,000 masks", 55_000 * o.mask_ms / 1e3, 4),
-        cpu("ImageNet to records", "1.28 M images, 138 GB", photos(1.28e6, 138), 16),
-        cpu("Places2 to records", "1.8 M images, 105 GB", photos(1.8e6, 105), 16),
-        gpu("train, preset paper", "137,500 steps of 24 images", 137_500 * 24, o.gpu_images, 4),
-        gpu("train, ten epochs of ImageNet", "12.8 M images", 12.8e6, o.gpu_images, 4),
-        gpu("train, ten epochs of Places2", "18 M images", 18e6, o.gpu_images, 4),
-        cpu("fill a million images, CPU", "1 M images of 512 x 512", 1e6 / o.infer_images, 200),
-        gpu("fill a million images, GPU", "1 M images of 512 x 512", 1e6, o.gpu_infer_images, 4),
+        cpu("ImageNet to records", "1.28 M images, 138 GB", photos(1.28e6, 138, o.tar_reads), 16, reads=1.28e6),
+        cpu("Places2 to records", "1.8 M images, 105 GB", photos(1.8e6, 105), 16, reads=1.8e6),
+        train("train, preset paper", "137,500 steps of 24 images", 137_500 * 24),
+        train("train, ten epochs of ImageNet", "12.8 M images", 12.8e6),
+        train("train, ten epochs of Places2", "18 M images", 18e6),
+        cpu("fill a million images, CPU", "1 M images of 512 x 512", 1e6 / o.infer_images, 200, **filling),
+        Stage(
+            "fill a million images, GPU",
+            "1 M images of 512 x 512",
+            1e6 / rate / 3600,
+            4,
+            "L4",
+            o.price_dataflow_gpu + 8 * vcpu,
+            requests=requests(**filling),
+        ),
     ]
 
 
@@ -84,11 +113,11 @@ def main(argv: list[str]) -> int:
     for name, (value, text) in OPTIONS.items():
         parser.add_argument("--" + name.replace("_", "-"), type=float, default=value, help=f"{text}; default {value}")
     options = parser.parse_args(argv)
-    print("| stage | work | on | time | cost |", "|---|---|--:|--:|--:|", sep="\n")
+    print("| stage | work | on | time | cost | most of it |", "|---|---|--:|--:|--:|---|", sep="\n")
     print(*(stage.row(options.start_hours) for stage in stages(options)), sep="\n")
     for name, gigabytes in (("ImageNet", 138), ("Places2", 105)):
         cost = 2 * gigabytes * options.price_gb
-        print(f"| keep {name} | tars and records, {2 * gigabytes} GB | buckets | a month | ${cost:,.2f} |")
+        print(f"| keep {name} | tars and records, {2 * gigabytes} GB | buckets | a month | ${cost:,.2f} | storage |")
     return 0
 
 

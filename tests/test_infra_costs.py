@@ -18,10 +18,27 @@ def test_the_printed_costs_are_what_the_script_prints():
     assert done.stdout in (ROOT / "infra/README.md").read_text("utf-8")
 
 
+def table(*options: str) -> str:
+    command = [sys.executable, ROOT / "infra/costs.py", *options]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
 def test_a_hand_computed_cost():
-    """A million images at 1.19/s of a vCPU on 200: 1.167 h + 0.1 h, times 200 vCPU at $0.07."""
-    done = subprocess.run([sys.executable, ROOT / "infra/costs.py"], capture_output=True, text=True, check=True)
-    assert "| fill a million images, CPU | 1 M images of 512 x 512 | 200 vCPU | 1.3 h | $17.74 |" in done.stdout
+    """A million images at 1.19/s of a vCPU on 200: 1.167 h + 0.1 h, times 200 vCPU at $0.056 + 4 x $0.003557 = $17.80;
+    2 M writes at $5 and 3 M reads at $0.40 a million: $11.20."""
+    row = "| fill a million images, CPU | 1 M images of 512 x 512 | 200 vCPU | 1.3 h | $29.00 | vCPUs, 61% |"
+    assert row in table()
+    # At 8 / 0.027 = 296 images/s: 0.334 h on 4 machines at $0.67 + 8 x $0.0702 = $1.65, and the same requests.
+    assert "| 4 L4 | 0.3 h | $12.85 | requests, 87% |" in table()
+
+
+def test_each_assumption_counts():
+    """Four L4s at 40/s and 80 %: 3.3 M images in 7.16 h; at 100 % 5.73 h. ImageNet is read once less."""
+    assert "| train, preset paper | 137,500 steps of 24 images | 4 L4 | 7.3 h |" in table()
+    assert "| train, preset paper | 137,500 steps of 24 images | 4 L4 | 5.8 h |" in table("--gpu-efficiency", "1")
+    # 138 GB at 50 MB/s are 2,760 s of a vCPU: $0.05.
+    costs = [float(re.search(r"ImageNet to records .*?[$]([\d.]+)", table(*o))[1]) for o in ([], ["--tar-reads", "1"])]
+    assert 0.04 < costs[0] - costs[1] < 0.07
 
 
 def test_the_work_of_an_image_is_that_of_the_networks_convolutions():
