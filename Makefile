@@ -44,8 +44,8 @@ bench: $(DEV) ## run the benchmarks of tests/benchmarks, one after another
 		echo "== $$file"; $(BIN)/python "$$file" || exit 1; \
 	done
 
-images: ## build the container images; REPOSITORY=... TAG=... name them, PUSH=yes pushes them
-	@TAG="$(TAG)" REPOSITORY="$(REPOSITORY)" PUSH="$(PUSH)" sh docker/build.sh
+images: ## build the container images; REPOSITORY=... TAG=... name them, PUSH=yes pushes them, GPU=yes adds beam-gpu
+	@TAG="$(TAG)" REPOSITORY="$(REPOSITORY)" PUSH="$(PUSH)" GPU="$(GPU)" sh docker/build.sh
 
 lint: $(DEV) ## check style, format and types
 	@$(BIN)/ruff check .
@@ -59,12 +59,12 @@ clean: ## remove demo/, build folders and caches; the environment stays
 # The stamps make a second `make` start at once; a change of either file installs again.
 $(RUNTIME): pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing into $(VENV) (a few minutes the first time)"
-	@$(PIP) install -c constraints.txt -e .
+	@$(PIP) install -c constraints.txt -e ".[dataflow,ray]"
 	@touch $@
 
 $(DEV): pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing into $(VENV) (a few minutes the first time)"
-	@$(PIP) install -c constraints.txt -e ".[dev]"
+	@$(PIP) install -c constraints.txt -e ".[dataflow,ray,dev]"
 	@touch $(RUNTIME) $@
 
 # Without it the test that uses it is skipped, and says so.

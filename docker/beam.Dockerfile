@@ -3,14 +3,14 @@
 #     make images REPOSITORY=... TAG=...
 #
 # BASE_IMAGE has Debian's apt and Python with venv, the same minor version as ray.Dockerfile's.
-# EXTRAS=gpu adds CUDA, for inference on GPUs.
+# EXTRAS=dataflow,gpu adds CUDA, for inference on GPUs.
 ARG BASE_IMAGE=python:3.11-slim-bookworm
 ARG BEAM_SDK_IMAGE=apache/beam_python3.11_sdk:2.77.0
 
 FROM ${BEAM_SDK_IMAGE} AS sdk
 
 FROM ${BASE_IMAGE} AS requirements
-ARG EXTRAS=""
+ARG EXTRAS=dataflow
 WORKDIR /parts
 COPY docker/requirements.py pyproject.toml constraints.txt ./
 RUN python3 requirements.py pyproject.toml "${EXTRAS}" > requirements.txt \
@@ -36,10 +36,18 @@ RUN --mount=type=bind,from=wheel,source=/project/wheels,target=/wheels \
 COPY docker/smoke.py /opt/pconv/smoke.py
 
 COPY --from=sdk /opt/apache/beam/boot /opt/apache/beam/boot
+COPY docker/beam-entrypoint.sh /opt/pconv/beam-entrypoint.sh
+# A login shell sets PATH anew, and `ray up` runs every command in one.
+RUN echo "PATH=/opt/pconv/bin:\$PATH" > /etc/profile.d/pconv.sh
+# The commit, for what is written to be told from that of others; last, so that it moves no layer above.
+ARG PCONV_COMMIT=""
 
+# LD_LIBRARY_PATH: where Google's machines (GKE, Dataflow) mount NVIDIA's driver.
 ENV PATH=/opt/pconv/bin:$PATH \
+    LD_LIBRARY_PATH=/usr/local/nvidia/lib64 \
+    PCONV_COMMIT=$PCONV_COMMIT \
     PYTHONUNBUFFERED=1 \
     RUN_PYTHON_SDK_IN_DEFAULT_ENVIRONMENT=1
-USER 1000
 WORKDIR /home/pconv
-ENTRYPOINT ["/opt/apache/beam/boot"]
+# Starts as root, and runs all else as user 1000.
+ENTRYPOINT ["/opt/pconv/beam-entrypoint.sh"]

@@ -6,7 +6,7 @@
 ARG BASE_IMAGE=python:3.11-slim-bookworm
 
 FROM ${BASE_IMAGE} AS requirements
-ARG EXTRAS=gpu,cluster
+ARG EXTRAS=beam,ray,gpu,cluster
 WORKDIR /parts
 COPY docker/requirements.py pyproject.toml constraints.txt ./
 RUN python3 requirements.py pyproject.toml "${EXTRAS}" > requirements.txt \
@@ -36,8 +36,15 @@ RUN python3 -m venv /opt/pconv \
 RUN --mount=type=bind,from=wheel,source=/project/wheels,target=/wheels \
     /opt/pconv/bin/pip install --no-cache-dir --no-compile --no-deps /wheels/*.whl
 COPY docker/smoke.py /opt/pconv/smoke.py
+# A login shell sets PATH anew, and `ray up` runs every command in one.
+RUN echo "PATH=/opt/pconv/bin:\$PATH" > /etc/profile.d/pconv.sh
+# The commit, for what is written to be told from that of others; last, so that it moves no layer above.
+ARG PCONV_COMMIT=""
 
+# LD_LIBRARY_PATH: where Google's machines (GKE, Dataflow) mount NVIDIA's driver.
 ENV PATH=/opt/pconv/bin:$PATH \
+    LD_LIBRARY_PATH=/usr/local/nvidia/lib64 \
+    PCONV_COMMIT=$PCONV_COMMIT \
     PYTHONUNBUFFERED=1 \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility \

@@ -71,14 +71,15 @@ ELSEWHERE = {
     "terraform output": {"-chdir", "-raw"},
     "terraform fmt": set(),
     "terraform validate": set(),
-    "docker run": {"--rm", "--network", "--entrypoint"},
+    "docker run": {"--rm", "--network", "--user", "--entrypoint"},
+    "trivy image": {"--format", "--scanners", "--output"},
     "docker compose up": {"--file", "--detach"},
     "docker compose exec": {"--file"},
     "docker compose down": {"--file"},
     "ssh-keygen": {"-t", "-N", "-C", "-f"},
     "git clone": set(),
 }
-PROGRAMS = r"(?:python|make|ray|docker|gcloud|kubectl|terraform|git|pip|infra/[\w/]+\.sh)"
+PROGRAMS = r"(?:python|make|ray|docker|trivy|gcloud|kubectl|terraform|git|pip|infra/[\w/]+\.sh)"
 
 
 class Parsed(Exception):
@@ -170,7 +171,9 @@ def check(line: str, monkeypatch) -> None:
         assert given <= {"PYTHON", "VENV", "REPOSITORY", "TAG", "PUSH", "GPU"}, line
     elif program == "pip":
         (package,) = rest[1:]
-        assert rest[0] == "install" and f"\n{package}==" in (ROOT / "constraints.txt").read_text("utf-8"), line
+        extra = re.fullmatch(r"pconv\[(\w+)\]", package)
+        where, form = ("pyproject.toml", f"\n{extra[1]} = [") if extra else ("constraints.txt", f"\n{package}==")
+        assert rest[0] == "install" and form in (ROOT / where).read_text("utf-8"), line
     elif program == "python" and rest[0] == "-m" and len(rest) == 2:  # the text speaks of it
         assert callable(importlib.import_module(rest[1]).main)
     elif program == "python" and rest[0] == "-m":

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -215,14 +217,14 @@ def test_somebody_may_push_images_and_enter_tunnels():
     assert {"logging", "monitoring", "iamcredentials", "oslogin", "container"} <= services
 
 
-def test_both_images_share_python_pins_and_a_user_without_rights():
+def test_both_images_share_python_and_pins():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     if sys.version_info >= (3, 11):  # as in the images
         requirements = load("docker/requirements.py").requirements
         assert requirements(project, ["gpu"]) == [*project["dependencies"], "tensorflow[and-cuda]"]
     texts = [path.read_text("utf-8") for path in DOCKERFILES]
     for text in texts:
-        assert re.findall(r"^USER (.+)$", text, re.MULTILINE) == ["1000"]
+        assert "/etc/profile.d/pconv.sh" in text and "LD_LIBRARY_PATH=/usr/local/nvidia/lib64" in text
         assert text.count("-c /parts/constraints.txt") == 1 and "PIP_CONSTRAINT=constraints.txt" in text
         extras = re.search(r"ARG EXTRAS=(.*)", text)[1].strip('"').split(",")
         assert {name for name in extras if name} <= set(project["optional-dependencies"])
@@ -231,6 +233,68 @@ def test_both_images_share_python_pins_and_a_user_without_rights():
     pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text("utf-8").split("\n") if "==" in line)
     assert f"apache/beam_python3.11_sdk:{pins['apache-beam']}" in texts[0]
     assert f"PCONV_RAY_VERSION:-{pins['ray']}" in (ROOT / "infra/kuberay/rayjob.yaml").read_text("utf-8")
+
+
+def test_each_image_has_what_its_workers_need_and_no_more():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    beam, ray = (re.search(r"ARG EXTRAS=(.*)", path.read_text("utf-8"))[1].split(",") for path in DOCKERFILES)
+    beam, ray = (
+        project["dependencies"] + [need for extra in extras for need in project["optional-dependencies"][extra]]
+        for extras in (beam, ray)
+    )
+    assert not any(need.startswith("ray[") for need in beam) and any("apache-beam[gcp]" in need for need in beam)
+    assert not any("[gcp]" in need for need in ray) and any(need.startswith("apache-beam>") for need in ray)
+    assert any(need.startswith("ray[") for need in ray) and "tensorflow[and-cuda]" in ray
+
+
+BOOT = """#!/bin/sh
+set -eu
+mkdir "$FOLDER/staged"
+echo "$(id -u) $(id -g) $(id -G) $HOME $*" > "$FOLDER/staged/said"
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="needs root, as Dataflow starts images")
+@pytest.mark.parametrize("form", ["--semi_persist_dir={}", "-semi_persist_dir={}", "--semi_persist_dir {}"])
+def test_beams_program_runs_as_user_1000_in_a_folder_that_it_may_write(form, tmp_path):
+    """Dataflow's folder is root's, mode 755; there boot makes ``staged``, and ends if it cannot."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as place:  # pytest's own folders let nobody else in
+        os.chmod(place, 0o755)
+        boot, folder = Path(place, "boot"), Path(place, "google")
+        boot.write_text(BOOT)
+        boot.chmod(0o755)
+        folder.mkdir(mode=0o755)
+        (folder / "other").write_text("")
+        environment = {"PATH": os.environ["PATH"], "PCONV_BOOT": str(boot), "FOLDER": str(folder)}
+        arguments = ["--id=1-1", *form.format(folder).split(), "--logging_endpoint=localhost:1"]
+        as_root = ["sh", ROOT / "docker/beam-entrypoint.sh", *arguments]
+        done = subprocess.run(as_root, env=environment, capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert (folder / "staged/said").read_text() == f"1000 1000 1000 /home/pconv {' '.join(arguments)}\n"
+        assert (folder / "staged").stat().st_uid == 1000 and (folder / "other").stat().st_uid == 0
+        # Without the script, as user 1000 on a folder of root's.
+        folder.joinpath("staged/said").unlink()
+        folder.joinpath("staged").rmdir()
+        os.chown(folder, 0, 0)
+        alone = ["setpriv", "--reuid=1000", "--regid=1000", "--clear-groups", boot, *arguments]
+        refused = subprocess.run(alone, env=environment, capture_output=True, text=True)
+        assert refused.returncode != 0 and "ermission denied" in refused.stderr
+
+
+def test_images_are_built_for_the_machines_of_the_cloud_with_the_commit(tmp_path):
+    docker = tmp_path / "docker"
+    docker.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/said\n')
+    docker.chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "TAG": "7", "GPU": "yes", "REPOSITORY": "r/p"}
+    done = subprocess.run(["sh", ROOT / "docker/build.sh"], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = (tmp_path / "said").read_text().splitlines()
+    assert [line.split("--tag ")[1] for line in lines] == ["r/p/ray:7 .", "r/p/beam:7 .", "r/p/beam-gpu:7 ."]
+    assert all(re.match(r"build --platform linux/amd64 --build-arg PCONV_COMMIT=\S* ", line) for line in lines)
+    assert ["EXTRAS=dataflow,gpu" in line for line in lines] == [False, False, True]
+    assert [re.search(r"--file (\S+)", line)[1] for line in lines] == [
+        *(f"docker/{name}.Dockerfile" for name in ("ray", "beam", "beam"))
+    ]
 
 
 def test_compose_file_has_one_head_two_workers_and_publishes_on_loopback_only():

@@ -295,7 +295,10 @@ def test_constraints_pin_one_version_per_python():
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     form = re.compile(r'[a-z0-9]+(-[a-z0-9]+)*==\d[a-z0-9.]*(; python_version (<|>=) "3\.\d+")?')
     assert [line for line in lines if not form.fullmatch(line)] == []
-    needed = [Requirement(text) for text in project["dependencies"] + project["optional-dependencies"]["dev"]]
+    needed = [Requirement(text) for text in project["dependencies"]]
+    needed += [
+        Requirement(text) for extra in ("dataflow", "ray", "dev") for text in project["optional-dependencies"][extra]
+    ]
     for python in PYTHONS:
         here = {"python_version": python}
         pins = [pin for pin in map(Requirement, lines) if not pin.marker or pin.marker.evaluate(here)]

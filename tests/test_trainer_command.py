@@ -177,3 +177,15 @@ def test_durations_are_written_as_on_a_clock(seconds, text):
 def test_code_version_is_the_projects():
     pyproject = Path(__file__).resolve().parents[1] / "pyproject.toml"
     assert code_version() == re.search(r'^version = "(.+)"$', pyproject.read_text(), re.M)[1]
+
+
+@pytest.mark.parametrize(("library", "extra"), [("apache_beam", "beam"), ("ray", "ray")])
+def test_a_library_that_is_not_installed_is_told_with_its_extra(library, extra):
+    seen = run_main(f"sys.modules[{library!r}] = None; import {library}")
+    expected = f"error: {library} is not installed: pip install 'pconv[{extra}]'\n"
+    assert (seen.returncode, seen.stderr) == (2, expected)
+
+
+def test_a_version_with_the_commit(monkeypatch):
+    monkeypatch.setenv("PCONV_COMMIT", "3f2a1b")
+    assert re.fullmatch(r"\d[\d.]+\+3f2a1b", code_version())

@@ -24,6 +24,7 @@ from trainer.errors import Outage, UserError, is_outage
 FAILURE = 1
 WRONG_USE = 2
 SOME_REJECTED = 3
+_EXTRAS = {"apache_beam": "beam", "ray": "ray"}  # of the package, with what need not be installed
 
 
 def code_version() -> str:
@@ -211,6 +212,9 @@ def _exit_code(error: BaseException) -> int:
         number = number or signal.SIGINT
         stopping.say(number)
         return 128 + number
+    if isinstance(error, ModuleNotFoundError) and (extra := _EXTRAS.get(error.name or "")):
+        print(f"error: {error.name} is not installed: pip install 'pconv[{extra}]'", file=sys.stderr)
+        return WRONG_USE
     if not isinstance(error, UserError | Outage) and not (isinstance(error, OSError) and is_outage(error)):
         raise error
     print(f"error: {printable(' '.join(str(error).split()))}", file=sys.stderr)

@@ -7,9 +7,10 @@
 # localhost/pconv/ray:TAG and localhost/pconv/beam:TAG; `buildah rmi --all` removes them.
 #
 #   TAG             default: local
-#   RAY_EXTRAS      extras of the project in the Ray image; default: gpu,cluster
-#   BEAM_SDK_IMAGE  where Beam's boot program comes from; without it, and so without Docker Hub, the beam image gets an
-#                   empty file in its place: everything but the start of a worker can be tried
+#   RAY_EXTRAS      extras of the project in the Ray image; default: beam,ray,gpu,cluster
+#   BEAM_SDK_IMAGE  where Beam's boot program comes from; without it, and so without Docker Hub, it is built from its Go
+#                   module. Without Go the beam image gets an empty file in its place: everything but the start of a
+#                   worker can be tried
 #   BUILD_OPTIONS   more options of buildah, such as --volume=/etc/pip.conf:/etc/pip.conf:ro
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
@@ -41,21 +42,37 @@ if [[ -z $sdk ]]; then
     sdk=localhost/pconv/no-sdk:local
     container=$(buildah from scratch)
     : >"$scratch/boot"
+    if command -v go >/dev/null; then
+        version=$(sed -n 's/^apache-beam==//p' constraints.txt)
+        GOBIN=$scratch GOFLAGS=-buildvcs=false go install "github.com/apache/beam/sdks/v2/python/container@v$version"
+        mv "$scratch/container" "$scratch/boot"
+    fi
     buildah add -q "$container" "$scratch/boot" /opt/apache/beam/boot >/dev/null
     buildah commit -q "$container" "$sdk" >/dev/null
     buildah rm "$container" >/dev/null
 fi
 
+commit=$(git describe --always --exclude '*' --abbrev=12 --dirty=.changed 2>/dev/null || true)
 for image in "$@"; do
     extras=()
-    [[ $image == beam ]] || extras=(--build-arg "EXTRAS=${RAY_EXTRAS-gpu,cluster}")
+    [[ $image == beam ]] || extras=(--build-arg "EXTRAS=${RAY_EXTRAS-beam,ray,gpu,cluster}")
     name=localhost/pconv/$image:$tag
     started=$SECONDS
     buildah bud "${options[@]}" --layers --build-arg "BASE_IMAGE=$base" --build-arg "BEAM_SDK_IMAGE=$sdk" \
-        ${extras[@]+"${extras[@]}"} -f "docker/$image.Dockerfile" -t "$name" .
+        --build-arg "PCONV_COMMIT=$commit" ${extras[@]+"${extras[@]}"} -f "docker/$image.Dockerfile" -t "$name" .
     container=$(buildah from "$name")
     size=$(du -sm "$(buildah mount "$container")" | cut -f1)
-    buildah run --isolation chroot "$container" -- python /opt/pconv/smoke.py
+    # As the image's programs run, and as `ray up` calls them.
+    run=(buildah run --isolation chroot --user 1000 "$container" --)
+    "${run[@]}" python /opt/pconv/smoke.py
+    programs=python
+    [[ $image == beam ]] || programs="ray python"
+    "${run[@]}" bash --login -c "command -v $programs"
+    if [[ $image == beam && -s $scratch/boot ]]; then
+        # Beam's boot program as Dataflow starts it: as root, with a folder of root's. It asks for an id, and ends.
+        buildah run --isolation chroot "$container" -- sh -c 'mkdir -p /var/opt/google && chmod 755 /var/opt/google &&
+            ! /opt/pconv/beam-entrypoint.sh --semi_persist_dir=/var/opt/google && stat -c %u /var/opt/google | grep -qx 1000'
+    fi
     buildah umount "$container" >/dev/null
     buildah rm "$container" >/dev/null
     echo "$name: $size MB unpacked, built in $((SECONDS - started)) s"
