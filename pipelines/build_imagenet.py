@@ -70,6 +70,7 @@ def main(argv: Sequence[str]) -> int:
         )
         from pipelines.transforms.dataset_writer import FinishDataset
         from trainer.storage import claims, recognize
+        from trainer.storage.names import printable
 
     ours, options = parse_options(parser(), argv)
     spec = ImageSpec(
@@ -94,7 +95,7 @@ def main(argv: Sequence[str]) -> int:
         "seed": 0,
         "code_version": code_version(),
         "parameters": parameters | dataclasses.asdict(spec),
-        "synsets": source.synsets,
+        "synsets": tuple(map(printable, source.synsets)),
     }
 
     def build(pipeline):

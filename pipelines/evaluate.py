@@ -6,10 +6,11 @@
 Writes report.html (tables, curves and images in one file that needs no network), table.md, metrics.json
 and pairs.jsonl. With --hole, or --pairs, image files are scored with their own mask files, found as by
 pipelines.inpaint. --run RUN takes a run's newest checkpoint, RUN@best its best, RUN@400 that of step 400,
-MODEL.keras an export; NAME=RUN names it. --run may be given several times: differences to the first
-network, with their standard errors, are of the same pairs. The same datasets, networks and seed give the
-same numbers on any runner. A pair that a method gives no finite image for counts as failed and enters no
-mean; the exit code is then 3. A storage or a disk that fails is no such pair: the job ends, exit code 1.
+MODEL.keras an export; NAME=RUN names it; a run called me@work or lr=0.1 is meant by its name. --run may be
+given several times: differences to the first network, with their standard errors, are of the same pairs. The
+same datasets, networks and seed give the same numbers on any runner. A pair that a method gives no finite
+image for counts as failed and enters no mean; the exit code is then 3. A storage or a disk that fails is no
+such pair: the job ends, exit code 1.
 """
 
 from __future__ import annotations

@@ -133,3 +133,11 @@ def test_nothing_is_lost():
         named = used | set(found.strays)
         assert told | (named & both) >= set(images) and named | (told & both) >= set(masks)
         assert told <= set(images) and all(name not in mine for name, mine in found.masks.items() if name in both)
+
+
+@pytest.mark.parametrize("mask", ["a_mask.png", "mask_a.png", "a.jpg.png"])
+def test_folders_without_names_are_folders(mask):
+    """Of objects in a bucket: ``x//a`` is not ``x/a``."""
+    assert root_of(f"x//{mask}") == "x//a" and root_of(f"/{mask}") == "/a"
+    found = match_names(["x/a.jpg", "x//a.jpg"], [f"x//{mask}", f"x/{mask}"])
+    assert found.masks == {"x/a.jpg": [f"x/{mask}"], "x//a.jpg": [f"x//{mask}"]}

@@ -272,3 +272,13 @@ def test_a_managed_folder_is_listed_where_its_neighbors_may_not_be_asked_for(buc
         assert denied.count
         with pytest.raises(Denied):
             storage.find(f"{bucket}/out")
+
+
+def test_a_managed_folder_may_have_a_name_of_wildcards(bucket, gcs_server):
+    """Nor may its account list the objects whose names merely begin like that of the folder."""
+    for name in ("x [v2]/a.png", "x v/b.png"):
+        storage.create(f"{bucket}/{name}", b"x")
+    denied = Fault(403, r"[?&]prefix=[^&]*%5D(&|$)", always)
+    with proxied(gcs_server, denied):
+        assert storage.select(f"{bucket}/x [v2]/*.png").find() == [f"{bucket}/x [v2]/a.png"]
+        assert denied.count

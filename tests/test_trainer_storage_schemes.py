@@ -54,6 +54,9 @@ class MemoryStore:
     def exists(self, address):
         return address in self.files
 
+    def is_there(self, address):
+        return any(f"{name}/".startswith(f"{address}/") for name in self.files)
+
     def size(self, address):
         return len(self.files[address][0]) if address in self.files else 0
 

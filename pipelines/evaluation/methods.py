@@ -72,11 +72,17 @@ def _split(text: str) -> tuple[str, str, str]:
     An address may have both signs as well: what is there under the whole text is not split.
     """
     named = re.match(r"([\w.-]+)=(.+)", text)
-    name, address = named.groups() if named and not storage.is_there(storage.normalize(text)) else ("", text)
+    readings = [("", text), *([(named[1], named[2])] if named else [])]
+    for name, address in readings:
+        for place, which in (address, ""), _split_checkpoint(address):
+            if storage.is_there(storage.normalize(place)):
+                return name, place, which
+    return name, *_split_checkpoint(address)  # for the error
+
+
+def _split_checkpoint(address: str) -> tuple[str, str]:
     run, _, which = address.rpartition("@")
-    if not run or "/" in which or storage.is_there(storage.normalize(address)):
-        return name, address, ""
-    return name, run, which
+    return (run, which) if run and "/" not in which else (address, "")
 
 
 def _find_run(address: str, which: str) -> Network:

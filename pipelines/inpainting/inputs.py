@@ -272,13 +272,17 @@ def match_all(where: Inputs, extension: str = "") -> Iterator[Item | Reject]:
                 yield file
             else:
                 roots.setdefault(file[0], {kind: [] for kind in where.kinds})[kind].append(file[1])
-    lone = where.lone
+    lone, mask_base = where.lone, storage.select(where.masks).base if where.masks else ""
     for root in roots.items():
-        yield from match_files(root, where, extension, lone)
+        yield from match_files(root, where, extension, lone, mask_base)
 
 
 def match_files(
-    group: tuple[str, Mapping[str, Iterable[str]]], where: Inputs, extension: str, lone: bool = False
+    group: tuple[str, Mapping[str, Iterable[str]]],
+    where: Inputs,
+    extension: str,
+    lone: bool = False,
+    mask_base: str | None = None,
 ) -> Iterator[Item | Reject]:
     """Items of the files of one root; a file without a counterpart, or with unclear ones, becomes a `Reject`.
 
@@ -287,6 +291,7 @@ def match_files(
             ``where.masks``, or none.
         extension: of the outputs.
         lone: whether one image alone is to be inpainted: masks of others are no inputs then.
+        mask_base: folder of all masks; None asks the storage.
     """
     found = group[1]
     images = {storage.relative(address, where.base): address for address in found["images"]}
@@ -294,7 +299,7 @@ def match_files(
         outputs = _outputs(images, extension)
         yield from (Item(address, where.masks, outputs[name]) for name, address in sorted(images.items()))
         return
-    base = storage.select(where.masks).base
+    base = storage.select(where.masks).base if mask_base is None else mask_base
     masks = {storage.relative(address, base): address for address in found["masks"]}
     shared = images.keys() & masks.keys() if base == where.base else set()
     if where.match == "path":

@@ -106,7 +106,8 @@ class MatchInputs(beam.PTransform):
             pairs = listed | "ReadPairs" >> _tagged(tag_rejects, inputs.list_pairs, where.base, main="pairs")
             matched = pairs.pairs | "ByStem" >> beam.GroupByKey() | "Match" >> match
             return matched.items, [pairs[REJECTED], matched[REJECTED]]
-        match = _tagged(tag_rejects, inputs.match_files, where, extension, where.lone, main="items")
+        mask_base = storage.select(where.masks).base if where.masks else ""
+        match = _tagged(tag_rejects, inputs.match_files, where, extension, where.lone, mask_base, main="items")
         files = self._files(pipeline)
         named = {kind: found.files for kind, found in files.items()}
         matched = named | "ByRoot" >> beam.CoGroupByKey() | "Match" >> match

@@ -48,9 +48,9 @@ def stem_of(name: str) -> str:
 
 def _strip(name: str, *rules: re.Pattern[str]) -> str | None:
     """``name``, a path, without a word before or after its last part; None if it has none of them."""
-    folder, last = posixpath.split(name)
+    folder, slash, last = name.rpartition("/")
     found = next(filter(None, (rule.fullmatch(last) for rule in rules)), None)
-    return posixpath.join(folder, found["rest"]) if found else None
+    return folder + slash + found["rest"] if found else None
 
 
 def without_mask(name: str) -> str | None:

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import io
 import re
 import time
 import uuid
@@ -28,7 +27,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from trainer.errors import AlreadyExists, Conflict, Denied, NotFound, Outage, Unwritable, UserError
-from trainer.storage.store import require_size
+from trainer.storage.store import BoundedFile
 
 if TYPE_CHECKING:
     from google.cloud.storage import Blob, Client
@@ -87,6 +86,13 @@ class GcsStore:
         """Whether an object is there; False for a bucket."""
         return bool(_split(address)[1]) and _find(address) is not None
 
+    def is_there(self, address: str) -> bool:
+        """Whether an object has this name, or begins with it and a slash."""
+        try:
+            return any(f"{name}/".startswith(f"{address}/") for name, _ in _list(address))
+        except Denied:  # who may list a managed folder may not list what is beside it
+            return next(_list(f"{address}/"), None) is not None
+
     def size(self, address: str) -> int:
         """Bytes in the object; 0 if it does not exist."""
         return next((length for name, length in _list(address) if name == address), 0)
@@ -122,7 +128,7 @@ class GcsStore:
             blob = _blob(address)
             if max_bytes is None:
                 return blob.download_as_bytes(retry=None), blob.generation
-            file = _BoundedFile(address, max_bytes)
+            file = BoundedFile(address, max_bytes)
             blob.download_to_file(file, retry=None)
             return file.getvalue(), blob.generation
 
@@ -216,18 +222,6 @@ class GcsStore:
 
     def remove_folder(self, folder: str) -> None:
         """A bucket has no folders."""
-
-
-class _BoundedFile(io.BytesIO):
-    """Memory for a download, which ends at once where it would be larger than ``max_bytes``."""
-
-    def __init__(self, address: str, max_bytes: int):
-        super().__init__()
-        self._address, self._max_bytes = address, max_bytes
-
-    def write(self, data) -> int:
-        require_size(self._address, self.tell() + len(data), self._max_bytes)
-        return super().write(data)
 
 
 @functools.lru_cache(maxsize=1)

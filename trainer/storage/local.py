@@ -13,7 +13,7 @@ from typing import BinaryIO
 import google_crc32c
 
 from trainer.errors import AlreadyExists, Conflict, Denied, NotFound, Outage, Unwritable, UserError, is_outage
-from trainer.storage import beneath
+from trainer.storage import beneath, names
 from trainer.storage.store import crc32c, encode_crc32c, require_size
 
 _BLOCK = 1 << 20
@@ -60,6 +60,10 @@ class LocalStore:
     def exists(self, address: str) -> bool:
         """Whether a file (not a folder) is there."""
         return os.path.isfile(address)
+
+    def is_there(self, address: str) -> bool:
+        """Whether anything has this name; a link that leads nowhere has."""
+        return os.path.lexists(address)
 
     def size(self, address: str) -> int:
         """Bytes in the file; 0 for a link to nowhere, or if it is gone since it was listed: reading will say so."""
@@ -218,7 +222,10 @@ def _writing(path: str) -> Iterator[None]:
 def _writing_error(path: str, error: OSError) -> Exception:
     denied = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
     kind = Denied if denied else Outage if is_outage(error) else Unwritable
-    return kind(f"cannot write to {path}: {error.strerror}")
+    size, reason = len(names.to_bytes(os.path.basename(path))), error.strerror
+    if error.errno == errno.ENAMETOOLONG and size > names.MAX_BYTES:
+        reason = f"expected a name of at most {names.MAX_BYTES} bytes. Received {size}."
+    return kind(f"cannot write to {path}: {reason}")
 
 
 def _make_folder(folder: str) -> None:

@@ -52,8 +52,10 @@ def is_hidden(path: str) -> bool:
 
     ``.`` and ``..`` are no hidden folders; they occur in names of objects and of members of tars.
     """
-    parts = path.split("/")
-    return any(part.lower() in _LEFT_BEHIND or (part[:1] == "." and part not in (".", "..")) for part in parts)
+    if not _LEFT_BEHIND.isdisjoint(path.lower().split("/")):
+        return True
+    has_dot = path.startswith(".") or "/." in path  # rarely: the rest is slower
+    return has_dot and any(part.startswith(".") and part not in (".", "..") for part in path.split("/"))
 
 
 def shorten(name: str, max_bytes: int = MAX_BYTES) -> str:

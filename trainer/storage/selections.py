@@ -8,7 +8,6 @@ no patterns: see `api.find`.
 from __future__ import annotations
 
 import fnmatch
-import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -90,9 +89,7 @@ def select(address: str) -> Selection:
 
 def is_there(address: str) -> bool:
     """Whether anything is under this very name: a file, a folder, or what is neither."""
-    if not api.is_remote(address):
-        return os.path.lexists(address)
-    return next(api.scan_folder(address, deep=True), None) is not None or api.exists(address)
+    return api.store_of(address).is_there(address)
 
 
 def compile_glob(pattern: str) -> re.Pattern[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
@@ -25,6 +26,18 @@ def require_size(address: str, size: int, max_bytes: int | None) -> None:
     """Raises `TooLarge` for a file of more than ``max_bytes``."""
     if max_bytes is not None and size > max_bytes:
         raise TooLarge(f"{address} is too large: expected {max_bytes:,} bytes or fewer. Received {size:,} or more.")
+
+
+class BoundedFile(io.BytesIO):
+    """Memory for a download, which ends at once where it would be larger than ``max_bytes``."""
+
+    def __init__(self, address: str, max_bytes: int):
+        super().__init__()
+        self._address, self._max_bytes = address, max_bytes
+
+    def write(self, data) -> int:
+        require_size(self._address, self.tell() + len(data), self._max_bytes)
+        return super().write(data)
 
 
 class Store(Protocol):
@@ -72,6 +85,9 @@ class Store(Protocol):
 
     def exists(self, address: str) -> bool:
         """Whether a file (not a folder) is there."""
+
+    def is_there(self, address: str) -> bool:
+        """Whether anything has this name: a file, a folder, or what is neither."""
 
     def size(self, address: str) -> int:
         """Bytes in the file; 0 if it does not exist."""
