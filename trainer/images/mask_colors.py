@@ -14,7 +14,8 @@ from trainer.images.rgb import BLOCK
 _HALF = 128  # from which a luminance is bright
 _NEAR = 40  # difference in a channel within which a color is that of a soft edge
 _APART = 48  # difference in a channel from which two colors are two
-_OUTSIDE = 0.002  # share of pixels off the line between two colors, of lossy formats alone
+_OUTSIDE = 0.002  # share of pixels off the line between two colors, where a lossy format has put them
+_MANY = 64  # colors, from which a lossy format has made them
 _DARK, _LIGHT = 32, 223  # what passes for black and white as one of two colors
 _SAME = 0.8  # share of a shape in which two ways to read it agree, but for its edges
 _LUMINANCE = (0.299, 0.587, 0.114)
@@ -41,7 +42,8 @@ def split_color(color: np.ndarray, is_lossy: bool = False) -> Split:
         raise _ambiguous("one color, " + name_color(colors[0]), colors)
     if len(values) == 2 and not is_lossy:
         return Split(_is(color, _white_of(*colors)), f"two colors, {' and '.join(map(name_color, colors))}")
-    if found := _split_pair(color, is_lossy):
+    is_noisy = is_lossy or len(values) > _MANY  # or was, in another format
+    if found := _split_pair(color, is_noisy):
         return found
     count = f"{len(values)} colors"
     if not is_lossy:
@@ -104,7 +106,7 @@ def _white_of(first: Color, second: Color) -> Color:
     raise _ambiguous(f"two colors, {name_color(first)} and {name_color(second)}", (first, second))
 
 
-def _split_pair(color: np.ndarray, is_lossy: bool) -> Split | None:
+def _split_pair(color: np.ndarray, is_noisy: bool) -> Split | None:
     """The two colors that a mask consists of, all else being edges between them; None if there are others."""
     pair = _find_pair(color)
     if pair is None:
@@ -118,9 +120,9 @@ def _split_pair(color: np.ndarray, is_lossy: bool) -> Split | None:
         is_second[rows], is_inner[rows] = part >= 0.5, (part > 0.1) & (part < 0.9)
         off_line = np.abs(offset - np.clip(part, 0, 1)[..., None] * way).max(axis=2) > _NEAR
         outside += np.count_nonzero(off_line)
-    if outside > (_OUTSIDE * is_inner.size if is_lossy else 0):
+    if outside > (_OUTSIDE * is_inner.size if is_noisy else 0):
         return None
-    if not is_lossy and is_flat(color, is_inner):
+    if not is_noisy and is_flat(color, is_inner):
         return None  # a third color, which happens to lie between the two
     white = _white_of(first, second)
     read_as = f"about two colors, {name_color(first)} and {name_color(second)}"

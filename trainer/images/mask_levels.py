@@ -149,8 +149,9 @@ def _has_labels(gray: np.ndarray, levels: np.ndarray, is_lossy: bool) -> bool:
         surplus = int(levels[-1]).bit_length() - 8
         gray, levels = (gray >> surplus).astype(np.uint8), np.unique(levels >> surplus)
     low, high = int(levels[0]), int(levels[-1])
-    noise = (high - low) // _NOISE if is_lossy or len(levels) > _FEW else 0
-    inner = (gray > low + noise) & (gray < high - noise)
+    noise = (high - low) // _NOISE
+    first = low + (noise if is_lossy or len(levels) > _FEW else 0)  # small labels are near black, too
+    inner = (gray > first) & (gray < high - noise)
     if len(levels) > _FEW and 2 * len(levels) > high - low:
         return False
     return is_flat(gray, inner)
