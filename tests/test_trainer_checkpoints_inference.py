@@ -12,7 +12,7 @@ import pytest
 from networks import make_network, small_config
 from trainer import checkpoints, export, presets, storage
 from trainer.errors import UserError
-from trainer.inference import predict
+from trainer.inference import export_formats, predict
 from trainer.model.unet import build_unet
 
 CONFIG = dataclasses.replace(small_config(16), ema_decay=0.9)
@@ -86,6 +86,49 @@ def test_exports_for_other_programs_are_of_the_averages(tmp_path, batch, expecte
     session = onnxruntime.InferenceSession(f"{tmp_path}/out/model.onnx", providers=["CPUExecutionProvider"])
     (found,) = session.run(["output"], {"image": image, "mask": mask})
     np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_all_files_of_an_export_hold_the_same_weights(tmp_path):
+    """Array by array, also where the formats are written one after another, as training and the command do."""
+    tf, onnx = pytest.importorskip("tensorflow"), pytest.importorskip("onnx")
+    pytest.importorskip("tf2onnx")
+    run = str(tmp_path)
+    pin = save(run)
+    export_formats.export_model(run, CONFIG, checkpoints.load_for_inference(pin), {"hole": 0.5})
+    export.main(["--run", run, "--format", "saved_model"])
+    export.main(["--run", run, "--checkpoint", "3", "--format", "onnx"])
+    folder = f"{run}/exports/step-00000003"
+    card = json.loads(storage.read(f"{folder}/card.json"))
+    assert (card["weights"], card["metrics"]) == ("ema", {"hole": 0.5})
+    assert {name.partition("/")[0] for name in card["files"]} == {"model.keras", "saved_model", "model.onnx"}
+    averaged, raw = arrays_of(AVERAGED), arrays_of(RAW)
+
+    in_keras = {
+        variable.path: variable.numpy() for variable in keras.saving.load_model(f"{folder}/model.keras").variables
+    }
+    assert in_keras.keys() == averaged.keys()
+    for name, array in averaged.items():
+        np.testing.assert_array_equal(in_keras[name], array)
+
+    def count(arrays, held):
+        """How many of ``arrays`` are among those that a file holds."""
+        found = {(array.shape, array.tobytes()) for array in held}
+        return sum((array.shape, array.tobytes()) in found for array in arrays)
+
+    reader = tf.train.load_checkpoint(f"{folder}/saved_model/variables/variables")
+    in_saved_model = [np.asarray(reader.get_tensor(name)) for name in reader.get_variable_to_shape_map()]
+    assert count(averaged.values(), in_saved_model) == len(averaged)
+    assert count(raw.values(), in_saved_model) < len(raw) / 2  # zeros and ones may be in both
+    # tf2onnx folds BatchNorm and turns kernels to [filters, channels, height, width].
+    model = onnx.load(f"{folder}/model.onnx")
+    in_onnx = [np.ascontiguousarray(onnx.numpy_helper.to_array(held)) for held in model.graph.initializer]
+    kernels = {
+        seed: [np.ascontiguousarray(a.transpose(3, 2, 0, 1)) for name, a in arrays.items() if name.endswith("kernel")]
+        for seed, arrays in ((AVERAGED, averaged), (RAW, raw))
+    }
+    assert count(kernels[AVERAGED], in_onnx) == len(kernels[AVERAGED]) > 4
+    assert count(kernels[RAW], in_onnx) == 0
 
 
 def test_without_averages_the_weights_are_the_raw_ones(tmp_path, batch):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from trainer import checkpoints, export, presets, storage
+from trainer.checkpoints import pointers
 from trainer.config import PhaseConfig, TrainConfig, UNetConfig
 from trainer.errors import UserError
 from trainer.model.unet import build_unet
@@ -126,7 +127,10 @@ def test_formats_are_added_and_files_stay(tmp_path):
     export.main(["--run", run, "--format", "saved_model"])
     export.main(["--run", run, "--output", str(tmp_path / "copy")])
     assert (folder / "saved_model" / "saved_model.pb").exists()
-    assert {name: (folder / name).read_bytes() for name in before} == before
+    assert (folder / "model.keras").read_bytes() == before["model.keras"]
+    card, earlier = (json.loads(text) for text in ((folder / "card.json").read_text(), before["card.json"]))
+    assert card == {**earlier, "files": card["files"]}
+    assert earlier["files"].items() < card["files"].items()
     assert json.loads((tmp_path / "copy" / "card.json").read_text())["metrics"] == {"hole": 0.5}
 
 
@@ -151,6 +155,38 @@ def test_exports_of_other_checkpoints_are_not_mixed(tmp_path):
     (tmp_path / "mine" / "card.json").write_text("[]")
     with pytest.raises(UserError, match="not the card"):
         export.main(["--run", run, "--output", str(tmp_path / "mine")])
+
+
+def step_of(folder) -> int:
+    return json.loads((folder / "card.json").read_text())["step"]
+
+
+def test_any_checkpoint_of_the_run_can_be_exported(tmp_path, capsys):
+    run = str(tmp_path / "run")
+    for step in (7, 8, 9):
+        make_run(run, step=step, seed=step)
+    export.main(["--run", run, "--output", str(tmp_path / "newest")])
+    assert step_of(tmp_path / "newest") == 9  # nothing was validated
+    score = checkpoints.Score(metric="psnr", value=20.0, higher_is_better=True)
+    pointers.move_best(run, checkpoints.find(run, 8), 8, score, None)
+    expected = {"latest": 9, "best": 8, "7": 7}
+    for which, step in expected.items():
+        export.main(["--run", run, "--checkpoint", which])
+        assert capsys.readouterr().out.splitlines()[-1] == f"keras of step {step} in {run}/exports/step-0000000{step}"
+        assert step_of(tmp_path / "run" / "exports" / f"step-0000000{step}") == step
+    kernels = []
+    for step in (7, 8, 9):
+        found = keras.saving.load_model(f"{run}/exports/step-0000000{step}/model.keras").variables
+        kernels.append(next(variable.numpy() for variable in found if variable.path == "encoder_1_conv/kernel"))
+        saved = checkpoints.load_checkpoint(checkpoints.find(run, step), ("model",)).variables["model"]
+        np.testing.assert_array_equal(kernels[-1], saved["encoder_1_conv/kernel"])
+    assert not np.array_equal(kernels[0], kernels[1]) and not np.array_equal(kernels[1], kernels[2])
+    export.main(["--run", run, "--output", str(tmp_path / "default")])
+    assert step_of(tmp_path / "default") == 8  # as inpaint takes it
+    with pytest.raises(UserError, match="has no checkpoint of step 5. Steps it has: 7, 8, 9"):
+        export.main(["--run", run, "--checkpoint", "5"])
+    with pytest.raises(UserError, match="expected latest, best or the number of a step. Received 'newest'"):
+        export.main(["--run", run, "--checkpoint", "newest"])
 
 
 def test_wrong_use_is_told(tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 
+import keras
 import numpy as np
 import pytest
 
@@ -85,12 +86,49 @@ def test_the_card_says_what_it_is(run):
     assert "1 = valid" in card["input"] and "multiples of 8" in card["input"]
 
 
+def files_of(folder):
+    return {address: storage.read(address) for address in storage.find(folder)}
+
+
 def test_an_export_is_written_once(run):
     _, checkpoint = save(run)
     folder = export_model(run, CONFIG, checkpoint, METRICS)
-    before = [storage.read(address) for address in storage.find(folder)]
-    assert export_model(run, CONFIG, save(run, seed=2)[1], {}) == folder
-    assert [storage.read(address) for address in storage.find(folder)] == before
+    before = files_of(folder)
+    assert export_model(run, CONFIG, checkpoint, {}) == folder
+    assert files_of(folder) == before
+
+
+def kernel_of(folder, tmp_path):
+    (tmp_path / "read.keras").write_bytes(storage.read(folder + "/model.keras"))
+    found = keras.saving.load_model(tmp_path / "read.keras").variables
+    return next(variable.numpy() for variable in found if variable.path == "encoder_1_conv/kernel")
+
+
+def test_an_export_of_another_checkpoint_of_the_step_is_replaced(run, tmp_path):
+    """A step that is computed anew, after its checkpoints were lost or with another seed, has other weights."""
+    folder = export_model(run, CONFIG, save(run)[1], METRICS, ["keras", "saved_model"])
+    storage.create(folder + "/notes.txt", b"mine")
+    network, checkpoint = save(run, seed=2)
+    assert export_model(run, CONFIG, checkpoint, {}) == folder
+    np.testing.assert_array_equal(kernel_of(folder, tmp_path), network.get_layer("encoder_1_conv").kernel.numpy())
+    names = [storage.relative(address, folder) for address in storage.find(folder)]
+    assert names == ["card.json", "model.keras", "notes.txt"]  # and no SavedModel of the first
+    assert json.loads(storage.read(folder + "/card.json"))["checkpoint_crc32c"] == checkpoint.pin.crc32c
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: data[:-1] + b"?", None])
+def test_a_damaged_file_of_an_export_is_written_again(run, tmp_path, damage):
+    network, checkpoint = save(run)
+    folder = export_model(run, CONFIG, checkpoint, METRICS, ["keras", "saved_model"])
+    other = files_of(folder + "/saved_model")
+    model = folder + "/model.keras"
+    storage.overwrite(model, damage(storage.read(model))) if damage else storage.delete(model)
+    export_model(run, CONFIG, checkpoint, METRICS, ["keras", "saved_model"])
+    np.testing.assert_array_equal(kernel_of(folder, tmp_path), network.get_layer("encoder_1_conv").kernel.numpy())
+    assert files_of(folder + "/saved_model") == other
+    card = json.loads(storage.read(folder + "/card.json"))
+    found = {storage.relative(address, folder): storage.crc32c(data) for address, data in files_of(folder).items()}
+    assert card["files"] == {name: crc32c for name, crc32c in found.items() if name != "card.json"}
 
 
 def test_an_export_that_was_cut_short_is_completed(run):

@@ -251,10 +251,11 @@ def test_best_latest_and_steps(tmp_path):
     run = str(tmp_path)
     storage.create(run + "/config.json", presets.to_json(CONFIG))
     first, second = save_network(run, make_network(CONFIG, 1), 1), save_network(run, make_network(CONFIG, 2), 2)
-    assert predict.find_model(run, None).checkpoint == predict.find_model(run, "latest").checkpoint == second
+    assert predict.find_model(run).checkpoint == predict.find_model(run, "latest").checkpoint == second
     assert predict.find_model(run, 1).checkpoint == predict.find_model(run, "1").checkpoint == first
     pointers.move_best(run, first, 1, checkpoints.Score(metric="psnr", value=20.0, higher_is_better=True), None)
-    assert predict.find_model(run, None).checkpoint == predict.find_model(run, "best").checkpoint == first
+    assert predict.find_model(run).checkpoint == predict.find_model(run, "best").checkpoint == first
+    assert predict.find_model(run, "latest").checkpoint == second
 
 
 def test_a_model_is_the_newest_checkpoint_of_its_run(run):

@@ -1,9 +1,11 @@
-"""Exports the newest checkpoint of a run for other programs: .keras, TensorFlow SavedModel, ONNX.
+"""Exports a checkpoint of a run for other programs: .keras, TensorFlow SavedModel, ONNX.
 
     python -m trainer.export --run gs://B/runs/a --format saved_model,onnx
-    python -m trainer.export --run gs://B/runs/a --format onnx --output exported
+    python -m trainer.export --run gs://B/runs/a --checkpoint 4000 --format onnx --output exported
 
-Existing files are kept as they are. ONNX needs the package tf2onnx (pip install 'pconv[onnx]').
+All files hold the weights that validation judged: the moving average (EMA) if the run keeps one. card.json beside them
+says which they are, of which checkpoint, and the crc32c of each file: those that still have it are kept, others are
+written again. ONNX needs the package tf2onnx (pip install 'pconv[onnx]').
 """
 
 from __future__ import annotations
@@ -37,6 +39,9 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         type=_formats,
         default=["keras"],
         help=f"{', '.join(EXPORT_FORMATS)}, or several separated by commas (default keras)",
+    )
+    parser.add_argument(
+        "--checkpoint", help="checkpoint of the run: best, latest or a step (default: best if there is one)"
     )
     parser.add_argument("--output", help="folder for the files (default: the run's exports/step-...)")
     return parser.parse_args(argv)
@@ -73,7 +78,7 @@ def main(argv: Sequence[str]) -> int:
     run = storage.normalize(arguments.run)
     if arguments.output:
         recognize.require_folder("--output", storage.normalize(arguments.output))
-    pin = find_model(run)
+    pin = find_model(run, arguments.checkpoint)
     checkpoint = checkpoints.load_for_inference(pin.checkpoint)
     own = export_formats.export_folder(run, checkpoint)
     card = read_card(own, pin.checkpoint.crc32c, own=True)

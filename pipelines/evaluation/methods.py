@@ -22,6 +22,7 @@ from apache_beam.ml.inference.base import ModelHandler
 
 from pipelines.transforms.model_handler import Pair, one_of_few
 from trainer import storage
+from trainer.checkpoints import LATEST
 from trainer.errors import UserError, is_outage
 from trainer.inference import predict
 
@@ -87,7 +88,7 @@ def _split_checkpoint(address: str) -> tuple[str, str]:
 
 def _find_run(address: str, which: str) -> Network:
     run = storage.normalize(address)
-    pin = predict.find_model(run, *([int(which) if which.isdigit() else which] if which else []))
+    pin = predict.find_model(run, which or LATEST)
     name = posixpath.basename(run) + (f"@{which}" if which else "")
     return Network(name=name, run=run, pin=pin)
 

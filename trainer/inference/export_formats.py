@@ -4,7 +4,8 @@
                               saved_model/  TensorFlow SavedModel, signature ``serving_default``
                               model.onnx    ONNX, opset 18
                               card.json     step, examples, checkpoint it was made from, whether its weights are
-                                            the moving average (ema) or not (raw), loss terms, config
+                                            the moving average (ema) or not (raw), loss terms, config, crc32c of
+                                            the files; written last
 
 All have the inputs ``image`` and ``mask`` of `build_unet` with batch, height and width open; SavedModel
 and ONNX name their output ``output`` and do not need this project. Pixels under holes, even NaN, have no
@@ -33,6 +34,7 @@ from trainer.model.unet import build_unet
 
 MODEL, SAVED_MODEL, ONNX, CARD = "model.keras", "saved_model", "model.onnx", "card.json"
 FILES = (MODEL, SAVED_MODEL, ONNX, CARD)
+PRINCIPAL = {"keras": MODEL, "saved_model": f"{SAVED_MODEL}/saved_model.pb", "onnx": ONNX}  # file of each format
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +43,7 @@ class Card:
 
     Attributes:
         weights: ``ema`` or ``raw``; cards of before there was the choice have none.
+        files: crc32c by path; cards of before have none.
     """
 
     __pydantic_config__ = ConfigDict(strict=True, extra="ignore")
@@ -49,6 +52,7 @@ class Card:
     checkpoint_crc32c: Crc32c | None = None
     weights: Text = "raw"
     metrics: dict[str, JsonValue] = field(default_factory=dict)  # copied only; a term of the loss may be NaN
+    files: dict[str, Crc32c] = field(default_factory=dict)
 
 
 CARD_FORM: Form[Card] = Form("the card of an exported network", Card)
@@ -68,9 +72,10 @@ def export_model(
     formats: Sequence[str] = ("keras",),
     folder: str | None = None,
 ) -> str:
-    """Writes the files of an export that do not exist yet; returns its folder.
+    """Writes the files of an export that are not there as its card has them; returns its folder.
 
-    The network is stored in float32 and takes inputs whose sides are multiples of ``config.unet.stride``.
+    The network is stored in float32 and takes inputs whose sides are multiples of ``config.unet.stride``. An export of
+    another checkpoint, or of other weights, is replaced as a whole.
 
     Args:
         checkpoint: from `checkpoints.load_for_inference`, or with all parts.
@@ -85,37 +90,71 @@ def export_model(
     storage.confine(folder or run)
     folder = folder or export_folder(run, checkpoint)
     weights = checkpoints.inference_weights(checkpoint)
+    there = CARD_FORM.read_if_any(storage.join(folder, CARD))
+    if there is not None and (there.checkpoint_crc32c, there.weights) != (checkpoint.pin.crc32c, weights.kind):
+        there = None
+    files = _intact(folder, there.files) if there else {}
+    missing = [name for name in formats if PRINCIPAL[name] not in files]
+    if there is not None and not missing:
+        return folder
     size = sum(array.nbytes for array in weights.arrays.values())
     checkpoints.require_fit(config.unet, size, checkpoint.pin.address)
     model = build_unet(config.unet, dtype="float32")
     checkpoints.assign_variables(model.variables, weights.arrays)
     writers = {"keras": _write_keras, "saved_model": _write_saved_model, "onnx": _write_onnx}
     with tempfile.TemporaryDirectory() as scratch:
-        for name in formats:
+        for name in missing:
             writers[name](model, scratch)
-        written = [path for path in Path(scratch).rglob("*") if path.is_file()]
-        # A folder is a SavedModel once it has its saved_model.pb: that is written last.
-        for path in sorted(written, key=lambda path: (path.suffix == ".pb", path)):
-            _create_once(storage.join(folder, *path.relative_to(scratch).parts), path.read_bytes())
+        if there is None:
+            _remove(folder)
+        files |= _publish(scratch, folder)
     card = {
         **checkpoint.state,
         "checkpoint": storage.relative(checkpoint.pin.address, run),
         "checkpoint_crc32c": checkpoint.pin.crc32c,
         "weights": weights.kind,
-        "metrics": metrics,
+        "files": files,
+        "metrics": there.metrics if there else metrics,
         "config": dataclasses.asdict(config),
         "input": "image [B, H, W, 3] in [0, 1]; mask [B, H, W, 1], 1 = valid; "
         f"H and W multiples of {config.unet.stride}",
     }
-    _create_once(storage.join(folder, CARD), json.dumps(card, indent=1, sort_keys=True).encode())
+    storage.overwrite(storage.join(folder, CARD), json.dumps(card, indent=1, sort_keys=True).encode())
     return folder
 
 
-def _create_once(address: str, data: bytes) -> None:
-    try:
-        storage.create(address, data)
-    except storage.AlreadyExists:
-        pass
+def _format_of(name: str) -> str:
+    """The format that a file of an export belongs to, by its path; empty for other files."""
+    return next((kind for kind, main in PRINCIPAL.items() if main.split("/")[0] == name.split("/")[0]), "")
+
+
+def _intact(folder: str, listed: dict[str, str]) -> dict[str, str]:
+    """What a card lists, of the formats whose files are all as it says."""
+    present = {storage.relative(address, folder) for address in storage.find(folder)}
+    damaged = {
+        _format_of(name)
+        for name, crc32c in listed.items()
+        if name not in present or storage.checksum(storage.join(folder, name)) != crc32c
+    }
+    return {name: crc32c for name, crc32c in listed.items() if _format_of(name) not in {"", *damaged}}
+
+
+def _remove(folder: str) -> None:
+    """Removes an export, its card first: what is left of a folder without one is not an export."""
+    found = [storage.relative(address, folder) for address in storage.find(folder)]
+    for name in [CARD, *(name for name in found if _format_of(name))]:
+        storage.delete(storage.join(folder, name))
+
+
+def _publish(scratch: str, folder: str) -> dict[str, str]:
+    """Writes the files below a local folder into an export's; returns their crc32c by path."""
+    paths, written = [path for path in Path(scratch).rglob("*") if path.is_file()], {}
+    # A folder is a SavedModel once it has its saved_model.pb: that is written last.
+    for path in sorted(paths, key=lambda path: (path.suffix == ".pb", path)):
+        name, data = path.relative_to(scratch).as_posix(), path.read_bytes()
+        storage.overwrite(storage.join(folder, name), data)
+        written[name] = storage.crc32c(data)
+    return written
 
 
 def _write_keras(model: keras.Model, folder: str) -> None:

@@ -1,6 +1,6 @@
 """Inpainting of arrays with a trained network, for the batch job, notebooks and services.
 
-    model = load_model(find_model("gs://B/runs/a", "best"))
+    model = load_model(find_model("gs://B/runs/a"))
     filled = inpaint(image, mask, model)
 
 Valid pixels are returned bit for bit. Images are gray or RGB, with or without alpha, of 8 or 16 bits and of any size:
@@ -52,11 +52,11 @@ class ModelPin:
 # Finding
 
 
-def find_model(run: str, which: str | int | None = checkpoints.LATEST) -> ModelPin:
-    """A checkpoint of a run: ``latest``, ``best`` or the number of a step; with its own config, else the run's.
+def find_model(run: str, which: str | int | None = None) -> ModelPin:
+    """A checkpoint of a run, with its own config, else the run's.
 
     Args:
-        which: None for the best if there is one, else the latest.
+        which: ``latest``, ``best`` or the number of a step; by default the best if there is one, else the latest.
 
     Raises:
         UserError: the folder is not a run, or the run has no such checkpoint.
