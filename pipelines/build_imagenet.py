@@ -11,6 +11,7 @@ Nothing is unpacked. Labels are positions in the sorted list of synsets. Upright
 byte; other images are re-encoded, CMYK through its color profile or, without one, by a plain formula; a
 file that cannot be used becomes a line of rejects/SPLIT.jsonl, and the exit code is then 3. A storage
 or a disk that fails is no reject: the job ends, exit code 1, and the same command can be given again.
+A finished dataset is left as it is, unless its options, its inputs or its shards are others by now.
 """
 
 from __future__ import annotations
@@ -69,6 +70,7 @@ def main(argv: Sequence[str]) -> int:
             run_pipeline,
         )
         from pipelines.transforms.dataset_writer import FinishDataset
+        from trainer.data.finished import Expected
         from trainer.storage import claims, recognize
         from trainer.storage.names import printable
 
@@ -82,21 +84,26 @@ def main(argv: Sequence[str]) -> int:
     source = sources.find_source(ours.input, splits, ours.devkit or "")
     if not source.synsets and all(part.files for part in source.parts):  # ImageNet's forms name what is read
         require_apart(output, {"--input": ours.input})
-    claim = claim_dataset(output, ours.overwrite, source.by_split())
-    if claim is None:
-        return report_rejects(output, "image")
     num_shards = {
         split: ours.num_shards or choose_num_shards(measure_split(parts, spec, ours.limit))
         for split, parts in source.by_split().items()
     }
     parameters = {"input": storage.normalize(ours.input), "num_shards": num_shards, "limit": ours.limit}
-    fields = {
-        "kind": "image",
-        "seed": 0,
-        "code_version": code_version(),
-        "parameters": parameters | dataclasses.asdict(spec),
-        "synsets": tuple(map(printable, source.synsets)),
-    }
+    if ours.devkit:
+        parameters["devkit"] = storage.normalize(ours.devkit)
+    expected = Expected(
+        kind="image",
+        seed=0,
+        parameters=parameters | dataclasses.asdict(spec),
+        synsets=tuple(map(printable, source.synsets)),
+        defaults=dataclasses.asdict(ImageSpec()),
+        places=source.places,
+        count=(lambda: None) if ours.limit else source.count,
+    )
+    claim = claim_dataset(output, ours.overwrite, source.by_split(), expected)
+    if claim is None:
+        return report_rejects(output, "image")
+    fields = {**expected.fields, "code_version": code_version()}
 
     def build(pipeline):
         parts = pipeline | "Parts" >> beam.Create(source.parts)

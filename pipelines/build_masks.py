@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 from masks.families import FAMILIES
 from masks.sampling import BORDERS, MIXTURE
-from pipelines.mask_dataset import SPLITS, TEST_SETS, make_plan, parameters_of
+from pipelines.mask_dataset import SPLITS, TEST_SETS, make_plan, parameters_of, places_of
 from trainer.command import ArgumentParser, code_version, integer, quiet_imports, run_command
 from trainer.images import HOLE_LABEL_HELP, HOLES, MAX_PIXELS_HELP, MOST_PIXELS, THRESHOLD_HELP
 
@@ -73,6 +73,7 @@ def main(argv: Sequence[str]) -> int:
         from pipelines.transforms.dataset_writer import WriteDataset
         from pipelines.transforms.progress import ReportProgress
         from trainer import storage
+        from trainer.data.finished import Expected
         from trainer.storage import claims, recognize
 
     ours, options = parse_options(parser(), argv)
@@ -81,16 +82,13 @@ def main(argv: Sequence[str]) -> int:
     output = storage.normalize(ours.output)
     recognize.require_folder("--output", output)
     require_apart(output, {"--mask-files": ours.mask_files, "--frames": ours.frames, "--stills": ours.stills})
-    claim = claim_dataset(output, ours.overwrite, [plan.split])
+    num_shards = {plan.split: ours.num_shards or math.ceil(plan.count / MASKS_PER_SHARD)}
+    parameters = {**parameters_of(plan, ours), "num_shards": num_shards}
+    expected = Expected(kind="mask", seed=ours.seed, parameters=parameters, places=lambda: places_of(ours))
+    claim = claim_dataset(output, ours.overwrite, [plan.split], expected)
     if claim is None:
         return report_rejects(output, "mask")
-    num_shards = {plan.split: ours.num_shards or math.ceil(plan.count / MASKS_PER_SHARD)}
-    fields = {
-        "kind": "mask",
-        "seed": ours.seed,
-        "code_version": code_version(),
-        "parameters": {**parameters_of(plan, ours), "num_shards": num_shards},
-    }
+    fields = {**expected.fields, "code_version": code_version()}
 
     def build(pipeline):
         rejects = pipeline | "Unmatched" >> beam.Create(unmatched)

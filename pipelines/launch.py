@@ -20,7 +20,8 @@ from apache_beam.runners.portability.fn_api_runner import worker_handlers
 from pipelines import remote, worker_processes
 from trainer import stopping, storage
 from trainer.command import SOME_REJECTED, ArgumentParser, explain_surplus
-from trainer.data import manifest
+from trainer.data import finished, folders, manifest
+from trainer.data.finished import Expected
 from trainer.errors import Outage, UserError, outage_in, user_error_in
 from trainer.storage import claims
 from trainer.storage.claims import Claim
@@ -248,35 +249,75 @@ def report_rejects(output: str, kind: str) -> int:
     return SOME_REJECTED
 
 
-def claim_dataset(output: str, overwrite: bool, splits: Iterable[str] = ()) -> Claim | None:
+def claim_dataset(
+    output: str, overwrite: bool, splits: Iterable[str] = (), expected: Expected | None = None
+) -> Claim | None:
     """Claims the folder ``output`` for a dataset that is to be written; removes an existing one if asked to.
 
     Args:
         output: address of the folder.
         overwrite: whether a dataset that is there is to be replaced.
-        splits: of the dataset; what else is removed are shards, and the rejects of their splits.
+        splits: of the dataset; what else is removed are the shards and rejects of those that are there.
+        expected: what the job makes, to compare a dataset that is there with.
 
     Returns:
         The claim; None if the dataset is complete.
 
     Raises:
-        UserError: the folder is not writable, has a link where rejects are written, or is claimed by another job.
+        UserError: the folder is not writable, has a link where rejects are written, is claimed by another job, or
+            holds another dataset or something else.
     """
     storage.require_writable(output)
     storage.require_confined(storage.join(output, manifest.REJECTS))
-    if not overwrite and manifest.has_manifest(output):
+    if expected is not None:
+        folders.require_kind(output, folders.DATASETS[expected.kind])
+    if not overwrite and manifest.has_manifest(output) and (expected is None or _is_complete(output, expected)):
         print(f"{output} is already complete, nothing to do (use --overwrite to rebuild)", file=sys.stderr)
         return None
     claim = claims.take(output, replaces=overwrite)
     storage.sweep(output, lambda name: bool(_OURS.fullmatch(name)))
     if overwrite:
         found = [storage.relative(address, output) for address in storage.find(output)]
-        known = {*splits, *(shard[1] for name in found if (shard := _SHARD.fullmatch(name)))}
+        known = {*splits, *_splits_there(output, found, expected)}
         rejects = {f"{manifest.REJECTS}/{split}.jsonl" for split in known}
         # Listed before: nothing in the list is of a job that has started later.
         claims.require(claim)
         # The manifest goes first: a half-emptied folder is not a dataset.
         for name in [manifest.MANIFEST, *found]:
-            if name == manifest.MANIFEST or _SHARD.fullmatch(name) or name in rejects:
+            shard = _SHARD.fullmatch(name)
+            if name == manifest.MANIFEST or (shard and shard[1] in known) or name in rejects:
                 storage.delete(storage.join(output, name))
     return claim
+
+
+def _is_complete(output: str, expected: Expected) -> bool:
+    """Whether there is nothing to do for a dataset that is there; damaged files of it are removed.
+
+    Raises:
+        UserError: it was made with other options.
+    """
+    there = manifest.load_manifest(output, expected.kind)
+    finished.require_same(output, there, expected)
+    if damaged := finished.damaged_files(output, there):
+        more = f" and {len(damaged) - 1} more" if len(damaged) > 1 else ""
+        print(f"{output}: made again, for they are missing or damaged: {damaged[0]}{more}", file=sys.stderr)
+        with claims.held(claims.take(output, replaces=True)):
+            for name in [manifest.MANIFEST, *damaged]:
+                storage.delete(storage.join(output, name))
+        return False
+    if finished.is_outdated(output, there, expected):
+        print(
+            f"{output} is complete, but its inputs may have changed since: comparing it with what they give now "
+            "(--overwrite replaces it)",
+            file=sys.stderr,
+        )
+        return False
+    return True
+
+
+def _splits_there(output: str, found: Iterable[str], expected: Expected | None) -> set[str]:
+    """Splits of the dataset in a folder: those of its manifest or, of one that has none, of all shards found there."""
+    with contextlib.suppress(UserError):
+        if expected is not None:
+            return {shard.split for shard in manifest.load_manifest(output, expected.kind).shards}
+    return {shard[1] for name in found if (shard := _SHARD.fullmatch(name))}

@@ -202,7 +202,7 @@ def test_one_split(tree, tmp_path, capsys):
 
 def test_a_second_run_does_nothing(tree, written, capsys):
     before = {path: path.stat() for path in written.rglob("*")}
-    assert main(["--input", str(tree), "--output", str(written), "--split", "val"]) == SOME_REJECTED
+    assert main(["--input", str(tree), "--output", str(written), "--num-shards", "2"]) == SOME_REJECTED
     first, last = capsys.readouterr().err.splitlines()
     assert "is already complete" in first and last == f"4 of 13 inputs rejected, see {written}/rejects"
     assert {path: path.stat() for path in written.rglob("*")} == before

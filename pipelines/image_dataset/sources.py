@@ -18,7 +18,7 @@ import re
 from dataclasses import dataclass
 
 from pipelines.image_dataset import ilsvrc
-from pipelines.image_dataset.parts import Part, TarError, list_twice
+from pipelines.image_dataset.parts import Part, TarError, list_part, list_twice
 from pipelines.transforms.rejects import Reject, reject
 from trainer import storage
 from trainer.errors import Denied, UserError
@@ -56,6 +56,18 @@ class Source:
         for part in self.parts:
             found.setdefault(part.split, []).append(part)
         return found
+
+    def places(self) -> set[str]:
+        """The files and folders that the images and their classes are in."""
+        images = {part.files.place if part.files else part.address for part in self.parts}
+        found = images | {part.truth for part in self.parts if part.truth}
+        return {place for place in found if not any(place.startswith(f"{other}/") for other in found)}
+
+    def count(self) -> int | None:
+        """The number of images, where deleting one leaves no other trace: in folders of a bucket. None elsewhere."""
+        if not all(part.files and storage.is_remote(part.files.base) for part in self.parts):
+            return None
+        return len(self.rejects) + sum(1 for part in self.parts for _ in list_part(part))
 
 
 def _tar_parts(address: str, split: str, truth: str) -> tuple[list[Part], list[Reject]]:

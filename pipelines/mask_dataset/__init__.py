@@ -3,6 +3,6 @@
 Only `plan` is re-exported: the others import Beam.
 """
 
-from pipelines.mask_dataset.plan import SPLITS, TEST_SETS, Plan, make_plan, parameters_of
+from pipelines.mask_dataset.plan import SPLITS, TEST_SETS, Plan, make_plan, parameters_of, places_of
 
-__all__ = ["SPLITS", "TEST_SETS", "Plan", "make_plan", "parameters_of"]
+__all__ = ["SPLITS", "TEST_SETS", "Plan", "make_plan", "parameters_of", "places_of"]

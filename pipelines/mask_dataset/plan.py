@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from masks.coverage import RATIO_BUCKETS
 from masks.sampling import MIXTURE, MaskSpec
+from trainer import storage
 from trainer.errors import UserError
 
 SPLITS = ("train", "val", "test")
@@ -113,8 +114,9 @@ def _parse_weights(text: str | None) -> tuple[tuple[str, float], ...]:
 
 
 def parameters_of(plan: Plan, options: argparse.Namespace) -> dict:
-    """The plan as the manifest's ``parameters``."""
-    names = ("mask_files", "hole", "hole_label", "threshold", "frames", "stills", "max_pixels")
+    """The plan as the manifest's ``parameters``; addresses are absolute, whichever folder the job was started in."""
+    given = {name: getattr(options, name) for name in ("hole", "hole_label", "threshold", "max_pixels")}
+    given |= _addresses(options)
     first = plan.specs[0]
     return {
         "generator": first.generator,
@@ -127,5 +129,16 @@ def parameters_of(plan: Plan, options: argparse.Namespace) -> dict:
         "mask_seed": first.seed,
         "count": plan.count,
         "split": plan.split,
-        "sources": {name: getattr(options, name) for name in names if getattr(options, name) is not None},
+        "sources": {name: value for name, value in given.items() if value is not None},
     }
+
+
+def _addresses(options: argparse.Namespace) -> dict[str, str]:
+    """Where the sources are, by option."""
+    given = {name: getattr(options, name) for name in ("mask_files", "frames", "stills")}
+    return {name: storage.normalize(address) for name, address in given.items() if address}
+
+
+def places_of(options: argparse.Namespace) -> list[str]:
+    """The files and folders that the sources are in."""
+    return [storage.select(address).place for address in _addresses(options).values()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
@@ -194,7 +195,10 @@ def sheet_of(tally: Tally) -> bytes:
 def write_summary(tally: Tally, folder: str, claim: Claim | None = None) -> dict:
     """Writes the contact sheet into ``folder``; returns the ``statistics`` of the dataset's manifest."""
     claims.require(claim)
-    storage.overwrite(storage.join(folder, SHEET), sheet_of(tally))
+    # One that is there is of the same masks or, if the shards turn out to be others, is not to be replaced.
+    with contextlib.suppress(storage.AlreadyExists):
+        write = storage.overwrite if claim is not None and claim.is_own else storage.create
+        write(storage.join(folder, SHEET), sheet_of(tally))
     return {"histogram": histogram(tally)}
 
 

@@ -34,6 +34,11 @@ class Selection:
     name: str = ""
 
     @property
+    def place(self) -> str:
+        """The one file, or the folder that all of the files are in or below."""
+        return api.join(self.base, self.name) if self.name else self.base
+
+    @property
     def address(self) -> str:
         """The address that means these files, unless something is there by the name of the pattern."""
         below = self.glob or self.name
