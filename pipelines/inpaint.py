@@ -14,7 +14,7 @@ image's path, depth, channels, colors (profile, gAMA, cHRM, cICP), orientation, 
 thumbnails and makers' notes; in png and webp valid pixels are kept bit for bit. CMYK becomes sRGB. Of several pages or
 frames the first is read. Each input is a line of items.jsonl in the output folder, and of rejects.jsonl if it could not
 be used; the exit code is then 3. A storage or a disk that fails is no reject: the job ends, exit code 1. A second run
-computes only what is missing.
+computes only what is missing, damaged, or of files that have changed.
 """
 
 from __future__ import annotations

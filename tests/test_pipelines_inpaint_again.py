@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import random
 
 import numpy as np
@@ -17,6 +18,7 @@ from trainer import storage
 from trainer.errors import UserError
 from trainer.images.pictures import Metadata, Picture, encode
 from trainer.inference import predict
+from trainer.storage import local
 
 
 @pytest.fixture(scope="module")
@@ -75,14 +77,13 @@ def test_a_second_run_makes_what_is_missing_alone(run, small, capsys):
     assert inpaint(small, "--run", run) == 0
     first = storage.read(f"{small}/out/a.png")
     storage.delete(f"{small}/out/b.png")
-    storage.overwrite(f"{small}/out/a.png", b"left alone")
     save(f"{small}/in/c.png", noise(30, 40, 3, 9))
     assert inpaint(small, "--run", run) == 3  # c has no mask
     assert counts(f"{small}/out") == {"inputs": 3, "outputs": 2, "rejects": 1, "finished_before": 1, "without_holes": 0}
     save_mask(f"{small}/holes/c.png", block(30, 40))
     assert inpaint(small, "--run", run) == 0
     assert counts(f"{small}/out") == {"inputs": 3, "outputs": 3, "rejects": 0, "finished_before": 2, "without_holes": 0}
-    assert storage.read(f"{small}/out/a.png") == b"left alone"
+    assert storage.read(f"{small}/out/a.png") == first
     lines = [json.loads(line) for line in storage.read(f"{small}/out/items.jsonl").splitlines()]
     assert [line["status"] for line in lines] == ["finished before", "finished before", "done"]
     assert all(line["hole_ratio"] == 7 * 12 / 1200 and line["windows"] == 1 for line in lines)
@@ -117,6 +118,158 @@ def test_files_of_others_in_the_output_folder_are_not_replaced(run, small):
     assert counts(f"{small}/out") == {"inputs": 2, "outputs": 1, "rejects": 1, "finished_before": 0, "without_holes": 0}
     assert inpaint(small, "--run", run, "--overwrite") == 0
     assert storage.read(f"{small}/out/a.png") != b"not ours"
+
+
+# What changes between two runs
+
+
+@pytest.fixture
+def later(monkeypatch):
+    """Files count as so old that nobody can be writing to them any more."""
+    monkeypatch.setattr(local, "_TICK_S", -60.0)
+
+
+def replace_quietly(path: str, data: bytes) -> None:
+    """Other contents in the same file, of the same size if they can be, with the time of the last write set back."""
+    before = os.stat(path)
+    with open(path, "r+b") as file:
+        file.write(data)
+        file.truncate()
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def of_size(data: bytes, other: bytes) -> bytes:
+    """PNG ``data`` made as long as ``other`` by zeros behind its end, which decoders do not look at."""
+    assert len(data) <= len(other)
+    return data + bytes(len(other) - len(data))
+
+
+def names_of(folder: str, status: str) -> list[str]:
+    lines = [json.loads(line) for line in storage.read(f"{folder}/items.jsonl").splitlines()]
+    return [line["output"] for line in lines if line["status"] == status]
+
+
+def expected_of(run: str, image: str, mask: np.ndarray) -> np.ndarray:
+    return predict.inpaint(load(image), mask, model_of(run, "best"))
+
+
+@pytest.mark.parametrize("place", ["folder", "bucket"])
+def test_edited_images_and_masks_are_inpainted_again(place, run, tmp_path, request, later):
+    root = str(tmp_path) if place == "folder" else request.getfixturevalue("bucket")
+    images = {name: encode(Picture(noise(30, 40, 3, number), Metadata())) for number, name in enumerate("abcd")}
+    for name, data in images.items():
+        storage.create(f"{root}/in/{name}.png", data + bytes(100))
+        storage.create(
+            f"{root}/holes/{name}.png", encode(Picture(block(30, 40)[..., None] * np.uint8(255))) + bytes(100)
+        )
+    assert inpaint(root, "--run", run) == 0
+    before = {name: storage.read(f"{root}/out/{name}.png") for name in images}
+    assert inpaint(root, "--run", run) == 0 and counts(f"{root}/out")["finished_before"] == 4
+    other = noise(30, 40, 3, 99)
+    hole = np.rot90(block(40, 30)).copy()
+    change = replace_quietly if place == "folder" else storage.overwrite
+    new_image, new_mask = encode(Picture(other, Metadata())), encode(Picture(hole[..., None] * np.uint8(255)))
+    change(f"{root}/in/a.png", of_size(new_image, images["a"] + bytes(100)))
+    change(f"{root}/holes/b.png", of_size(new_mask, storage.read(f"{root}/holes/b.png")))
+    if place == "folder":
+        os.utime(f"{root}/in/c.png")  # touched: its contents are the same
+    assert inpaint(root, "--run", run) == 0
+    assert names_of(f"{root}/out", "done") == ["a.png", "b.png"]
+    assert names_of(f"{root}/out", "finished before") == ["c.png", "d.png"]
+    after = {name: storage.read(f"{root}/out/{name}.png") for name in images}
+    assert {name for name in images if before[name] != after[name]} == {"a", "b"}
+    for name, image, mask in (("a", other, block(30, 40)), ("b", noise(30, 40, 3, 1), hole)):
+        expected = predict.inpaint(image, mask, model_of(run, "best"))
+        np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(after[name]))), expected)
+    assert inpaint(root, "--run", run) == 0 and counts(f"{root}/out")["finished_before"] == 4
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [lambda data: data[: len(data) // 2], lambda data: b"", lambda data: data[:-1], lambda data: bytes(len(data))],
+    ids=["half", "empty", "last byte", "zeros"],
+)
+def test_damaged_outputs_are_made_again(damage, run, small):
+    assert inpaint(small, "--run", run) == 0
+    whole = storage.read(f"{small}/out/a.png")
+    replace_quietly(f"{small}/out/a.png", damage(whole))
+    assert inpaint(small, "--run", run) == 0
+    assert storage.read(f"{small}/out/a.png") == whole
+    assert names_of(f"{small}/out", "done") == ["a.png"]
+
+
+def test_a_damaged_output_of_an_edited_image_is_made_again(run, small):
+    assert inpaint(small, "--run", run) == 0
+    storage.delete(f"{small}/in/a.png")
+    save(f"{small}/in/a.png", noise(30, 40, 3, 50))
+    whole = storage.read(f"{small}/out/a.png")
+    replace_quietly(f"{small}/out/a.png", whole[: len(whole) // 2])
+    assert inpaint(small, "--run", run) == 0
+    np.testing.assert_array_equal(load(f"{small}/out/a.png"), expected_of(run, f"{small}/in/a.png", block(30, 40)))
+
+
+def test_an_output_that_somebody_has_edited_is_theirs(run, small):
+    """It is not what the record says, so it is not finished; nor is it damaged, so nothing is lost."""
+    assert inpaint(small, "--run", run) == 0
+    retouched = encode(Picture(noise(30, 40, 3, 7), Metadata()))
+    storage.overwrite(f"{small}/out/a.png", retouched)
+    assert inpaint(small, "--run", run) == 3
+    assert storage.read(f"{small}/out/a.png") == retouched
+    assert "out/a.png exists with other contents: --overwrite, or choose another folder" in errors(f"{small}/out")[0]
+
+
+def test_finished_items_are_not_read(run, small, later, monkeypatch):
+    """A million of them cost a million records, not a million images."""
+    assert inpaint(small, "--run", run) == 0
+    read = []
+
+    def watch(name):
+        method = getattr(local.LocalStore, name)
+
+        def watched(self, address, *arguments):
+            read.append(address)
+            return method(self, address, *arguments)
+
+        monkeypatch.setattr(local.LocalStore, name, watched)
+
+    for name in ("checksum", "read_versioned", "read_range"):
+        watch(name)
+    assert inpaint(small, "--run", run) == 0
+    assert counts(f"{small}/out")["finished_before"] == 2
+    assert not [address for address in read if address.endswith(".png")]
+    assert sum(address.endswith(".png.json") for address in read) == 2
+
+
+@pytest.mark.parametrize("record", [b"", b"[]", b'{"image": "a"}', None])
+def test_an_output_with_a_damaged_record_is_made_again(record, run, small):
+    assert inpaint(small, "--run", run) == 0
+    whole, address = storage.read(f"{small}/out/a.png"), f"{small}/out/.items/a.png.json"
+    storage.overwrite(address, record) if record is not None else storage.delete(address)
+    assert inpaint(small, "--run", run) == 0
+    assert names_of(f"{small}/out", "done") == ["a.png"] and storage.read(f"{small}/out/a.png") == whole
+
+
+def as_before(small: str) -> None:
+    """Makes an output folder what it was when records knew nothing of inputs, and jobs had fewer options."""
+    for name in ("a", "b"):
+        address = f"{small}/out/.items/{name}.png.json"
+        record = json.loads(storage.read(address))
+        kept = {key: value for key, value in record.items() if key not in ("stamp", "made_of")}
+        storage.overwrite(address, json.dumps(kept).encode())
+    job = json.loads(storage.read(f"{small}/out/.items/job.json"))
+    for name in ("grow", "hole_label", "threshold"):
+        del job[name]
+    storage.overwrite(f"{small}/out/.items/job.json", json.dumps(job).encode())
+
+
+def test_output_folders_of_earlier_versions_are_resumed(run, small):
+    assert inpaint(small, "--run", run) == 0
+    as_before(small)
+    whole = storage.read(f"{small}/out/b.png")
+    assert inpaint(small, "--run", run) == 0 and counts(f"{small}/out")["finished_before"] == 2
+    replace_quietly(f"{small}/out/b.png", whole[:-9])
+    assert inpaint(small, "--run", run) == 0
+    assert names_of(f"{small}/out", "done") == ["b.png"] and storage.read(f"{small}/out/b.png") == whole
 
 
 # Damaged files

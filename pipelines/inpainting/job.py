@@ -1,8 +1,8 @@
 """The inpainting job's transforms: image files and mask files in, inpainted files out.
 
 match -> finished before? -> read -> load ---> RunInference ---> write --> records
-  |             |             |       |   no hole: as it is ------^ |
-  +-------------+-------------+-------+------------------------------+---> rejects
+  |             |  and stale ^  |       |   no hole: as it is ------^ |
+  +-------------+---------------+-------+-----------------------------+--> rejects
 
 Reading goes ahead of the network and writing comes after it, both in threads of their own.
 """
@@ -18,7 +18,7 @@ from apache_beam.ml.inference.base import KeyedModelHandler, RunInference
 from pipelines.inpainting import inputs, loading, outputs
 from pipelines.inpainting.inputs import Inputs, Item
 from pipelines.inpainting.loading import HOLELESS, Settings, Task
-from pipelines.inpainting.outputs import FINISHED
+from pipelines.inpainting.outputs import FINISHED, STALE
 from pipelines.transforms.model_handler import BATCH_PIXELS, Filled, FillModelHandler
 from pipelines.transforms.rejects import REJECTED, Reject, tag_rejects
 from pipelines.transforms.thread_map import ThreadMap
@@ -60,9 +60,15 @@ class InpaintFiles(beam.PTransform):
     def expand(self, pipeline) -> tuple[beam.PCollection[dict], beam.PCollection[Reject]]:
         matched, lost = pipeline | MatchInputs(self._where, self._settings)
         items = matched | SkipFinished(self._output)
-        recalled = items[FINISHED] | "Recall" >> _tagged(outputs.recall, self._output, main="records")
+        recaller = ThreadMap(outputs.recall, self._output, threads=16, max_in_flight=64)
+        recalled = items[FINISHED] | "Recall" >> beam.ParDo(recaller).with_outputs(REJECTED, STALE, main="records")
         reader = ThreadMap(loading.read_item, self._settings, threads=4, max_in_flight=4)
-        read = items.new | beam.Reshuffle() | "Read" >> beam.ParDo(reader).with_outputs(REJECTED, main="files")
+        read = (
+            (items.new, recalled[STALE])
+            | "Unfinished" >> beam.Flatten()
+            | beam.Reshuffle()
+            | "Read" >> beam.ParDo(reader).with_outputs(REJECTED, main="files")
+        )
         loaded = read.files | "Load" >> _tagged(loading.load_item, self._settings, tags=[HOLELESS], main="pairs")
         filled = loaded.pairs | "Inpaint" >> RunInference(KeyedModelHandler(self._handler))
         written = filled | "Write" >> self._write()

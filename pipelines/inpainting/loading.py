@@ -16,6 +16,7 @@ import numpy as np
 from masks.coverage import hole_ratio
 from pipelines.inpainting.colors import HoleColor, find_color, find_ring
 from pipelines.inpainting.inputs import Item
+from pipelines.inpainting.versions import Version, read_version
 from pipelines.transforms.model_handler import Filled, Pair
 from pipelines.transforms.rejects import REJECTED, Reject, Rejected, blame
 from trainer.errors import MaskError, UserError
@@ -75,12 +76,16 @@ class Settings:
 
 
 class Files(NamedTuple):
-    """The bytes of an item's image and of its mask files, and the seconds that reading them took."""
+    """The bytes of an item's image and of its mask files, and the seconds that reading them took.
+
+    ``versions`` are those of the files that were read.
+    """
 
     item: Item
     image: bytes
     masks: tuple[bytes, ...]
     seconds: float
+    versions: tuple[Version, ...] = ()
 
 
 class Task(NamedTuple):
@@ -93,6 +98,7 @@ class Task(NamedTuple):
         seconds: spent on the item so far.
         copy: the image file, where it is the output as it is: without holes, and of the outputs' format.
         remarks: more fields of the output's record, on how its mask was read.
+        versions: of the files that the output is made of.
     """
 
     item: Item
@@ -101,6 +107,7 @@ class Task(NamedTuple):
     seconds: float
     copy: bytes | None = None
     remarks: dict | None = None
+    versions: tuple[Version, ...] = ()
 
 
 def parse_holes(text: str) -> HoleAlpha | HoleColor:
@@ -125,16 +132,19 @@ def read_item(item: Item, settings: Settings) -> Iterator[Files | beam.pvalue.Ta
     begin, masks = time.perf_counter(), []
     try:
         with blame(item.image, "read"):
-            image = budget.read_file(item.image, settings.max_pixels)
+            image, version = read_version(item.image, settings.max_pixels)
+        versions = [version]
         for address in item.masks:
             with blame(address, "read"):
-                masks.append(budget.read_file(address, settings.max_pixels))
+                mask, version = read_version(address, settings.max_pixels)
+                masks.append(mask)
+                versions.append(version)
                 if sum(map(len, masks)) > (most := budget.max_file_bytes(settings.max_pixels)):
                     raise MaskError(f"expected masks of at most {most} bytes together. Received more.")
     except Rejected as lost:
         yield _lost(item, lost.reject)
     else:
-        yield Files(item, image, tuple(masks), time.perf_counter() - begin)
+        yield Files(item, image, tuple(masks), time.perf_counter() - begin, tuple(versions))
 
 
 def _lost(item: Item, lost: Reject) -> beam.pvalue.TaggedOutput:
@@ -158,7 +168,8 @@ def load_item(files: Files, settings: Settings) -> Iterator[tuple[Task, Pair] | 
     ratio = hole_ratio(pair.mask)
     same_format = {"MPO": "JPEG"}.get(metadata.format, metadata.format) == settings.format.upper()
     copy = files.image if ratio == 0 and same_format else None
-    task = Task(files.item, metadata, ratio, files.seconds + time.perf_counter() - begin, copy, remarks)
+    seconds = files.seconds + time.perf_counter() - begin
+    task = Task(files.item, metadata, ratio, seconds, copy, remarks, files.versions)
     if ratio == 0:
         yield beam.pvalue.TaggedOutput(HOLELESS, (task, Filled(pair.image, 0, 0.0)))
     else:

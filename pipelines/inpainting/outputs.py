@@ -6,68 +6,59 @@ OUTPUT/x/a.png               an output
                              frames, if the file has several (the first is read), and notes on what was left out of it
        rejects.jsonl         one line per input that could not be used
        .items/job.json       model and parameters that all outputs share
-              x/a.png.json   the output's line of items.jsonl, written after it: a second run skips the output
+              x/a.png.json   the output's line of items.jsonl, its stamp, and the versions of the files that it was
+                             made of, written after it: a second run skips the output if all are as they were
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import apache_beam as beam
 import numpy as np
-from pydantic import ConfigDict
-from typing_extensions import NotRequired, TypedDict
 
 from pipelines.inpainting.colors import Ring, warn_of_rings
 from pipelines.inpainting.inputs import ITEMS, MANIFEST, REJECTS, Item, MatchError
 from pipelines.inpainting.loading import Settings, Task
+from pipelines.inpainting.versions import (
+    RECORDS,
+    Version,
+    files_of,
+    is_finished,
+    is_own,
+    read_record,
+    record_address,
+    record_name,
+    source_of,
+)
 from pipelines.transforms.dataset_writer import create_or_compare
 from pipelines.transforms.model_handler import Filled
 from pipelines.transforms.progress import Progress
 from pipelines.transforms.rejects import FAULTS, REJECTED, Reject, Rejected, blame, reject, reject_lines
 from trainer import storage
-from trainer.documents import CHECKED, Form, Json
+from trainer.data import folders
+from trainer.documents import Form, Json
 from trainer.errors import Unwritable, UserError
 from trainer.images import EXTENSIONS, pictures, rgb
 from trainer.storage import claims, names
 from trainer.storage.claims import Claim
 
-RECORDS, JOB = ".items", "job.json"
+JOB = "job.json"
 _OUTPUTS = tuple(EXTENSIONS.values())
 _ATTEMPTS = 100  # each failed one means that another job's succeeded
 
 
-class _Record(TypedDict):
-    """The record of an output; what else is in it is taken as it is."""
-
-    __pydantic_config__ = ConfigDict(CHECKED, extra="allow")  # type: ignore[misc]
-
-    image: str
-    mask: str
-    more_masks: NotRequired[list[str]]
-
-
 _JOB: Form[dict] = Form("the job of an output folder", dict[str, Json], error=storage.Corrupt)
-_RECORD: Form[_Record] = Form("the record of an output", _Record, error=storage.Corrupt)
 FINISHED = "finished"  # tag of items whose output need not be made again
+STALE = "stale"  # of those that it turns out to be made again for
 
 
 def _dump(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True).encode() + b"\n"
-
-
-def record_name(name: str) -> str:
-    """Path of an output's record in the folder of records, without ``.json``: the output's own, unless it is long."""
-    folder, slash, file = name.rpartition("/")
-    return folder + slash + names.shorten(file, names.MAX_BYTES - len(".json"))
-
-
-def record_address(output: str, name: str) -> str:
-    """Address of the record of the output ``name``, a path below the folder ``output``."""
-    return storage.join(output, RECORDS, f"{record_name(name)}.json")
 
 
 # At launch
@@ -82,11 +73,12 @@ def claim_output(output: str, job: dict, overwrite: bool) -> Claim:
         overwrite: forget what an earlier run finished.
 
     Raises:
-        UserError: the folder has outputs of another model or other parameters, is not writable, has a link where
-            records are written, or is claimed by another job.
+        UserError: the folder has outputs of another model or other parameters, or something else, is not writable,
+            has a link where records are written, or is claimed by another job.
     """
     storage.require_writable(output)
     storage.require_confined(storage.join(output, RECORDS))
+    _require_own(output)
     # A run that resumes one that was replacing outputs goes on replacing them.
     claim = claims.take(output, replaces=overwrite or _compare_job(output, job) is True)
     storage.sweep(output, _is_ours)
@@ -115,6 +107,16 @@ def claim_output(output: str, job: dict, overwrite: bool) -> Claim:
     raise UserError(f"{_job_address(output)} is written by others again and again")
 
 
+def _require_own(output: str) -> None:
+    """Raises `UserError` if the folder holds what another kind of job made, or reports that are not this job's."""
+    folders.require_kind(output, folders.OUTPUTS)
+    reports = [name for name in (ITEMS, REJECTS) if storage.exists(storage.join(output, name))]
+    if reports and not any(
+        storage.exists(address) for address in (_job_address(output), storage.join(output, MANIFEST))
+    ):
+        raise UserError(f"{output} holds {reports[0]}, which no inpainting job has left there: choose another folder")
+
+
 def _job_address(output: str) -> str:
     return storage.join(output, RECORDS, JOB)
 
@@ -139,7 +141,9 @@ def _compare_job(output: str, job: dict) -> bool | None:
         replaces = earlier.pop("replaces") is True
     except (storage.Corrupt, KeyError):
         raise UserError(f"{address} is damaged: --overwrite, or choose another folder") from None
-    ours = json.loads(_dump(job))
+    # What an earlier version had no option for, it did as the default does.
+    ours, defaults = json.loads(_dump(job)), json.loads(_dump(dataclasses.asdict(Settings())))
+    ours, earlier = {**defaults, **ours}, {**defaults, **earlier}
     if changed := [key for key in sorted({*ours, *earlier}) if ours.get(key) != earlier.get(key)]:
         values = [json.dumps(job.get(changed[0])) for job in (ours, earlier)]
         raise UserError(
@@ -178,20 +182,27 @@ def skip_finished(group: tuple[str, dict[str, Iterable]]) -> Iterator[Item | bea
 
 
 def recall(item: Item, output: str) -> Iterator[dict | beam.pvalue.TaggedOutput]:
-    """The record of a finished item, or a tagged `Reject` if its output was made of other files."""
+    """The record of a finished item, or a tagged `Reject` if its output was made of other files.
+
+    The item itself, tagged `STALE`, if its output, or a file that it was made of, is not as it was then.
+    """
     try:
         with blame(item.image, "resume", (*FAULTS, KeyError, TypeError)):
-            record = _RECORD.read(record_address(output, item.output))
-            source = [record["image"], record["mask"], *record.get("more_masks", ())]
-            if source != [item.image, item.mask, *item.more_masks]:
+            record = read_record(item, output)
+            if record and (source := source_of(record)) != files_of(item):
                 raise UserError(
                     f"{storage.join(output, item.output)} is of {' and '.join(filter(None, source))}: "
                     "--overwrite, or choose another folder"
                 )
+            is_current = record is not None and is_finished(record, item, output)
     except Rejected as lost:
         yield beam.pvalue.TaggedOutput(REJECTED, lost.reject)
     else:
-        yield {**record, "status": "finished before"}
+        if record is None or not is_current:
+            yield beam.pvalue.TaggedOutput(STALE, item)
+        else:
+            known = {key: value for key, value in record.items() if key not in ("stamp", "made_of")}
+            yield {**known, "status": "finished before"}
 
 
 # Writing
@@ -225,7 +236,7 @@ def write_result(
                 "seconds": round(task.seconds + filled.seconds + time.perf_counter() - begin, 4),
                 **_told(task.metadata),
             }
-            record = write_output(task.item, data, details, output, replaces)
+            record = write_output(task.item, data, details, output, replaces, task.versions)
     except Rejected as lost:
         yield beam.pvalue.TaggedOutput(REJECTED, lost.reject)
     else:
@@ -243,8 +254,10 @@ def _encode(upright: np.ndarray, metadata: pictures.Metadata, settings: Settings
     return pictures.encode(pictures.Picture(stored, metadata), settings.format, settings.quality)
 
 
-def write_output(item: Item, data: bytes, details: dict, output: str, replaces: bool) -> dict:
-    """Writes one output, then its record; returns the record.
+def write_output(
+    item: Item, data: bytes, details: dict, output: str, replaces: bool, made_of: Sequence[Version] = ()
+) -> dict:
+    """Writes one output, then its record; returns the line of ``items.jsonl``.
 
     Args:
         item: what was inpainted.
@@ -252,6 +265,7 @@ def write_output(item: Item, data: bytes, details: dict, output: str, replaces: 
         details: fields of the record beside the item's.
         output: address of the output folder.
         replaces: whether an existing output may be replaced.
+        made_of: the files that the output was made of.
 
     Raises:
         Unwritable: a file with other contents exists, and must not be replaced; or the name is too long.
@@ -260,10 +274,17 @@ def write_output(item: Item, data: bytes, details: dict, output: str, replaces: 
     if replaces:
         storage.overwrite(address, data)
     else:
-        create_or_compare(address, data)
-    record = {**item.describe(), **details, "bytes": len(data), "crc32c": storage.crc32c(data), "status": "done"}
+        try:
+            create_or_compare(address, data)
+        except Unwritable:
+            if not is_own(address, item, data, output):
+                raise
+            storage.overwrite(address, data)
+    line = {**item.describe(), **details, "bytes": len(data), "crc32c": storage.crc32c(data), "status": "done"}
+    versions = [dataclasses.asdict(version) for version in made_of]
+    record = {**line, "stamp": storage.stamp(address, own=True), "made_of": versions}
     storage.overwrite(record_address(output, item.output), _dump(record))
-    return record
+    return line
 
 
 def write_outcome(
