@@ -1,11 +1,15 @@
 """A run's folder: its config.json, what of it may change, and folders that are not runs."""
 
+import json
+import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
-from trainer import presets, runs, storage
+from pipelines import build_masks
+from trainer import presets, runs, storage, train
 from trainer.errors import ConfigChanged, NotFound, UserError
 
 DEMO = presets.PRESETS["demo"]
@@ -122,3 +126,84 @@ def test_the_log_tells_what_ended_the_training(tmp_path):
         raise ZeroDivisionError("division by zero")
     (text,) = logs_of(tmp_path).values()
     assert text.startswith("Traceback") and text.endswith("ZeroDivisionError: division by zero\n")
+
+
+# Data
+
+
+EARLIER = Path(__file__).parent / "written_by_383277e"
+
+
+def records_of(images=EARLIER / "images", masks=EARLIER / "masks") -> dict[str, runs.Records]:
+    return {
+        "images": runs.Records.of(str(images), "image", "train"),
+        "masks": runs.Records.of(str(masks), "mask", "train"),
+    }
+
+
+def other_masks(folder) -> Path:
+    """The same number of masks, under the same names."""
+    build_masks.main(["--output", f"{folder}/other", "--count=8", "--size=32", "--num-shards=2", "--seed=1"])
+    return folder / "other"
+
+
+def test_a_run_continues_on_the_records_that_it_was_started_with(tmp_path):
+    run = str(tmp_path / "run")
+    runs.settle_data(run, records_of())
+    runs.settle_data(run, records_of())
+    moved = shutil.copytree(EARLIER / "masks", tmp_path / "moved")
+    runs.settle_data(run, records_of(masks=moved))  # the same records elsewhere
+    assert json.loads(storage.read(f"{run}/data.json"))["masks"]["address"] == str(moved)
+    other = records_of(masks=other_masks(tmp_path))
+    with pytest.raises(
+        ConfigChanged, match=r"was started with other masks: .*/moved, split train, crc32c .* Asked for .*/other"
+    ):
+        runs.settle_data(run, other)
+    with pytest.raises(ConfigChanged, match="with other masks"):
+        runs.compare_data(run, other, ["images"])
+    runs.settle_data(run, other, ["masks"])
+    runs.settle_data(run, other)
+    with pytest.raises(ConfigChanged, match="with other masks"):
+        runs.compare_data(run, records_of())
+
+
+def test_runs_of_earlier_versions_get_their_data_when_they_continue(tmp_path):
+    run = shutil.copytree(EARLIER / "run", tmp_path / "run")
+    assert not (run / "data.json").exists()
+    runs.compare_data(str(run), records_of())
+    runs.settle_data(str(run), records_of())
+    assert json.loads((run / "data.json").read_bytes())["images"]["split"] == "train"
+
+
+def test_damaged_data_is_told(tmp_path):
+    storage.create(f"{tmp_path}/data.json", b'{"masks": 1}')
+    with pytest.raises(UserError, match="data.json is not the data of a run: masks"):
+        runs.compare_data(str(tmp_path), records_of())
+
+
+def test_training_on_other_records_is_refused_at_launch(tmp_path, capsys):
+    """The same config on a run that is finished: it is not, for these records."""
+    run = shutil.copytree(EARLIER / "run", tmp_path / "run")
+    stored = presets.flatten(runs.read_config(str(run)))
+    given = presets.flatten(presets.PRESETS["demo"])
+
+    def text(value):
+        return (
+            ",".join(map(str, value))
+            if isinstance(value, tuple)
+            else str(value).lower()
+            if value in (True, False)
+            else value
+        )
+
+    sets = [f"--set={key}={text(value)}" for key, value in stored.items() if given[key] != value]
+    images = ["--preset", "demo", *sets, "--run", str(run), "--images", str(EARLIER / "images"), "--dry-run"]
+    assert train.main([*images, "--masks", str(EARLIER / "masks")]) == 0
+    assert "continues  after step 4" in capsys.readouterr().out
+    runs.settle_data(str(run), records_of())
+    other = ["--masks", str(other_masks(tmp_path))]
+    with pytest.raises(
+        UserError, match=r"started with other masks: .*--allow-config-change images \(or masks\) permits it"
+    ):
+        train.main([*images, *other])
+    assert train.main([*images, *other, "--allow-config-change", "masks"]) == 0

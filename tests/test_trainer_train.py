@@ -1,5 +1,7 @@
 """The options of the training command, and the config it resolves before Ray starts."""
 
+import dataclasses
+import json
 import os
 
 import pytest
@@ -62,10 +64,14 @@ def test_a_changed_config_is_told_with_the_option_that_permits_it(tmp_path, monk
     assert (plan.config.seed, plan.image_count, plan.run) == (1, 10, str(tmp_path))
 
 
+RECORDS = {"masks": runs.Records(address="m", split="train", crc32c="AAAAAA==")}
+
+
 @pytest.fixture
 def complete(tmp_path, monkeypatch):
     """A run of two steps that has all of them, and the command that made it."""
     monkeypatch.setattr("trainer.data.batches.check_datasets", lambda *_, **__: (10, 10))
+    monkeypatch.setattr(train, "records_of", lambda _: RECORDS)
     monkeypatch.setattr("trainer.training.validation.find_held_out", lambda *_: (None, ""))
     small = ["unet.image_size=32", "unet.filters=4,6,8", "unet.kernels=5,3,3", "initial.steps=2", "finetune.steps=0"]
     run, config = str(tmp_path / "run"), presets.resolve_config("demo", small)
@@ -94,6 +100,28 @@ def test_a_run_that_is_complete_needs_no_workers(complete, tmp_path, monkeypatch
     assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
     with pytest.raises(Started):
         train.main([*complete, "--set", "initial.steps=3", "--allow-config-change", "initial.steps"])
+
+
+def test_a_run_is_complete_for_its_own_records_alone(complete, tmp_path, monkeypatch):
+    monkeypatch.setattr("trainer.training.ray_workers.run_on_ray", start)
+    runs.settle_data(f"{tmp_path}/run", RECORDS)
+    assert train.main(complete) == 0
+    others = {"masks": dataclasses.replace(RECORDS["masks"], crc32c="BBBBBB==")}
+    monkeypatch.setattr(train, "records_of", lambda _: others)
+    with pytest.raises(UserError, match="run was started with other masks: m, split train, crc32c A.* Asked for m, "):
+        train.main(complete)
+
+
+def test_a_complete_run_of_which_more_was_exported_is_complete(complete, tmp_path, monkeypatch):
+    monkeypatch.setattr("trainer.training.ray_workers.run_on_ray", start)
+    (folder,) = (tmp_path / "run/exports").iterdir()
+    card = json.loads((folder / "card.json").read_bytes())
+    (folder / "model.onnx").write_bytes(b"exported since")
+    (folder / "card.json").write_text(json.dumps({**card, "files": {**card["files"], "model.onnx": "AAAAAA=="}}))
+    assert train.main(complete) == 0
+    (folder / "card.json").unlink()
+    with pytest.raises(Started):
+        train.main(complete)
 
 
 @pytest.mark.parametrize("lost", ["summary.json", "exports/*/*", "checkpoints/*/model.npz"])

@@ -1,8 +1,9 @@
-"""A training run's folder: its config.json, who may change it, and its summary.json.
+"""A training run's folder: its config.json and data.json, who may change them, and its summary.json.
 
 Layout:
 
     RUN/config.json     the resolved `TrainConfig`; a run that continues may change only what no step computes with
+    RUN/data.json       the records that it trains on; runs of earlier versions get it when they continue
     RUN/checkpoints/    see `trainer.checkpoints`
     RUN/exports/        see `trainer.inference.export_formats`
     RUN/logs/           see `trainer.tensorboard` and `RunLog`
@@ -20,19 +21,26 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from pydantic import ConfigDict
 
 from trainer import documents, presets, storage
 from trainer.command import code_version, printable
 from trainer.config import TrainConfig
+from trainer.data import manifest
+from trainer.documents import Crc32c, Form, Text
 from trainer.errors import ConfigChanged, NotFound, Outage, UserError
 from trainer.storage import recognize
 
 if TYPE_CHECKING:  # light commands import this module, and checkpoints load NumPy and h5py
     from trainer.checkpoints.pointers import Pin
 
-CONFIG, SUMMARY, LOGS = "config.json", "summary.json", "logs"
+CONFIG, DATA, SUMMARY, LOGS = "config.json", "data.json", "summary.json", "logs"
+DATASETS = ("images", "masks")
+CARD = "card.json"  # of an export
 
 _SUMMARY = documents.Form[dict[str, Any]]("the summary of a run", dict[str, documents.Json])
 _ATTEMPTS = 100  # each failed one means that another process's succeeded
@@ -105,10 +113,15 @@ def settle_config(run: str, config: TrainConfig, allowed: Collection[str] = ()) 
 
     Of several processes that start at the same moment each finds what a faster one wrote, and compares with that.
     """
+    _settle(run, CONFIG, presets.to_json(config), lambda: compare_config(run, config, allowed))
+
+
+def _settle(run: str, name: str, data: bytes, compare: Callable[[], object]) -> None:
+    """Writes a document of the run; ``compare()`` checks what is there and returns its generation."""
     storage.confine(run)
-    address, data = storage.join(run, CONFIG), presets.to_json(config)
+    address = storage.join(run, name)
     for _ in range(_ATTEMPTS):
-        generation = compare_config(run, config, allowed)
+        generation = compare()
         if storage.read_versioned(address)[0] == data:
             return
         try:
@@ -116,6 +129,63 @@ def settle_config(run: str, config: TrainConfig, allowed: Collection[str] = ()) 
         except storage.Conflict:
             pass
     raise UserError(f"{address} is changed by other processes again and again")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Records:
+    """Records that a run trains on.
+
+    Attributes:
+        address: of their dataset.
+        split: of it.
+        crc32c: from `manifest.digest`; it alone says whether records are the same, for a dataset may move.
+    """
+
+    __pydantic_config__ = ConfigDict(strict=True, extra="ignore")
+
+    address: str
+    split: Text
+    crc32c: Crc32c
+
+    @classmethod
+    def of(cls, address: str, kind: str, split: str) -> Records:
+        """Those of a split of a dataset; raises as `manifest.load_manifest` does."""
+        shards = manifest.load_manifest(address, kind).split(split)
+        return cls(address=address, split=split, crc32c=manifest.digest(shards))
+
+    def __str__(self) -> str:
+        return f"{self.address}, split {self.split}, crc32c {self.crc32c}"
+
+
+_DATA: Form[dict[str, Records]] = Form("the data of a run", dict[str, Records])
+
+
+def compare_data(run: str, data: Mapping[str, Records], allowed: Collection[str] = ()) -> object:
+    """Checks that a run may start or continue with ``data``; returns the generation of its ``data.json``.
+
+    Args:
+        data: by name, one of `DATASETS`.
+        allowed: names of those that may be others.
+
+    Raises:
+        ConfigChanged: the run trained on other records; the message names them.
+        UserError: the run's ``data.json`` is damaged.
+    """
+    address = storage.join(run, DATA)
+    found, generation = _DATA.read_versioned(address)
+    present = {} if found is None else _DATA.parse(found, address)
+    for name, theirs in present.items():
+        ours = data.get(name)
+        if ours is not None and ours.crc32c != theirs.crc32c and name not in allowed:
+            raise ConfigChanged(f"{run} was started with other {name}: {theirs}. Asked for {ours}.")
+    return generation
+
+
+def settle_data(run: str, data: Mapping[str, Records], allowed: Collection[str] = ()) -> None:
+    """Writes ``data.json``, as `settle_config` does ``config.json``; raises as `compare_data`."""
+    described = {name: dataclasses.asdict(records) for name, records in data.items()}
+    packed = json.dumps(described, indent=1, sort_keys=True).encode()
+    _settle(run, DATA, packed, lambda: compare_data(run, data, allowed))
 
 
 def plain(value: Any) -> Any:
@@ -168,8 +238,12 @@ def is_exported(run: str, step: int) -> bool:
         folder = export.get("address")
         if not isinstance(folder, str) or not folder.startswith(run + "/"):  # the run was copied here
             return False
+        listed = export.get("crc32c")
+        if not isinstance(listed, dict) or not listed:
+            return False
         files = {storage.relative(file, folder): storage.checksum(file) for file in storage.find(folder)}
-        return bool(files) and files == export.get("crc32c")
+        # More formats may have been exported since; the card names their files, too.
+        return all(name in files and (name == CARD or files[name] == crc32c) for name, crc32c in listed.items())
     except UserError:
         return False
 

@@ -4,7 +4,8 @@
 
 The run's folder holds the resolved config, checkpoints, TensorBoard logs, what was printed, exports and a summary.
 The same command continues the run from its newest checkpoint, with the same number of workers or another; a run that
-is complete is left alone. --dry-run shows what would be done.
+is complete is left alone. With another config, or on other records, only what --allow-config-change names may differ.
+--dry-run shows what would be done.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from trainer import presets, runs, storage
 from trainer.command import ArgumentParser, quiet_imports, run_command
 from trainer.config import TrainConfig
+from trainer.data import folders
 from trainer.errors import ConfigChanged, UserError
 from trainer.storage import recognize
 from trainer.training.ray_session import TENSORFLOW_PORTS, check_cluster, check_place
@@ -43,8 +45,9 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         action="append",
         default=[],
         metavar="KEY",
-        choices=presets.flatten(presets.PRESETS["paper"]),
-        help="a key whose value may differ from the run's config.json; repeatable",
+        choices=[*presets.flatten(presets.PRESETS["paper"]), *runs.DATASETS],
+        help="a key whose value may differ from the run's config.json, or images or masks, which may be others than in "
+        "its data.json; repeatable",
     )
     parser.add_argument(
         "--dry-run", action="store_true", help="show what would be done and check all addresses; start nothing"
@@ -110,6 +113,7 @@ def check(arguments: argparse.Namespace) -> Plan:
         load_weights(config.loss.vgg)
     _check_run(run, (images, masks, val_images, val_masks))
     storage.require_writable(run)
+    folders.require_kind(run, folders.RUN)
     try:
         runs.compare_config(run, config, arguments.allow_config_change)
     except ConfigChanged as error:
@@ -122,6 +126,23 @@ def _check_run(run: str, datasets: Collection[str | None]) -> None:
     thing = recognize.look(run)
     if run in datasets or thing.kind in _NO_RUNS or thing.whole:
         raise UserError(f"--run: expected a new folder, or the folder of a run. Received {run}, {thing.what}.")
+
+
+def records_of(plan: Plan) -> dict[str, runs.Records]:
+    """The records to train on, for the run's data.json."""
+    split = plan.config.data.split
+    kinds = {"images": (plan.images, "image"), "masks": (plan.masks, "mask")}
+    return {name: runs.Records.of(address, kind, split) for name, (address, kind) in kinds.items()}
+
+
+def check_data(plan: Plan, allowed: Collection[str]) -> None:
+    """Raises `UserError` unless the records to train on are the run's, if it has any, or ``allowed`` to be others."""
+    if not storage.exists(storage.join(plan.run, runs.DATA)):
+        return
+    try:
+        runs.compare_data(plan.run, records_of(plan), allowed)
+    except ConfigChanged as error:
+        raise UserError(f"{error} --allow-config-change images (or masks) permits it.") from None
 
 
 def show_plan(plan: Plan) -> None:
@@ -147,6 +168,7 @@ def show_plan(plan: Plan) -> None:
 def main(argv: Sequence[str]) -> int:
     arguments = parse_arguments(argv)
     plan = check(arguments)
+    check_data(plan, arguments.allow_config_change)
     if arguments.dry_run:
         show_plan(plan)
         return 0
@@ -155,6 +177,7 @@ def main(argv: Sequence[str]) -> int:
         return 0
     config = plan.config
     runs.settle_config(plan.run, config, arguments.allow_config_change)
+    runs.settle_data(plan.run, records_of(plan), arguments.allow_config_change)
     with runs.RunLog(plan.run) as log:
         train(plan, arguments.verbose, log)
     return 0

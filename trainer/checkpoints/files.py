@@ -43,7 +43,7 @@ _REQUIRED = tuple(part for part, required in PARTS.items() if required)
 _OPTIONAL = tuple(part for part, required in PARTS.items() if not required)
 MANIFEST = "manifest.json"
 _STATE, _CONFIG = "state.json", "config.json"
-_IN_RUN = ("checkpoints", "logs", "exports", "config.json", "summary.json")  # of it, drafts may be left
+_IN_RUN = ("checkpoints", "logs", "exports", "config.json", "data.json", "summary.json")  # of it, drafts may be left
 _NAME = re.compile(pointers.FOLDER_NAME)
 _MAX_PART = 1 << 34  # bytes of a part; the paper's network is 0.13 GB, its optimizer twice that
 
