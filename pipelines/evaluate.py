@@ -4,13 +4,13 @@
         --output gs://B/report
 
 Writes report.html (tables, curves and images in one file that needs no network), table.md, metrics.json
-and pairs.jsonl. With --hole, or --pairs, image files are scored with their own mask files, found as by
-pipelines.inpaint. --run RUN takes a run's newest checkpoint, RUN@best its best, RUN@400 that of step 400,
-MODEL.keras an export; NAME=RUN names it; a run called me@work or lr=0.1 is meant by its name. --run may be
-given several times: differences to the first network, with their standard errors, are of the same pairs. The
-same datasets, networks and seed give the same numbers on any runner. A pair that a method gives no finite
-image for counts as failed and enters no mean; the exit code is then 3. A storage or a disk that fails is no
-such pair: the job ends, exit code 1.
+and pairs.jsonl; the same command replaces them, --overwrite those of another evaluation. With --hole, or
+--pairs, image files are scored with their own mask files, found as by pipelines.inpaint. --run RUN takes a
+run's newest checkpoint, RUN@best its best, RUN@400 that of step 400, MODEL.keras an export; NAME=RUN names
+it; a run called me@work or lr=0.1 is meant by its name. --run may be given several times: differences to the
+first network, with their standard errors, are of the same pairs. The same datasets, networks and seed give
+the same numbers on any runner. A pair that a method gives no finite image for counts as failed and enters no
+mean; the exit code is then 3. A storage or a disk that fails is no such pair: the job ends, exit code 1.
 """
 
 from __future__ import annotations
@@ -67,6 +67,7 @@ def parser() -> ArgumentParser:
     add("--lpips", metavar="FILE", help="LPIPS weights (.npz or .pth); LPIPS is skipped if not given")
     add("--fid", metavar="FILE", help="FID weights (.npz or .pth); FID is skipped if not given")
     add("--batch-size", type=_batch_size, help="pairs per batch (default: what suits the device)")
+    add("--overwrite", action="store_true", help="replace the report of another evaluation")
     return parser
 
 
@@ -204,6 +205,7 @@ def _show(output: str) -> int:
 
 def main(argv: Sequence[str]) -> int:
     with quiet_imports():
+        from pipelines.evaluation.earlier import require_same
         from pipelines.evaluation.job import FILES, METRICS, build
         from pipelines.launch import parse_options, require_written, run_pipeline
         from trainer import storage
@@ -211,6 +213,7 @@ def main(argv: Sequence[str]) -> int:
 
     ours, options = parse_options(parser(), argv)
     job = _make_job(ours)
+    require_same(job, ours.overwrite)
     job = dataclasses.replace(job, claim=claims.take(job.output, replaces=True))
     storage.sweep(job.output, FILES.__contains__)
     metrics = storage.join(job.output, METRICS)

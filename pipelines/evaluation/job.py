@@ -242,13 +242,18 @@ def make_report(
         },
         "masks_found": found,
         "reference": job.reference,
-        "methods": [_describe(network) for network in job.networks] + [{"name": name} for name in job.baselines],
+        "methods": describe_methods(job),
         "metrics": list(cells[0]["metrics"]),
         "lpips": job.lpips and job.lpips._asdict(),
         "fid": job.fid and job.fid._asdict(),
         "cells": cells,
         "differences": differences,
     }
+
+
+def describe_methods(job: Job) -> list[dict]:
+    """The methods, as in metrics.json."""
+    return [*map(_describe, job.networks), *({"name": name} for name in job.baselines)]
 
 
 def _describe(network: Network) -> dict:
