@@ -6,11 +6,14 @@ Runs the five stage commands on bundled photographs, printing each command: draw
 image records, trains a small network with two Ray workers, inpaints photographs that the network
 has never seen, and scores it beside methods that need no training. OUTPUT/report/report.html has
 tables, curves and images in one page; OUTPUT/report.png shows whole photographs. What an earlier
-demo left in OUTPUT is removed first.
+demo left in OUTPUT is removed first; a folder with anything else of these names is refused.
 """
 
 from __future__ import annotations
 
+import json
+import os
+import re
 import shlex
 import shutil
 import sys
@@ -23,13 +26,23 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from trainer import stopping
-from trainer.command import ArgumentParser, quiet_imports, run_command
+from trainer.command import ArgumentParser, code_version, quiet_imports, run_command
 from trainer.errors import UserError
 from trainer.presets import resolve_config
 
 PHOTOS = Path(__file__).parent / "photos"
-FOLDERS = ("masks", "test-masks", "records", "run", "pictures", "holes", "inpainted", "report")
 STAGES = 6
+MARK = "demo.json"  # says that a folder is the demo's
+_SET = r"(train|val)-\d{5}-of-\d{5}\.tfrecord|manifest\.json|contact_sheet\.png|rejects/(train|val)\.jsonl"
+# What the stages write into their folders, as patterns of paths; hidden files are whatever they are.
+WRITES = {
+    **dict.fromkeys(("masks", "test-masks", "records"), _SET),
+    "run": r"(checkpoints|logs|exports)/.*|(config|data|summary)\.json",
+    **dict.fromkeys(("pictures", "holes"), "{photo}"),
+    "inpainted": r"manifest\.json|(items|rejects)\.jsonl|{photo}",
+    "report": r"pairs\.jsonl|metrics\.json|table\.md|report\.html",
+}
+MASKS = 6000  # to train with
 MASK_SIZE = "128"  # side of masks, hence of the images that are trained on and scored
 SHORT_SIDE = 256  # of the photographs that are inpainted whole
 HOLE_RATIO = (0.2, 0.3)
@@ -76,9 +89,16 @@ def run_stage(module: str, *arguments: str) -> None:
 
 
 def make_folders(output: Path) -> None:
-    """Removes what an earlier demo left, and makes the folders that this module itself writes to."""
+    """Removes what an earlier demo left, and makes the folders that this module itself writes to.
+
+    Raises:
+        UserError: what is there is not the demo's, or the folder cannot be written to.
+    """
+    require_own(output)
     try:
-        for name in FOLDERS:
+        output.mkdir(parents=True, exist_ok=True)
+        (output / MARK).write_text(json.dumps({"made_by": "pipelines.demo", "code_version": code_version()}) + "\n")
+        for name in WRITES:
             shutil.rmtree(output / name, ignore_errors=True)
         for name in ("pictures", "holes"):
             (output / name).mkdir(parents=True)
@@ -86,10 +106,40 @@ def make_folders(output: Path) -> None:
         raise UserError(f"cannot write to {output}: {error.strerror}") from None
 
 
+def require_own(output: Path) -> None:
+    """Raises `UserError` if a demo would remove or replace what no demo has made; the message names the first file."""
+    there = [name for name in (*WRITES, "report.png") if os.path.lexists(output / name)]
+    if there and not is_marked(output):
+        raise UserError(f"--output: expected a folder of the demo's. Received {output}, which holds {there[0]}.")
+    photos = "(" + "|".join(re.escape(path.stem) for path in PHOTOS.glob("val/*/*.jpg")) + r")\.png"
+    for name in there:
+        folder, writes = output / name, WRITES.get(name, "")
+        paths = [] if folder.is_symlink() else [path for path in folder.rglob("*") if not path.is_dir()]
+        for path in [folder] if folder.is_symlink() else sorted(paths):
+            below = path.relative_to(folder).as_posix()
+            if path == folder or not re.fullmatch(writes.replace("{photo}", photos) + r"|(.*/)?\..*", below, re.DOTALL):
+                raise UserError(f"--output: {path} is not of the demo: move it away, or choose another folder")
+
+
+def is_marked(output: Path) -> bool:
+    """Whether a demo has made the folder; those of earlier versions are known by the masks that they begin with."""
+
+    def read(name: str) -> dict:
+        try:
+            found = json.loads((output / name).read_bytes())
+        except (OSError, ValueError, RecursionError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    masks = read("masks/manifest.json").get("parameters")
+    is_old = isinstance(masks, dict) and (masks.get("count"), masks.get("height")) == (MASKS, int(MASK_SIZE))
+    return is_old or read(MARK).get("made_by") == "pipelines.demo"
+
+
 def draw_masks(output: Path) -> None:
     """Masks to train with, and as many of each hole-ratio interval and border class to score with."""
     command = ("pipelines.build_masks", "--size", MASK_SIZE)
-    run_stage(*command, "--count", "6000", "--output", str(output / "masks"))
+    run_stage(*command, "--count", str(MASKS), "--output", str(output / "masks"))
     stratified = ("--count", "48", "--stratify", "--split", "val", "--seed", "1")
     run_stage(*command, *stratified, "--output", str(output / "test-masks"))
 

@@ -152,3 +152,87 @@ def test_a_stage_that_fails_ends_the_demo(capfd):
     shown = capfd.readouterr()
     assert "$ python -m compileall --no-such-option 'with space'\n" in shown.out
     assert "Traceback" not in shown.err
+
+
+# What an earlier demo left
+
+
+EARLIER = [
+    "masks/manifest.json",
+    "masks/train-00000-of-00001.tfrecord",
+    "masks/contact_sheet.png",
+    "test-masks/val-00000-of-00001.tfrecord",
+    "records/rejects/train.jsonl",
+    "run/config.json",
+    "run/data.json",
+    "run/checkpoints/step-00000600-0123abcd/model.npz",
+    "run/checkpoints/.latest.json.lock",
+    "run/exports/step-00000600/saved_model/variables/variables.index",
+    "run/logs/events.out.tfevents.1.0",
+    "pictures/coffee.png",
+    "holes/coffee.png",
+    "inpainted/coffee.png",
+    "inpainted/items.jsonl",
+    "inpainted/.items/job.json",
+    "inpainted/.claims/000001-0123456789abcdef",
+    "report/report.html",
+    "report.png",
+]
+
+
+def leave(folder, names, data="left") -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(data)
+
+
+def files_in(folder) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def test_what_an_earlier_demo_left_is_removed(tmp_path):
+    demo.make_folders(tmp_path / "new")
+    assert files_in(tmp_path / "new") == [demo.MARK]
+    leave(tmp_path / "new", [*EARLIER, "notes.txt", "other/a.png"])
+    demo.make_folders(tmp_path / "new")
+    assert files_in(tmp_path / "new") == [demo.MARK, "notes.txt", "other/a.png", "report.png"]
+    assert (tmp_path / "new" / "pictures").is_dir()
+
+
+def test_a_demo_of_an_earlier_version_is_known_by_its_masks(tmp_path):
+    leave(tmp_path, EARLIER)
+    leave(tmp_path, ["masks/manifest.json"], '{"kind": "mask", "parameters": {"count": 6000, "height": 128}}')
+    demo.make_folders(tmp_path)
+    assert files_in(tmp_path) == [demo.MARK, "report.png"]
+
+
+@pytest.mark.parametrize("name", ["pictures/holiday.jpg", "run/config.json", "report/report.html", "report.png"])
+def test_folders_that_no_demo_made_are_refused(name, tmp_path):
+    """A home folder may well have one of these names in it."""
+    leave(tmp_path, [name])
+    with pytest.raises(
+        UserError,
+        match=f"expected a folder of the demo's. Received {tmp_path}, which holds {name.partition(chr(47))[0]}",
+    ):
+        demo.main(["--output", str(tmp_path)])
+    assert files_in(tmp_path) == [name]
+
+
+@pytest.mark.parametrize(
+    "name", ["pictures/holiday.png", "masks/mine.tfrecord", "run/notes.txt", "report/x/report.html"]
+)
+def test_files_that_were_put_beside_those_of_a_demo_are_refused(name, tmp_path):
+    demo.make_folders(tmp_path)
+    leave(tmp_path, [*EARLIER, name])
+    with pytest.raises(UserError, match=f"--output: {tmp_path}/{name} is not of the demo: move it away, or choose"):
+        demo.main(["--output", str(tmp_path)])
+    assert files_in(tmp_path) == sorted([*EARLIER, name, demo.MARK])
+
+
+def test_a_link_is_not_followed(tmp_path):
+    demo.make_folders(tmp_path / "new")
+    leave(tmp_path, ["theirs/a.png"])
+    (tmp_path / "new" / "report").symlink_to(tmp_path / "theirs")
+    with pytest.raises(UserError, match="new/report is not of the demo"):
+        demo.main(["--output", str(tmp_path / "new")])
+    assert files_in(tmp_path / "theirs") == ["a.png"]
