@@ -7,6 +7,9 @@ Writes report.html (tables, curves and images in one file that needs no network)
 and pairs.jsonl; the same command replaces them, --overwrite those of another evaluation. With --hole, or
 --pairs, image files are scored with their own mask files, found as by pipelines.inpaint. --run RUN takes a
 run's newest checkpoint, RUN@best its best, RUN@400 that of step 400, MODEL.keras an export; NAME=RUN names
+and pairs.jsonl; the same command replaces them, --overwrite those of another evaluation. With --hole, or
+--pairs, image files are scored with their own mask files, found as by pipelines.inpaint. --run RUN takes a
+run's newest checkpoint, RUN@best its best, RUN@400 that of step 400, MODEL.keras an export; NAME=RUN names
 it; a run called me@work or lr=0.1 is meant by its name. --run may be given several times: differences to the
 first network, with their standard errors, are of the same pairs. The same datasets, networks and seed give
 the same numbers on any runner. A pair that a method gives no finite image for counts as failed and enters no

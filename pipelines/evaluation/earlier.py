@@ -25,7 +25,7 @@ class _Report(BaseModel):
 
     model_config = ConfigDict(extra="ignore")
 
-    data: dict[str, dict[str, Any]] = {}
+    data: dict[str, Any] = {}
     parameters: dict[str, Any] = {}
     methods: list[dict[str, Any]] = []
     lpips: dict[str, Any] | None = None
@@ -39,8 +39,11 @@ def _identity(report: _Report) -> dict[str, Any]:
     """What decides on the numbers of a report. What has a checksum may lie elsewhere by now."""
     found: dict[str, Any] = {}
     for name, facts in sorted(report.data.items()):
-        keys = ("crc32c", "split") if "crc32c" in facts else ("address", "files")
-        found |= {f"{name}.{key}": facts.get(key) for key in keys}
+        if isinstance(facts, dict):  # of a dataset its checksum, and whatever there is of files
+            keys = ("crc32c", "split") if "crc32c" in facts else sorted(facts)
+            found |= {f"{name}.{key}": facts.get(key) for key in keys}
+        else:
+            found[name] = facts
     found |= report.parameters
     found["methods"] = [{key: method[key] for key in ("name", "crc32c") if key in method} for method in report.methods]
     for name, weights in (("lpips", report.lpips), ("fid", report.fid)):
