@@ -85,11 +85,15 @@ def require_same(job: Job, overwrite: bool) -> None:
 
 
 def _require_own_files(output: str) -> None:
-    """Raises `UserError` for files of a report's names that no evaluation left, not even one that was killed."""
-    for name in FILES:
-        address = storage.join(output, name)
-        if storage.exists(address) and not (name == PAIRS and _is_pairs(storage.read_range(address, 0, _HEAD))):
-            raise UserError(f"{output} holds {name}, which no evaluation has left there: choose another folder")
+    """Raises `UserError` for files of a report's names that no evaluation left, not even one that was killed.
+
+    One that was has left its pairs, or those of the report that it was to replace.
+    """
+    there = [name for name in FILES if storage.exists(storage.join(output, name))]
+    if PAIRS in there and _is_pairs(storage.read_range(storage.join(output, PAIRS), 0, _HEAD)):
+        return
+    if there:
+        raise UserError(f"{output} holds {there[0]}, which no evaluation has left there: choose another folder")
 
 
 def _is_pairs(head: bytes) -> bool:
