@@ -16,13 +16,19 @@ A finished dataset is left as it is, unless its options, its inputs or its shard
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from trainer import storage
 from trainer.command import ArgumentParser, code_version, integer, quiet_imports, run_command
 from trainer.images import MAX_PIXELS_HELP, MOST_PIXELS
 from trainer.images.rgb import JPEG_SIDE, ImageSpec
+
+if TYPE_CHECKING:
+    from pipelines.image_dataset.sources import Source
+    from trainer.data.finished import Expected
 
 
 def parser() -> ArgumentParser:
@@ -55,6 +61,25 @@ def parser() -> ArgumentParser:
     return parser
 
 
+def _expected(ours: argparse.Namespace, spec: ImageSpec, source: Source, num_shards: dict[str, int]) -> Expected:
+    """The dataset that the options describe, to compare one that is there with."""
+    from trainer.data.finished import Expected
+    from trainer.storage.names import printable
+
+    parameters = {"input": storage.normalize(ours.input), "num_shards": num_shards, "limit": ours.limit}
+    if ours.devkit:
+        parameters["devkit"] = storage.normalize(ours.devkit)
+    return Expected(
+        kind="image",
+        seed=0,
+        parameters=parameters | dataclasses.asdict(spec),
+        synsets=tuple(map(printable, source.synsets)),
+        defaults=dataclasses.asdict(ImageSpec()),
+        places=source.places,
+        count=(lambda: None) if ours.limit else source.count,
+    )
+
+
 def main(argv: Sequence[str]) -> int:
     with quiet_imports():
         import apache_beam as beam
@@ -70,9 +95,7 @@ def main(argv: Sequence[str]) -> int:
             run_pipeline,
         )
         from pipelines.transforms.dataset_writer import FinishDataset
-        from trainer.data.finished import Expected
         from trainer.storage import claims, recognize
-        from trainer.storage.names import printable
 
     ours, options = parse_options(parser(), argv)
     spec = ImageSpec(
@@ -88,18 +111,7 @@ def main(argv: Sequence[str]) -> int:
         split: ours.num_shards or choose_num_shards(measure_split(parts, spec, ours.limit))
         for split, parts in source.by_split().items()
     }
-    parameters = {"input": storage.normalize(ours.input), "num_shards": num_shards, "limit": ours.limit}
-    if ours.devkit:
-        parameters["devkit"] = storage.normalize(ours.devkit)
-    expected = Expected(
-        kind="image",
-        seed=0,
-        parameters=parameters | dataclasses.asdict(spec),
-        synsets=tuple(map(printable, source.synsets)),
-        defaults=dataclasses.asdict(ImageSpec()),
-        places=source.places,
-        count=(lambda: None) if ours.limit else source.count,
-    )
+    expected = _expected(ours, spec, source, num_shards)
     claim = claim_dataset(output, ours.overwrite, source.by_split(), expected)
     if claim is None:
         return report_rejects(output, "image")
