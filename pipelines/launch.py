@@ -81,8 +81,8 @@ def parse_options(parser: ArgumentParser, argv: Sequence[str]) -> tuple[argparse
     parser.add_argument(
         "--no-wait",
         action="store_true",
-        help="print the id of a job that runs on a service, such as Dataflow, and end; given again without --no-wait, "
-        "the same command says what came of it",
+        help="print the id of a job that runs on a service, such as Dataflow, and end; the job is done when its "
+        "manifest.json (of evaluate, metrics.json) is there",
     )
     parser.epilog = "Options of Apache Beam (--runner, --direct_num_workers, --region ...) may follow."
     ours, rest = parser.parse_known_args(argv)

@@ -8,7 +8,7 @@
 # --max_num_workers 200, --worker_machine_type n2-highmem-8, --flexrs_goal COST_OPTIMIZED ... Labels add up.
 #
 #   --dry-run    print the command
-#   --no-wait    print the job's id and end; the same command later says what came of it
+#   --no-wait    print the job's id and end; the job is done when its manifest.json (of evaluate, metrics.json) is there
 #   --gpu l4     inpaint and evaluate on workers with one GPU, in the image beam-gpu (`make images GPU=yes`)
 set -euo pipefail
 # shellcheck source=infra/beam/submit.sh
