@@ -113,6 +113,7 @@ FRAGMENTS = [
     (page, text)
     for page in PAGES
     for text in re.findall(r"`(--[^`]*)`", (ROOT / page).read_text("utf-8").replace("\n", " "))
+    if not re.search(r"\w\|\w", text)  # best|latest: one of these
 ]
 
 
