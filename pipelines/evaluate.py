@@ -24,9 +24,9 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from trainer.command import SOME_REJECTED, ArgumentParser, code_version, integer, quiet_imports, run_command
+from trainer.command import SOME_REJECTED, ArgumentParser, code_version, fraction, integer, quiet_imports, run_command
 from trainer.errors import UserError
-from trainer.images import HOLE_LABEL_HELP, HOLES, MAX_PIXELS_HELP, MOST_PIXELS
+from trainer.images import HOLE_LABEL_HELP, HOLES, MAX_PIXELS_HELP, MOST_PIXELS, THRESHOLD_HELP
 
 if TYPE_CHECKING:
     from pipelines.evaluation.file_pairs import FilePairs
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from pipelines.evaluation.rounds import Weights
 
 ALL = "all"  # of --per-cell
+_OF_MASK_FILES = ("hole", "hole_label", "threshold")  # options that only these need
 
 
 def parser() -> ArgumentParser:
@@ -48,6 +49,7 @@ def parser() -> ArgumentParser:
     add("--pairs", help="list of image files and mask files, .csv or .jsonl, instead of --images and --masks")
     add("--hole", choices=HOLES, help="what marks holes in mask files (default: as stated in their manifest.json)")
     add("--hole-label", help=HOLE_LABEL_HELP)
+    add("--threshold", type=fraction, help=THRESHOLD_HELP.format("0.5"))
     add("--run", required=True, action="append", help="[NAME=]RUN[@CHECKPOINT] or [NAME=]MODEL.keras; repeatable")
     add("--output", required=True, help="folder for the report")
     add("--split", default="val", help="split of the image records (default val)")
@@ -128,8 +130,9 @@ def _find_files(ours: argparse.Namespace) -> FilePairs | None:
     if not ours.pairs:
         selected, kind = storage.select(ours.masks), recognize.look(ours.masks).kind
         if not selected.glob and kind not in ("image", "images"):
-            if (ours.hole or ours.hole_label) and kind == "dataset":
-                raise UserError("--hole, --hole-label: expected with mask files. Received a dataset of mask records.")
+            given = [f"--{name.replace('_', '-')}" for name in _OF_MASK_FILES if getattr(ours, name) is not None]
+            if given and kind == "dataset":
+                raise UserError(f"{given[0]}: expected with mask files. Received a dataset of mask records.")
             return None
         if recognize.look(ours.images).kind == "dataset":  # which has no names that masks could be found by
             raise explain_missing(selected.address, "mask")
@@ -139,6 +142,7 @@ def _find_files(ours: argparse.Namespace) -> FilePairs | None:
     settings = Settings(
         hole=None if ours.hole_label else resolve_hole(ours.hole, where, masks),
         hole_label=ours.hole_label,
+        threshold=ours.threshold,
         mask_reading=BY_CONTENT,
         max_pixels=ours.max_pixels or MAX_PIXELS,
     )

@@ -277,7 +277,8 @@ def test_images_may_be_a_file_or_a_folder_of_files(made):
         (["--masks", "{0}/tree"], "{0}/tree is a folder of image files. Expected the folder of a dataset of mask rec"),
         (["--masks", "{0}/tree/val", "--images", "{0}/tree/train"], "--hole: say whether holes in the mask files are"),
         (["--pairs", "{0}/pairs.csv"], "expected --images and --masks, or --pairs"),
-        (["--hole", "black"], "--hole, --hole-label: expected with mask files. Received a dataset of mask records."),
+        (["--hole", "black"], "--hole: expected with mask files. Received a dataset of mask records."),
+        (["--threshold", "0.5"], "--threshold: expected with mask files. Received a dataset of mask records."),
         (
             ["--images", "{0}/tree", "--output", "{0}/tree/new"],
             "--output: expected a folder that is not in --images {0}/t",

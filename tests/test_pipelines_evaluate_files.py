@@ -108,6 +108,22 @@ def test_what_does_not_go_together(options, message, place, run):
     assert not storage.find(f"{place}/never")
 
 
+def test_masks_are_read_as_the_inpainting_job_reads_them(place, run):
+    """Labels of which one is the hole, and a threshold, give the scores of the same mask in black and white."""
+    image, valid = f"{place}/in/a.png", PAIRS["a"][1] == 1
+    labels = np.where(valid, 0, 7).astype(np.uint8)
+    labels[:2, :2] = 200
+    save(f"{place}/more/labels.png", labels[..., None])
+    save(f"{place}/more/gray.png", np.where(valid, 100, 10).astype(np.uint8)[..., None])
+    found = []
+    for name, options in (("labels", ["--hole-label", "7"]), ("gray", ["--hole", "black", "--threshold", "0.2"])):
+        where = ["--images", image, "--masks", f"{place}/more/{name}.png", "--output", f"{place}/{name}"]
+        assert main([*where, *options, "--run", run, "--baseline", "mean"]) == 0
+        found.append(read_rows(f"{place}/{name}"))
+    assert len(found[0]) == 2 and found[0] == found[1]
+    assert all(row["hole_ratio"] == np.mean(~valid) for row in found[0])
+
+
 def test_other_images_are_scored_as_rgb():
     gray = np.uint16([[[0], [257], [65535]]])
     np.testing.assert_array_equal(to_rgb(gray), [[[0, 0, 0], [1, 1, 1], [255, 255, 255]]])

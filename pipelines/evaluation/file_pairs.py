@@ -64,6 +64,7 @@ class FilePairs:
             "pairs": where.listed or {"images": where.images, "masks": where.masks},
             "files": len(self.entries),
             "hole": self.settings.hole or self.settings.hole_label,
+            "threshold": self.settings.threshold,
         }
 
 
