@@ -73,7 +73,7 @@ def test_files_are_scored_at_their_own_size(place, run, capsys):
     found = json.loads(storage.read(f"{place}/out/metrics.json"))
     assert found["counts"] == {"masks": 4, "pairs": 4, "rows": 8, "failed": 4}
     pairs = {"images": f"{place}/in", "masks": f"{place}/holes"}
-    assert found["data"] == {"pairs": pairs, "files": 4, "hole": "black"}
+    assert found["data"] == {"pairs": pairs, "files": 4, "hole": "black", "threshold": None}
     assert "4 of 8 images failed" in capsys.readouterr().err
     assert storage.read(f"{place}/out/report.html").count(b"data:image/jpeg;base64,") == 8  # two pairs, four pictures
 
