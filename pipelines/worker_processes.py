@@ -80,6 +80,8 @@ class _Workers:
             process.kill()
         for process in self._processes:
             process.wait()
+            if process.stdin is not None:
+                process.stdin.close()
 
 
 @contextlib.contextmanager

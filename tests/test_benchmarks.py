@@ -48,7 +48,7 @@ PRINTED = {
     "imagenet.py --only sizes": [r"", r"sizes", r"4 photographs # ms each, after # s for the start and 2 photographs"],
     "inpaint.py float32": [
         r"18 images: 18 inpainted; .*",
-        r"36 images: 36 inpainted; .*",
+        r"36 images: 0 inpainted, 36 without holes; .*",
         r"float32: bare loop # images/s, end to end # images/s, #% of it",
         r"float32: no holes # ms per image, #% of one with holes",
     ],

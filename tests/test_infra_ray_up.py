@@ -88,7 +88,7 @@ class Cloud:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=400,
+            timeout=1200,
             umask=0o077,  # strict, as some have it
         )
         assert done.returncode == 0, done.stdout[-6000:]
@@ -96,7 +96,9 @@ class Cloud:
 
 
 @pytest.fixture
-def cloud(monkeypatch):
+def cloud(monkeypatch, soak):
+    if not soak:
+        pytest.skip("takes five minutes: make soak")
     machines.require()
     with contextlib.ExitStack() as stack:
         cloud = Cloud(stack)
@@ -154,7 +156,7 @@ class Training:
         return [int(step) for step in re.findall(r"step (\d+)/", self.output())]
 
 
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(3600)
 def test_a_machine_is_taken_away_and_no_step_is_lost(cloud):
     build_datasets()
     cloud.run("get-auth-token", "--generate")

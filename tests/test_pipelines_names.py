@@ -99,7 +99,7 @@ def test_images_and_datasets_in_a_folder_whose_name_has_wildcards(place, run):
 
     for images in (f"{home}/records", f"{home}/in/*.png", f"{home}/in/b [1].png"):
         options = ["--images", images, "--masks", f"{home}/masks", "--run", run, "--baseline", "", "--per-cell", "all"]
-        assert evaluate.main([*options, "--output", f"{home}/report"]) == 0
+        assert evaluate.main([*options, "--output", f"{home}/report", "--overwrite"]) == 0
         scored = {row["image"] for row in lines(f"{home}/report/pairs.jsonl")}
         files = {f"{home}/in/b [1].png": {"b [1].png"}, f"{home}/in/*.png": {"a.png", "b [1].png"}}
         expected = files.get(images, {"val/a.png", "val/b [1].png", "val/sub*/c.png"})
@@ -145,7 +145,7 @@ def test_runs_whose_addresses_have_signs_of_the_option(name, tmp_path, monkeypat
             "all",
         ]
         options += [part for one in runs for part in ("--run", one)]
-        assert evaluate.main([*options, "--output", f"{tmp_path}/report"]) == 0
+        assert evaluate.main([*options, "--output", f"{tmp_path}/report", "--overwrite"]) == 0
         found = json.loads(storage.read(f"{tmp_path}/report/metrics.json"))["methods"]
         return [f"{one['name']}: {one['address'].rpartition('/')[2][:13]}" for one in found]
 

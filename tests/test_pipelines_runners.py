@@ -49,7 +49,7 @@ def test_3000_masks_are_the_same_bytes_on_every_runner(in_process, runner, tmp_p
 # A module named sitecustomize, which Python imports at its start: a worker process dies when it is to draw one mask.
 KILLER = """
 import os, signal, sys
-if "apache_beam.runners.worker.sdk_worker_main" in sys.orig_argv:
+if "pipelines.worker_processes" in sys.orig_argv:
     from masks import sampling
     draw = sampling.sample_mask
     def draw_or_die(spec, index):

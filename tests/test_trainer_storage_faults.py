@@ -190,12 +190,15 @@ def test_what_stays_forbidden_is_denied(filled, gcs_server, name, kind, hurry):
     assert fault.count >= 3
 
 
-def test_wrong_use_is_told_within_seconds(bucket):
+def test_wrong_use_is_told_within_seconds(gcs_server, monkeypatch):
     """Of a bucket that never answered, by the constants themselves: at launch a user waits for them."""
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", gcs_server)
+    gcs.client.cache_clear()
     missing = f"gs://pconv-{uuid.uuid4().hex[:12]}"
     assert 1 < gcs._DOUBT <= 5 and gcs._DOUBT < gcs._LOST < gcs._OUTAGE
     with pytest.raises(NotFound):
         storage.require_writable(missing)
+    gcs.client.cache_clear()
 
 
 def test_a_bucket_that_has_answered_is_doubted_for_longer(filled, gcs_server, monkeypatch):

@@ -24,7 +24,7 @@ import re
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 
 from trainer.errors import AlreadyExists, Conflict, Denied, NotFound, Outage, Unwritable, UserError
 from trainer.storage.store import BoundedFile
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from tenacity import RetryCallState
 
 T = TypeVar("T")
+_Absence = Literal["doubted", "twice", "believed"]
 
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]*[a-z0-9]")
 _MAX_NAME = 1024  # bytes of an object's name
@@ -133,7 +134,7 @@ class GcsStore:
             return file.getvalue(), blob.generation
 
         with contextlib.suppress(NotFound):
-            return _request(address, "read", send, absence=_TWICE)
+            return _request(address, "read", send, "twice")
         return None, 0
 
     def read_range(self, address: str, start: int, length: int) -> bytes:
@@ -202,14 +203,14 @@ class GcsStore:
     def overwrite(self, address: str, data: bytes) -> None:
         """Writes the object over the generation that is there, until nobody else has done so meanwhile."""
         while True:
-            there = _find(address, absence=None) or _There(0, "")  # a wrong answer makes a conflict
+            there = _find(address, "believed") or _There(0, "")  # a wrong answer makes a conflict
             with contextlib.suppress(Conflict):
                 return self.replace(address, data, there.generation)
 
     def delete(self, address: str) -> None:
         """Removes the object, if it exists."""
         with contextlib.suppress(NotFound):
-            _request(address, "delete", lambda: _blob(address).delete(retry=None), absence=_TWICE)
+            _request(address, "delete", lambda: _blob(address).delete(retry=None), "twice")
 
     def confine(self, folder: str) -> None:
         """A bucket has no links."""
@@ -250,7 +251,7 @@ def _blob(address: str) -> Blob:
 # Requests
 
 
-def _find(address: str, absence: float | None = _TWICE) -> _There | None:
+def _find(address: str, absence: _Absence = "twice") -> _There | None:
     """What is known of the object; None if there is none."""
 
     def send() -> _There:
@@ -289,12 +290,12 @@ def _list(prefix: str, deep: bool = True) -> Iterator[tuple[str, int]]:
                 yield f"gs://{bucket}/{found.name}", found.size or 0
 
 
-def _request(address: str, verb: str, send: Callable[[], T], absence: float | None = _DOUBT) -> T:
+def _request(address: str, verb: str, send: Callable[[], T], absence: _Absence = "doubted") -> T:
     """What ``send()`` returns, called again while it may be wrong: see the module's table.
 
     Args:
         verb: what must be allowed: ``read``, ``list``, ``write`` or ``delete``.
-        absence: seconds for which a 404 is doubted; None believes the first.
+        absence: what to make of a 404.
 
     Raises:
         NotFound, Denied, Conflict: what the last answer says.
@@ -335,13 +336,13 @@ def _request(address: str, verb: str, send: Callable[[], T], absence: float | No
     return answer
 
 
-def _patience(error: BaseException, absence: float | None, was_allowed: bool) -> float | None:
+def _patience(error: BaseException, absence: _Absence, was_allowed: bool) -> float | None:
     """Seconds for which a request is repeated that ended with ``error``; None if it is to be believed."""
     from google.api_core import exceptions
     from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError, TransportError
 
     if isinstance(error, exceptions.NotFound):
-        return absence
+        return {"doubted": _DOUBT, "twice": _TWICE, "believed": None}[absence]
     if isinstance(error, exceptions.Unauthorized | exceptions.Forbidden):
         return _LOST if was_allowed else _DOUBT
     if isinstance(error, exceptions.ClientError) and error.code not in (408, 409, 429):
