@@ -3,7 +3,7 @@
     python -m pipelines.demo --output demo
 
 Runs the five stage commands on bundled photographs, printing each command: draws masks, writes
-image records, trains a small network with two Ray workers, inpaints photographs that the network
+image records, trains a small network on two cores with Ray, inpaints photographs that the network
 has never seen, and scores it beside methods that need no training. OUTPUT/report/report.html has
 tables, curves and images in one page; OUTPUT/report.png shows whole photographs. What an earlier
 demo left in OUTPUT is removed first; a folder with anything else of these names is refused.
@@ -275,7 +275,7 @@ def main(argv: Sequence[str]) -> int:
     stage(2, "Turn photographs into records")
     records = str(output / "records")
     run_stage("pipelines.build_imagenet", "--input", str(PHOTOS), "--split", "train,val", "--output", records)
-    stage(3, "Train the network with two Ray workers")
+    stage(3, "Train the network on two cores with Ray")
     train(output, ours.set)
     stage(4, "Inpaint photographs that the network has never seen")
     names = inpaint(output)

@@ -28,7 +28,7 @@ from trainer.config import (
 from trainer.errors import UserError
 
 PRESETS = {
-    # A small network that two CPU workers train in about three minutes, on the terms that need no
+    # A small network that two CPU cores train in about three minutes, on the terms that need no
     # VGG-16, which would take most of a step. It is for few steps on few photographs: of the 28 that
     # tests/benchmarks/learning.py had, 600 steps with mean, std and learning rate as they are here gave 20.21 dB
     # in holes (120 held-out pairs), and 20.62 with these weights of the loss besides; images as they are, 4e-3, and
