@@ -104,7 +104,7 @@ def curves(place):
     with ThreadPoolExecutor() as pool:
         runs = {
             ONE: pool.submit(train, place, ONE, 1, *settings),
-            # Eleven packs of gradients in the first phase, fewer in the second.
+            # Packs of 2 kB, several in each phase; the second, which freezes variables, has others.
             WORKERS: pool.submit(train, place, WORKERS, 2, *settings, "scaling.pack_mb=0.002"),
             DEVICES: pool.submit(train, place, DEVICES, 1, *settings, devices=2),
         }

@@ -66,8 +66,8 @@ def make_sum(strategy: tf.distribute.Strategy, scaling: ScalingConfig, variables
     return sum_up
 
 
-def _reduce(tensors: list[tf.Tensor], options: tf.distribute.experimental.CommunicationOptions | None = None):
-    return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, tensors, options)
+def _reduce(tensors: list[tf.Tensor]) -> list[tf.Tensor]:
+    return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, tensors)
 
 
 def _reduce_by_nccl(tensors: list[tf.Tensor]) -> list[tf.Tensor]:
