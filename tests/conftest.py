@@ -47,10 +47,10 @@ def gcs_server(tmp_path_factory):
 @pytest.fixture
 def bucket(gcs_server, monkeypatch):
     """Address of a new, empty bucket; this process and the ones it starts reach the server."""
-    from trainer.storage import gcs
+    from trainer.storage import attempts, gcs
 
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", gcs_server)
-    monkeypatch.setattr(gcs, "_DOUBT", 0.1)  # this server is right about what it does not have
+    monkeypatch.setattr(attempts, "_DOUBT", 0.1)  # this server is right about what it does not have
     gcs.client.cache_clear()
     name = f"pconv-{uuid.uuid4().hex[:12]}"
     gcs.client().create_bucket(name)

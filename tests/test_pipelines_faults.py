@@ -22,7 +22,7 @@ from pipelines.image_dataset import parts
 from trainer import storage
 from trainer.errors import Outage
 from trainer.images import rgb
-from trainer.storage import gcs
+from trainer.storage import attempts, gcs
 
 SIZE = 32
 JOBS = {"masks": build_masks, "folder": build_imagenet, "tar": build_imagenet, "inpaint": inpaint, "evaluate": evaluate}
@@ -108,7 +108,7 @@ def expected(root):
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch):
-    monkeypatch.setattr(gcs, "_PAUSE", 0.004)
+    monkeypatch.setattr(attempts, "_PAUSE", 0.004)
 
 
 # Every fault with every job takes eight minutes, which make soak has; make test has each kind of fault once or twice.
@@ -169,7 +169,7 @@ INPUTS = {"masks": "holes", "folder": "photos", "tar": "ILSVRC", "inpaint": "in%
 def test_an_outage_of_the_inputs_fails_the_job(root, expected, gcs_server, job, kind, monkeypatch, soak):
     choose(soak, "inputs", job, kind)
     for name in ("_OUTAGE", "_LOST", "_DOUBT"):
-        monkeypatch.setattr(gcs, name, 0.05)
+        monkeypatch.setattr(attempts, name, 0.05)
     output = f"{root}/{job}-{kind}-stays"
     at_launch = 1 if job == "tar" else 0  # the first header: what is refused by then is wrong use
     fault = Fault(kind, rf"/o/[^?]*{INPUTS[job]}.*alt=media", lambda number: number >= at_launch)
@@ -184,7 +184,7 @@ def test_an_outage_of_the_inputs_fails_the_job(root, expected, gcs_server, job, 
 @pytest.mark.parametrize("job", JOBS)
 def test_an_outage_of_the_output_fails_the_job(root, expected, gcs_server, job, monkeypatch, soak):
     choose(soak, "output", job)
-    monkeypatch.setattr(gcs, "_OUTAGE", 0.05)
+    monkeypatch.setattr(attempts, "_OUTAGE", 0.05)
     output = f"{root}/{job}-unwritable"
     with proxied(gcs_server, Fault(503, UPLOAD, lambda number: number > 0)), pytest.raises(Outage):
         run(job, root, output)

@@ -18,7 +18,7 @@ from pipelines.inpainting import outputs
 from trainer import presets, runs, storage
 from trainer.checkpoints import pointers
 from trainer.errors import Denied, NotFound, Outage, UserError, is_outage
-from trainer.storage import gcs
+from trainer.storage import attempts, gcs
 
 DATA = bytes(range(256)) * 5000
 
@@ -34,14 +34,14 @@ def filled(bucket):
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch):
-    monkeypatch.setattr(gcs, "_PAUSE", 0.004)
+    monkeypatch.setattr(attempts, "_PAUSE", 0.004)
 
 
 @pytest.fixture
 def hurry(monkeypatch):
     """The same decisions after fractions of a second."""
     for name, seconds in {"_OUTAGE": 0.5, "_LOST": 0.3, "_DOUBT": 0.1}.items():
-        monkeypatch.setattr(gcs, name, seconds)
+        monkeypatch.setattr(attempts, name, seconds)
 
 
 READS = {
@@ -195,7 +195,7 @@ def test_wrong_use_is_told_within_seconds(gcs_server, monkeypatch):
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", gcs_server)
     gcs.client.cache_clear()
     missing = f"gs://pconv-{uuid.uuid4().hex[:12]}"
-    assert 1 < gcs._DOUBT <= 5 and gcs._DOUBT < gcs._LOST < gcs._OUTAGE
+    assert 1 < attempts._DOUBT <= 5 and attempts._DOUBT < attempts._LOST < attempts._OUTAGE
     with pytest.raises(NotFound):
         storage.require_writable(missing)
     gcs.client.cache_clear()
@@ -203,8 +203,8 @@ def test_wrong_use_is_told_within_seconds(gcs_server, monkeypatch):
 
 def test_a_bucket_that_has_answered_is_doubted_for_longer(filled, gcs_server, monkeypatch):
     """Credentials that are being renewed: of six answers that say no, a bucket that is new would have believed one."""
-    monkeypatch.setattr(gcs, "_DOUBT", 0.0)
-    monkeypatch.setattr(gcs, "_LOST", 60.0)
+    monkeypatch.setattr(attempts, "_DOUBT", 0.0)
+    monkeypatch.setattr(attempts, "_LOST", 60.0)
     with proxied(gcs_server, Fault(403, DOWNLOAD, lambda number: number < 6)) as proxy:
         storage.checksum(f"{filled}/data")  # of the verb that is asked for next
         assert storage.read(f"{filled}/data") == DATA

@@ -2,16 +2,9 @@
 
 ``STORAGE_EMULATOR_HOST`` points it at an emulator, as Google's own client does.
 
-Every request is repeated here and nowhere else (`_request`): the client's own retries are off, for they continue
-downloads without checking them, take a lost answer of an upload for somebody else's file, and leave out answers that
-are cut short. What is asked for, what may be wrong, and for how long it is asked again:
-
-    no answer, 5xx, 408, 409, 429, a body or a list cut short, bytes that differ from their checksum    120 s
-    401, 403, credentials that cannot be renewed: of a bucket that has answered such requests before     30 s
-                                                  of one that has not, which is how wrong use looks       3 s
-    404 of a bucket, or of an object that a caller expects                                               3 s
-    404 where an object may be absent                                                            asked twice
-    412 of an upload: unless the object there is another                                               120 s
+Every request is repeated by `attempts` and nowhere else: the client's own retries are off, for they continue downloads
+without checking them, take a lost answer of an upload for somebody else's file, and leave out answers that are cut
+short.
 
 Each upload has a name of its own in the object's metadata: it tells whether the object there is this upload's.
 """
@@ -21,37 +14,24 @@ from __future__ import annotations
 import contextlib
 import functools
 import re
-import time
 import uuid
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from trainer.errors import AlreadyExists, Conflict, Denied, NotFound, Outage, Unwritable, UserError
+from trainer.storage import attempts
 from trainer.storage.store import BoundedFile
 
 if TYPE_CHECKING:
     from google.cloud.storage import Blob, Client
-    from tenacity import RetryCallState
 
 T = TypeVar("T")
-_Absence = Literal["doubted", "twice", "believed"]
 
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]*[a-z0-9]")
 _MAX_NAME = 1024  # bytes of an object's name
 _UPLOAD = "pconv-upload"  # key of the metadata with the upload's name
 # Packages whose exceptions mean that there was no answer. Their names, because their import is slow.
 _CLIENT_PACKAGES = {"google", "requests", "urllib3", "http"}
-
-_OUTAGE, _LOST, _DOUBT, _TWICE = 120.0, 30.0, 3.0, 0.0  # seconds, see above
-_PAUSE = 0.25  # seconds until a request is repeated, at most; twice that the next time, up to 8
-_LEAST = 3  # answers before one is believed, however long each took
-
-# (bucket, verb) that this process was allowed: to ``read``, ``list``, ``write`` or ``delete``.
-_allowed: set[tuple[str, str]] = set()
-
-
-class _Damaged(Exception):
-    """An answer that cannot be right."""
 
 
 class _There(NamedTuple):
@@ -158,7 +138,7 @@ class GcsStore:
                 blob.reload(retry=None)
             expected = length if len(data) >= length else max(0, min(length, blob.size - start))
             if len(data) != expected:
-                raise _Damaged(f"expected {expected} bytes. Received {len(data)}.")
+                raise attempts.Damaged(f"expected {expected} bytes. Received {len(data)}.")
             return data
 
         return _request(address, "read", send)
@@ -195,7 +175,7 @@ class GcsStore:
                 if there.upload == upload:  # the answer to an earlier attempt was lost
                     return
                 if there.generation == generation:
-                    raise _Damaged(f"the object is not at generation {generation}, although it is") from None
+                    raise attempts.Damaged(f"the object is not at generation {generation}, although it is") from None
                 raise
 
         _request(address, "write", send)
@@ -251,7 +231,7 @@ def _blob(address: str) -> Blob:
 # Requests
 
 
-def _find(address: str, absence: _Absence = "twice") -> _There | None:
+def _find(address: str, absence: attempts.Absence = "twice") -> _There | None:
     """What is known of the object; None if there is none."""
 
     def send() -> _There:
@@ -290,73 +270,33 @@ def _list(prefix: str, deep: bool = True) -> Iterator[tuple[str, int]]:
                 yield f"gs://{bucket}/{found.name}", found.size or 0
 
 
-def _request(address: str, verb: str, send: Callable[[], T], absence: _Absence = "doubted") -> T:
-    """What ``send()`` returns, called again while it may be wrong: see the module's table.
-
-    Args:
-        verb: what must be allowed: ``read``, ``list``, ``write`` or ``delete``.
-        absence: what to make of a 404.
-
-    Raises:
-        NotFound, Denied, Conflict: what the last answer says.
-        Outage: there was no answer, or none that can be right.
-    """
-    from tenacity import Retrying, retry_if_exception, wait_random_exponential
-
-    place, begin = (_split(address)[0], verb), time.monotonic()
-    pause = wait_random_exponential(multiplier=_PAUSE, min=_PAUSE / 2, max=8)
-    seen: dict[float, tuple[int, float]] = {}  # how many answers that are doubted for so long, and when the first came
-    limit = 0.0  # of the last answer
-
-    def is_doubted(error: BaseException) -> bool:
-        nonlocal limit
-        found = _patience(error, absence, place in _allowed)
-        if found is None:
-            return False
-        limit = found
-        count, first = seen.get(limit, (0, time.monotonic()))
-        seen[limit] = count + 1, first
-        return True
-
-    def left() -> float:
-        return seen[limit][1] + limit - time.monotonic()
-
-    def is_over(_: RetryCallState) -> bool:
-        return seen[limit][0] >= (2 if limit == _TWICE else _LEAST) and left() <= 0
-
-    def wait(state: RetryCallState) -> float:
-        return min(pause(state), max(left(), 0.0))
-
-    retrying = Retrying(retry=retry_if_exception(is_doubted), stop=is_over, wait=wait, reraise=True)
-    try:
-        answer = retrying(send)
-    except Exception as error:
-        raise _ours(error, address, time.monotonic() - begin) from None
-    _allowed.add(place)
-    return answer
+def _request(address: str, verb: str, send: Callable[[], T], absence: attempts.Absence = "doubted") -> T:
+    """What ``send()`` returns, see `attempts.repeat`; ``verb`` is to ``read``, ``list``, ``write`` or ``delete``."""
+    return attempts.repeat(
+        (f"gs://{_split(address)[0]}", verb), send, _kind, functools.partial(_ours, address=address), absence
+    )
 
 
-def _patience(error: BaseException, absence: _Absence, was_allowed: bool) -> float | None:
-    """Seconds for which a request is repeated that ended with ``error``; None if it is to be believed."""
+def _kind(error: BaseException) -> attempts.Kind:
+    """What an exception of the client says."""
     from google.api_core import exceptions
     from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError, TransportError
 
     if isinstance(error, exceptions.NotFound):
-        return {"doubted": _DOUBT, "twice": _TWICE, "believed": None}[absence]
+        return "absent"
     if isinstance(error, exceptions.Unauthorized | exceptions.Forbidden):
-        return _LOST if was_allowed else _DOUBT
+        return "refused"
     if isinstance(error, exceptions.ClientError) and error.code not in (408, 409, 429):
-        return None
+        return "answered"
     if isinstance(error, GoogleAuthError) and not isinstance(error, TransportError):
-        if type(error) is DefaultCredentialsError:  # there are none on this machine
-            return None
-        return _LOST if was_allowed else _DOUBT
+        # The former: there are none on this machine.
+        return "answered" if type(error) is DefaultCredentialsError else "refused"
     if _is_malformed(error):
-        return None
+        return "answered"
     if _is_no_answer(error):
-        return _OUTAGE
+        return "unanswered"
     # What the client raises when it reads an answer that is empty; a bug would be raised again.
-    return _DOUBT if isinstance(error, AttributeError | TypeError | KeyError) else None
+    return "odd" if isinstance(error, AttributeError | TypeError | KeyError) else "answered"
 
 
 def _is_malformed(error: BaseException) -> bool:
@@ -369,10 +309,10 @@ def _is_malformed(error: BaseException) -> bool:
 def _is_no_answer(error: BaseException) -> bool:
     """Whether the client did not get an answer that it understands; a ValueError is JSON that is cut short."""
     packages = {kind.__module__.split(".")[0] for kind in type(error).__mro__}
-    return bool(packages & _CLIENT_PACKAGES) or isinstance(error, _Damaged | OSError | ValueError)
+    return bool(packages & _CLIENT_PACKAGES) or isinstance(error, attempts.Damaged | OSError | ValueError)
 
 
-def _ours(error: Exception, address: str, seconds: float) -> Exception:
+def _ours(error: Exception, seconds: float, address: str) -> Exception:
     """This project's error for what the client has raised."""
     from google.api_core import exceptions
     from google.auth.exceptions import GoogleAuthError, TransportError
