@@ -24,7 +24,7 @@ SUITABLE := import sys; v = sys.version_info[:2]; \
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test soak bench images lint clean
+.PHONY: help demo test soak engines bench images lint clean
 
 help: ## list these commands
 	@awk -F ': .*## ' '/^[a-z]+: .*## / { printf "  make %-7s %s\n", $$1, $$2 }' Makefile
@@ -37,6 +37,10 @@ test: $(DEV) $(CHECKOV) ## run the tests
 
 soak: $(DEV) $(CHECKOV) ## run the same tests with far bigger counts (hours)
 	@$(BIN)/python -m pytest -q --soak --timeout 7200 tests
+
+engines: $(DEV) ## run the tests of tests/engines on real engines, which it brings into .engines/
+	@$(BIN)/python tests/engines/tools.py
+	@$(BIN)/python -m pytest -q --timeout 1800 tests/engines
 
 bench: $(DEV) ## run the benchmarks of tests/benchmarks, one after another
 	@for file in tests/benchmarks/[!_]*.py; do \

@@ -21,6 +21,9 @@ from storage_server import serve_storage
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 
+collect_ignore = ["engines"]  # unless it is asked for, as `make engines` does
+
+
 def pytest_addoption(parser):
     parser.addoption("--soak", action="store_true", help="the same tests with far bigger counts (make soak)")
 

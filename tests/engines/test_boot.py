@@ -1,7 +1,4 @@
-"""Beam's real boot program under docker/beam-entrypoint.sh, where Dataflow's folder is root's.
-
-PCONV_BOOT names the program: GOBIN=$PWD go install github.com/apache/beam/sdks/v2/python/container@v2.77.0
-"""
+"""Beam's real boot program under docker/beam-entrypoint.sh, where Dataflow's folder is root's."""
 
 from __future__ import annotations
 
@@ -21,14 +18,11 @@ from apache_beam.portability.api import (
     beam_runner_api_pb2,
 )
 
-ROOT = Path(__file__).resolve().parents[1]
-BOOT = os.environ.get("PCONV_BOOT", "")
+ROOT = Path(__file__).resolve().parents[2]
+ENGINE = "Beam's boot program"
 NAME = "pickled_main_session"  # what Dataflow's client stages unless it is told not to
 
-pytestmark = [
-    pytest.mark.skipif(not BOOT, reason="needs Beam's boot program: PCONV_BOOT=PATH, see the module's text"),
-    pytest.mark.skipif(os.geteuid() != 0, reason="needs root, as Dataflow starts images"),
-]
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, as Dataflow starts images")
 
 
 class Provisioning(beam_provision_api_pb2_grpc.ProvisionServiceServicer):
@@ -76,7 +70,7 @@ def service():
 
 
 @pytest.mark.parametrize("has_entrypoint", [True, False], ids=["with the entry point", "as uid 1000 alone"])
-def test_boot_stores_what_is_staged_in_a_folder_of_roots(service, has_entrypoint):
+def test_boot_stores_what_is_staged_in_a_folder_of_roots(tool, figure, service, has_entrypoint):
     with tempfile.TemporaryDirectory(dir="/tmp") as place:
         os.chmod(place, 0o755)
         folder, programs, home = Path(place, "google"), Path(place, "programs"), Path(place, "home")
@@ -84,7 +78,7 @@ def test_boot_stores_what_is_staged_in_a_folder_of_roots(service, has_entrypoint
             path.mkdir(mode=0o755)
         os.chown(home, 1000, 1000)
         boot = programs / "boot"
-        boot.write_bytes(Path(BOOT).read_bytes())
+        boot.write_bytes(tool("boot").read_bytes())
         worker = programs / "python"  # says who runs it, in the place of Beam's worker
         worker.write_text(f'#!/bin/sh\necho "$(id -u) $@" >> {home}/said\n')
         for program in (boot, worker):

@@ -1,0 +1,140 @@
+"""What the tests of this folder need: one table of programs and versions. Makes them in .engines/, which git ignores.
+
+    python tests/engines/tools.py [NAME...]    # `make engines` calls it; what is there already is left alone
+
+Where something cannot be had, a line says why, and so do the tests that are skipped for it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+PLACE = ROOT / ".engines"
+BEAM = re.search(r"^apache-beam==(.+)$", (ROOT / "constraints.txt").read_text("utf-8"), re.MULTILINE)[1]
+
+
+class Missing(Exception):
+    """Why a tool is not here, in one line."""
+
+
+@dataclass(frozen=True)
+class Tool:
+    """A file or a folder in .engines/, named NAME-VERSION.
+
+    Attributes:
+        source: what it is made from; what that means is up to ``make``.
+        make: called with the tool and the path to make; raises `Missing`.
+    """
+
+    version: str
+    source: str
+    make: Callable[[Tool, Path], None]
+
+
+def run(*command: object, **variables: str) -> str:
+    """Standard output. Raises `Missing` with the last line of what the command said."""
+    done = subprocess.run(
+        list(map(str, command)), env={**os.environ, **variables}, cwd="/", capture_output=True, text=True
+    )
+    if done.returncode:
+        said = [line for line in done.stderr.splitlines() if line.strip()] or [f"exit code {done.returncode}"]
+        raise Missing(f"{' '.join(map(str, command[:3]))}: {said[-1]}")
+    return done.stdout
+
+
+def go_program(tool: Tool, path: Path) -> None:
+    """The program of the Go package ``source``, without C libraries, so that it runs in any image."""
+    if shutil.which("go") is None:
+        raise Missing("Go is not installed (https://go.dev/dl)")
+    folder = path.with_suffix(".bin")
+    # The toolchain keeps what it has downloaded and compiled, for the next version or checkout.
+    variables = {"GOBIN": str(folder), "GOFLAGS": "-buildvcs=false", "CGO_ENABLED": "0"}
+    run("go", "install", "-ldflags=-s -w", f"{tool.source}@{tool.version}", **variables)
+    (program,) = folder.iterdir()
+    program.rename(path)
+    folder.rmdir()
+
+
+def go_source(tool: Tool, path: Path) -> None:
+    """The folder ``source`` of a Go module, as MODULE//FOLDER: files that come with a program, such as Kubernetes'."""
+    if shutil.which("go") is None:
+        raise Missing("Go is not installed (https://go.dev/dl)")
+    module, folder = tool.source.split("//")
+    run("go", "mod", "download", f"{module}@{tool.version}")
+    cache = run("go", "env", "GOMODCACHE").strip()
+    shutil.copytree(Path(cache, f"{module}@{tool.version}", folder), path, copy_function=shutil.copyfile)
+
+
+TOOLS = {
+    "prism": Tool(f"v{BEAM}", "github.com/apache/beam/sdks/v2/go/cmd/prism", go_program),
+    "boot": Tool(f"v{BEAM}", "github.com/apache/beam/sdks/v2/python/container", go_program),
+}
+# Programs of the system, with the Debian package that has them: installed where this is root, and apt there.
+PROGRAMS = {"buildah": "buildah", "debootstrap": "debootstrap", "ip": "iproute2", "runc": "runc"}
+
+
+def path_of(name: str) -> Path:
+    return PLACE / f"{name}-{TOOLS[name].version}"
+
+
+def find(name: str) -> Path:
+    """Path of a tool or of a program of the system. Raises `Missing`."""
+    if name in PROGRAMS:
+        if found := shutil.which(name):
+            return Path(found)
+        raise Missing(f"{name} is not installed (Debian's {PROGRAMS[name]})")
+    path, why = path_of(name), path_of(name).with_suffix(".missing")
+    if path.exists():
+        return path
+    raise Missing(why.read_text("utf-8") if why.exists() else f"{path.name} is not here (make engines brings it)")
+
+
+def install_programs(names: list[str]) -> None:
+    """Installs what is missing of the system's programs, if that is possible without asking anybody."""
+    packages = sorted({PROGRAMS[name] for name in names if shutil.which(name) is None})
+    if packages and os.geteuid() == 0 and shutil.which("apt-get"):
+        print("installing", *packages, flush=True)
+        for command in (["update"], ["install", "--yes", "--no-install-recommends", *packages]):
+            try:
+                run("apt-get", "-qq", *command, DEBIAN_FRONTEND="noninteractive")
+            except Missing as error:
+                print(error)
+
+
+def bring(name: str) -> None:
+    """Makes a tool, or writes why it cannot be had into a file beside it."""
+    path, started = path_of(name), time.monotonic()
+    why, new = path.with_suffix(".missing"), path.with_suffix(".new")
+    if path.exists():
+        return
+    for older in PLACE.glob(f"{name}-*"):
+        shutil.rmtree(older) if older.is_dir() else older.unlink()
+    try:
+        TOOLS[name].make(TOOLS[name], new)
+        new.rename(path)
+        print(f"{path.name}: made in {time.monotonic() - started:.0f} s", flush=True)
+    except Missing as error:
+        why.write_text(f"{path.name} could not be made: {error}", encoding="utf-8")
+        print(why.read_text("utf-8"), flush=True)
+
+
+def main(names: list[str]) -> None:
+    PLACE.mkdir(exist_ok=True)
+    names = names or [*PROGRAMS, *TOOLS]
+    install_programs([name for name in names if name in PROGRAMS])
+    for name in names:
+        if name in TOOLS:
+            bring(name)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
