@@ -157,7 +157,7 @@ def test_a_tar_whose_headers_arrive_damaged_is_indexed_again(root, gcs_server, m
     address = f"{root}/tar/ILSVRC2012_img_test.tar"
     expected = list(parts.list_members(address))
     with proxied(gcs_server, Fault("flip", DOWNLOAD, lambda number: number == moment)):
-        assert list(parts.list_twice(address, 0, storage.size(address))) == expected
+        assert list(parts.list_twice(address, 0, storage.entry(address).size)) == expected
 
 
 INPUTS = {"masks": "holes", "folder": "photos", "tar": "ILSVRC", "inpaint": "in%2F", "evaluate": "tfrecord"}

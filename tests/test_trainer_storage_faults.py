@@ -52,7 +52,7 @@ READS = {
     "exists": (lambda b: (storage.exists(f"{b}/data"), storage.exists(f"{b}/nothing")), METADATA),
     "find": (lambda b: storage.find(f"{b}/many"), LIST),
     "folders": (lambda b: storage.folders(b), LIST),
-    "size": (lambda b: storage.size(f"{b}/data"), LIST),
+    "entry": (lambda b: storage.entry(f"{b}/data").size, LIST),
 }
 KINDS = ["cut", "short", "empty", "closed", "lost", 401, 403, 404, 408, 429, 500, 503]
 

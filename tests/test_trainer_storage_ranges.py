@@ -36,7 +36,7 @@ def test_what_is_not_there(place):
 def test_sizes_and_checksums(place):
     for name, data in {"file": DATA, "file2": b"2", "empty": b""}.items():
         storage.create(f"{place}/{name}", data)
-        assert storage.size(f"{place}/{name}") == len(data)
+        assert storage.entry(f"{place}/{name}").size == len(data)
         assert storage.checksum(f"{place}/{name}") == storage.crc32c(data)
     assert dict(storage.scan(place)) == {f"{place}/file": len(DATA), f"{place}/file2": 1, f"{place}/empty": 0}
     assert dict(storage.select(f"{place}/f*2").scan()) == {f"{place}/file2": 1}
@@ -53,8 +53,8 @@ def test_folders(place):
 def test_a_shallow_pattern_lists_one_folder(tmp_path, monkeypatch):
     storage.create(f"{tmp_path}/a", b"")
     storage.create(f"{tmp_path}/deep/er/b", b"")
-    visited, size = [], LocalStore.size
-    monkeypatch.setattr(LocalStore, "size", lambda self, path: visited.append(path) or size(self, path))
+    visited, entry = [], LocalStore.entry
+    monkeypatch.setattr(LocalStore, "entry", lambda self, path: visited.append(path) or entry(self, path))
     assert storage.select(f"{tmp_path}/*").find() == visited == [f"{tmp_path}/a"]
 
 

@@ -22,7 +22,7 @@ from trainer.errors import Outage, UserError
 from trainer.storage import retry
 from trainer.storage.gcs import GcsStore
 from trainer.storage.local import LocalStore
-from trainer.storage.store import Store, require_size
+from trainer.storage.store import EVERYTHING, Entry, Store, require_size
 
 
 class Busy(Outage):
@@ -42,13 +42,14 @@ class MemoryStore:
     def normalize(self, address):
         return address.rstrip("/")
 
-    def scan(self, folder, deep, enters=None, lost=None):
-        for address, (data, _) in sorted(self.files.items()):
-            if address.startswith(folder + "/") and (deep or "/" not in address[len(folder) + 1 :]):
-                yield address, len(data)
+    def entries(self, folder, deep, enters=None, lost=None, span=EVERYTHING):
+        for address, (data, generation) in sorted(self.files.items()):
+            name = address[len(folder) + 1 :]
+            if address.startswith(folder + "/") and (deep or "/" not in name) and span.holds(name):
+                yield Entry(address, len(data), str(generation))
 
     def folders(self, folder):
-        below = [address[len(folder) + 1 :] for address, _ in self.scan(folder, True)]
+        below = [found.address[len(folder) + 1 :] for found in self.entries(folder, True)]
         return list({name.partition("/")[0] for name in below if "/" in name})
 
     def exists(self, address):
@@ -57,8 +58,9 @@ class MemoryStore:
     def is_there(self, address):
         return any(f"{name}/".startswith(f"{address}/") for name in self.files)
 
-    def size(self, address):
-        return len(self.files[address][0]) if address in self.files else 0
+    def entry(self, address):
+        data, generation = self.files.get(address, (b"", ""))
+        return Entry(address, len(data), str(generation))
 
     def checksum(self, address):
         return storage.crc32c(self.read_range(address, 0, 1 << 40))

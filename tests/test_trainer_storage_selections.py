@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import bisect
 import errno
+import itertools
 import os
+import random
+import time
 
 import pytest
 
 from trainer import storage
 from trainer.errors import Denied, UserError
-from trainer.storage import names
+from trainer.storage import names, selections
 from trainer.storage.selections import compile_glob
 
 # Folders with names of wildcards, and beside each what the name matches as a pattern.
@@ -233,3 +237,100 @@ def test_drafts_of_killed_writers_are_swept_though_their_names_are_long(tmp_path
     assert os.listdir(tmp_path) == [draft]
     storage.sweep(str(tmp_path), lambda path: path.endswith(".png"))
     assert os.listdir(tmp_path) == []
+
+
+# Cut into parts that are listed at the same time
+
+
+def names_of(rng: random.Random) -> set[str]:
+    """Names in one of the ways that cameras, crawlers and people have."""
+    kind, count = rng.randrange(6), rng.randrange(1, 300)
+    if kind == 0:
+        return {f"IMG_{number:08d}.jpg" for number in range(count)}
+    if kind == 1:
+        return {f"{rng.getrandbits(32):08x}.png" for _ in range(count)}
+    if kind == 2:
+        return {f"class {number % 7}/{number}" for number in range(count)} | {"class 3", "class"}
+    if kind == 3:
+        return {
+            "".join(rng.choice("aé\u4e00\U0001f600~ \x7f") for _ in range(rng.randrange(1, 9))) for _ in range(count)
+        }
+    if kind == 4:
+        return {"a" * length for length in range(1, min(count, 200))} | {"b"}
+    return {f"{'x' * 50}/{number}" for number in range(count)} | {"lone.png"}
+
+
+def test_a_cut_list_has_each_name_once(soak, monkeypatch):
+    monkeypatch.setattr(selections, "_PAGE", 10)
+    for seed in range(2000 if soak else 100):
+        rng = random.Random(seed)
+        ordered, count = sorted(names_of(rng) | names_of(rng)), rng.randrange(2, 40)
+
+        def look(start, end, most, ordered=ordered):
+            last = bisect.bisect_left(ordered, end) if end else len(ordered)
+            return ordered[bisect.bisect_left(ordered, start) : last][:most]
+
+        starts = selections.cut_names(look, count)
+        assert starts[0] == "" and starts == sorted(set(starts))
+        sizes = [len(look(start, end, 10**9)) for start, end in zip(starts, [*starts[1:], ""], strict=True)]
+        assert sum(sizes) == len(ordered)
+        # Where there are enough names for it, no part has them all, unless each name begins the next one.
+        assert len(ordered) <= 10 or len(sizes) > 1 or "aaa" in ordered, ordered
+
+
+def test_two_million_numbered_names_are_cut_evenly_by_a_few_hundred_requests():
+    looks, width = itertools.count(), len("in/00000000.jpg")
+
+    def look(start, end, most):
+        next(looks)
+        begin = bisect.bisect_left(range(2_000_000), start, key=lambda number: f"in/{number:08d}.jpg")
+        last = (
+            bisect.bisect_left(range(2_000_000), end, key=lambda number: f"in/{number:08d}.jpg") if end else 2_000_000
+        )
+        return [f"in/{number:08d}.jpg" for number in range(begin, min(last, begin + most))]
+
+    starts = selections.cut_names(look, 32)
+    assert all(len(start) < width for start in starts)
+    numbers = [int(start.removeprefix("in/").ljust(8, "0") or 0) for start in starts] + [2_000_000]
+    sizes = [end - begin for begin, end in itertools.pairwise(numbers)]
+    assert sum(sizes) == 2_000_000 and max(sizes) <= 100_000 and 20 <= len(sizes) <= 200
+    assert next(looks) < 700
+
+
+def test_parts_of_a_selection_find_what_it_finds(place, monkeypatch):
+    monkeypatch.setattr(selections, "_PAGE", 4)
+    for number in range(60):
+        storage.create(f"{place}/in/{number % 3}/{number:03d}.{'png' if number % 2 else 'txt'}", bytes(number))
+    for name in ("a.png", ".hidden/b.png", "c é.png"):
+        storage.create(f"{place}/in/{name}", b"1")
+    storage.create(f"{place}/in-2/d.png", b"1")
+    for pattern in ("in", "in/**", "in/**/*.png", "in/*.png", "in/1/*", "in/a.png", "in/nothing"):
+        whole = storage.select(f"{place}/{pattern}")
+        parts = whole.cut()
+        assert sorted(found for part in parts for found in part.scan()) == sorted(whole.scan()), pattern
+        assert sorted(address for part in parts for address in part.find()) == whole.find(), pattern
+    assert len(storage.select(f"{place}/in").cut()) >= 8
+    assert len(storage.select(f"{place}/in/a.png").cut()) == 1
+
+
+def test_a_version_is_another_one_for_other_contents(place):
+    address = f"{place}/a.png"
+    assert storage.entry(address).size == 0
+    storage.create(address, b"first")
+    if not storage.is_remote(place):  # long enough ago for the clock of any file system
+        os.utime(address, (1, 1))
+        time.sleep(0.2)
+    one = storage.entry(address)
+    assert one.version and one == storage.entry(address) == next(storage.select(place).entries())
+    storage.overwrite(address, b"other")
+    if not storage.is_remote(place):
+        time.sleep(0.2)
+    other = storage.entry(address)
+    assert (one.size, other.size) == (5, 5) and other.version not in ("", one.version)
+
+
+def test_a_local_file_that_was_written_just_now_has_no_version(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"first")
+    assert storage.entry(f"{tmp_path}/a.png").version == ""
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    assert storage.entry(f"{tmp_path}/link")[1:3] == (0, f"error {errno.ENOENT}")

@@ -197,7 +197,7 @@ def list_members(address: str, start: int = 0, size: int | None = None) -> Itera
     Raises (after the members that could be found):
         TarError: what is wrong, and at which byte of the tar.
     """
-    size = storage.size(address) - start if size is None else size
+    size = storage.entry(address).size - start if size is None else size
     reader = RangeReader(address, start, size)
     end = 0
     try:

@@ -76,7 +76,7 @@ def _tar_parts(address: str, split: str, truth: str) -> tuple[list[Part], list[R
     Raises:
         UserError: the tar is damaged: without all class names there are no labels.
     """
-    size = storage.size(address)
+    size = storage.entry(address).size
     try:
         found = list_twice(address, 0, size)
         first = next(found, None)

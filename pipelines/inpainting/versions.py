@@ -116,7 +116,7 @@ def is_finished(record: Record, item: Item, output: str) -> bool:
     if "made_of" not in record:  # nothing is known of the inputs, and to read all outputs would take too long
         if storage.is_remote(address):
             return storage.checksum(address) == record["crc32c"]
-        return storage.size(address) == record["bytes"]
+        return storage.entry(address).size == record["bytes"]
     output_then = Version(address, record["bytes"], record["crc32c"], record.get("stamp", ""))
     if [version.address for version in record["made_of"]] != [item.image, *item.masks]:
         return False

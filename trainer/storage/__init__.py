@@ -12,6 +12,7 @@ from trainer.storage.api import (
     confine,
     create,
     delete,
+    entry,
     exists,
     find,
     folders,
@@ -30,10 +31,9 @@ from trainer.storage.api import (
     require_confined,
     require_writable,
     scan,
-    size,
     stamp,
     store_of,
     sweep,
 )
 from trainer.storage.selections import Selection, is_there, select
-from trainer.storage.store import Store, crc32c
+from trainer.storage.store import Entry, Store, crc32c

@@ -15,7 +15,7 @@ from trainer.errors import Corrupt, Denied, NotFound, Outage, UserError
 from trainer.storage import names
 from trainer.storage.gcs import GcsStore
 from trainer.storage.local import LocalStore
-from trainer.storage.store import Store, crc32c
+from trainer.storage.store import EVERYTHING, Entry, Span, Store, crc32c
 
 SCHEMES: dict[str, Store] = {"": LocalStore(), "gs": GcsStore()}
 
@@ -73,7 +73,12 @@ def near(address: str) -> int:
 
 
 def scan(address: str, deep: bool = True, lost: dict[str, Denied] | None = None) -> Iterator[tuple[str, int]]:
-    """Address and size of each file that `find` finds, one by one, in no particular order.
+    """Address and size of each of the `entries`."""
+    return ((found.address, found.size) for found in entries(address, deep, lost))
+
+
+def entries(address: str, deep: bool = True, lost: dict[str, Denied] | None = None) -> Iterator[Entry]:
+    """Each file that `find` finds, one by one, in no particular order.
 
     Args:
         lost: gets the error of each folder that may not be listed, by its address; without it, that is raised.
@@ -81,21 +86,27 @@ def scan(address: str, deep: bool = True, lost: dict[str, Denied] | None = None)
     address = store_of(address).normalize(address)
     is_file = deep and is_file_like(address)
     if is_file:
-        yield address, size(address)
+        yield entry(address)
     if not is_file or is_remote(address):  # an object may have the name of a folder
-        yield from scan_folder(address, deep, lost=lost)
+        yield from folder_entries(address, deep, lost=lost)
 
 
-def scan_folder(
+def folder_entries(
     folder: str,
     deep: bool,
     enters: Callable[[str], bool] | None = None,
     lost: dict[str, Denied] | None = None,
-) -> Iterator[tuple[str, int]]:
-    """`scan` of a folder; a hint: ``enters`` is whether a folder below, by its address, may hold what is looked for."""
-    for name, length in store_of(folder).scan(folder, deep, enters, lost):
-        if not names.is_hidden(name[len(folder) :]):
-            yield name, length
+    span: Span = EVERYTHING,
+) -> Iterator[Entry]:
+    """`entries` of a folder; a hint: ``enters`` is whether a folder below, by its address, may hold what is sought."""
+    for found in store_of(folder).entries(folder, deep, enters, lost, span):
+        if not names.is_hidden(found.address[len(folder) :]):
+            yield found
+
+
+def entry(address: str) -> Entry:
+    """The file at ``address`` as a list shows it; of size 0 if it does not exist."""
+    return store_of(address).entry(address)
 
 
 def find(address: str, deep: bool = True) -> list[str]:
@@ -122,7 +133,7 @@ def is_file_like(address: str) -> bool:
             return exists(address)
         except Denied:
             # Whoever may read a managed folder may not read what is beside it, as an object of its name would be.
-            if next(iter(store_of(address).scan(address, True)), None) is None:
+            if next(store_of(address).entries(address, True, span=Span(most=1)), None) is None:
                 raise
             return False
     return os.path.lexists(address) and not os.path.isdir(address)
@@ -131,11 +142,6 @@ def is_file_like(address: str) -> bool:
 def exists(address: str) -> bool:
     """Whether a file (not a folder) is there."""
     return store_of(address).exists(address)
-
-
-def size(address: str) -> int:
-    """Bytes in the file; 0 if it does not exist."""
-    return store_of(address).size(address)
 
 
 def checksum(address: str) -> str:

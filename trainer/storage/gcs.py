@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from trainer.errors import AlreadyExists, Conflict, Denied, NotFound, Outage, Unwritable, UserError
 from trainer.storage import attempts
-from trainer.storage.store import BoundedFile
+from trainer.storage.store import EVERYTHING, BoundedFile, Entry, Span
 
 if TYPE_CHECKING:
     from google.cloud.storage import Blob, Client
@@ -52,9 +52,9 @@ class GcsStore:
         _split(address)
         return address.rstrip("/")
 
-    def scan(self, folder: str, deep: bool, enters: object = None, lost: object = None) -> Iterator[tuple[str, int]]:
-        """Address and size of each object in ``folder``, in the order of their names."""
-        return _list(folder + "/", deep)
+    def entries(self, folder: str, deep: bool, enters=None, lost=None, span: Span = EVERYTHING) -> Iterator[Entry]:
+        """The objects of a span in ``folder``, in the order of their names."""
+        return _list(folder + "/", deep, span)
 
     def folders(self, folder: str) -> list[str]:
         """Names of the folders right in ``folder``, objects' names up to their next slash."""
@@ -69,14 +69,15 @@ class GcsStore:
 
     def is_there(self, address: str) -> bool:
         """Whether an object has this name, or begins with it and a slash."""
-        try:
-            return any(f"{name}/".startswith(f"{address}/") for name, _ in _list(address))
-        except Denied:  # who may list a managed folder may not list what is beside it
-            return next(_list(f"{address}/"), None) is not None
+        with contextlib.suppress(Denied):  # who may list a managed folder may not list what is beside it
+            if self.entry(address).version:
+                return True
+        return next(_list(f"{address}/", span=Span(most=1)), None) is not None
 
-    def size(self, address: str) -> int:
-        """Bytes in the object; 0 if it does not exist."""
-        return next((length for name, length in _list(address) if name == address), 0)
+    def entry(self, address: str) -> Entry:
+        """The object as a list shows it; its version is its generation."""
+        first = next(_list(address, span=Span(most=1)), None)
+        return first if first and first.address == address else Entry(address, 0)
 
     def checksum(self, address: str) -> str:
         """`crc32c` of the object, as its metadata has it."""
@@ -244,7 +245,7 @@ def _find(address: str, absence: attempts.Absence = "twice") -> _There | None:
     return None
 
 
-def _pages(address: str, prefix: str, **query: str | None) -> Iterator[tuple[list[Blob], set[str]]]:
+def _pages(address: str, prefix: str, **query: str | int | None) -> Iterator[tuple[list[Blob], set[str]]]:
     """Objects and prefixes of each page of a list; a page that fails is asked for again, not those before it."""
     bucket, _ = _split(address)
     token: str | None = None
@@ -261,13 +262,17 @@ def _pages(address: str, prefix: str, **query: str | None) -> Iterator[tuple[lis
             return
 
 
-def _list(prefix: str, deep: bool = True) -> Iterator[tuple[str, int]]:
-    """Address and size of each object whose address begins with ``prefix``; unless ``deep``, without those below it."""
+def _list(prefix: str, deep: bool = True, span: Span = EVERYTHING) -> Iterator[Entry]:
+    """The objects whose addresses are ``prefix`` and a name of ``span``; unless ``deep``, those of one folder."""
     bucket, name = _split(prefix)
-    for page, _ in _pages(prefix, name, delimiter=None if deep else "/", fields="items(name,size),nextPageToken"):
+    query: dict[str, str | int | None] = {"delimiter": None if deep else "/"}
+    query |= {f"{bound}_offset": name + value for bound, value in (("start", span.start), ("end", span.end)) if value}
+    query |= {"page_size": span.most} if span.most else {}
+    for page, _ in _pages(prefix, name, fields="items(name,size,generation,crc32c),nextPageToken", **query):
         for found in page:
             if not found.name.endswith("/"):  # such objects stand for folders
-                yield f"gs://{bucket}/{found.name}", found.size or 0
+                address = f"gs://{bucket}/{found.name}"
+                yield Entry(address, found.size or 0, str(found.generation), found.crc32c or "")
 
 
 def _request(address: str, verb: str, send: Callable[[], T], absence: attempts.Absence = "doubted") -> T:

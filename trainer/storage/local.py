@@ -14,7 +14,7 @@ import google_crc32c
 
 from trainer.errors import AlreadyExists, Conflict, Denied, NotFound, Outage, Unwritable, UserError, is_outage
 from trainer.storage import beneath, names
-from trainer.storage.store import crc32c, encode_crc32c, require_size
+from trainer.storage.store import EVERYTHING, Entry, Span, crc32c, encode_crc32c, require_size
 
 _BLOCK = 1 << 20
 _TICK_S, _COARSE_TICK_S = 0.1, 2.5  # no less than the ticks of any file system's clock
@@ -30,14 +30,15 @@ class LocalStore:
         """Absolute, with ``~`` expanded: workers run in other folders."""
         return os.path.abspath(os.path.expanduser(address))
 
-    def scan(
+    def entries(
         self,
         folder: str,
         deep: bool,
         enters: Callable[[str], bool] | None = None,
         lost: dict[str, Denied] | None = None,
-    ) -> Iterator[tuple[str, int]]:
-        """Address and size of each file in ``folder`` that is not hidden; links are followed, see `beneath.walk`."""
+        span: Span = EVERYTHING,
+    ) -> Iterator[Entry]:
+        """The files of a span in ``folder`` that are not hidden; links are followed, see `beneath.walk`."""
 
         def fail(error: OSError) -> None:
             found = _unlisted(folder, error)
@@ -45,7 +46,10 @@ class LocalStore:
                 raise found from None
             lost[error.filename] = found
 
-        yield from ((path, self.size(path)) for path in beneath.walk(folder, deep, enters, fail))
+        skipped = len(folder.rstrip("/")) + 1
+        for path in beneath.walk(folder, deep, enters, fail):
+            if span is EVERYTHING or span.holds(path[skipped:]):
+                yield self.entry(path)
 
     def folders(self, folder: str) -> list[str]:
         """Names of the folders right in ``folder``, links to folders among them."""
@@ -65,11 +69,13 @@ class LocalStore:
         """Whether anything has this name; a link that leads nowhere has."""
         return os.path.lexists(address)
 
-    def size(self, address: str) -> int:
-        """Bytes in the file; 0 for a link to nowhere, or if it is gone since it was listed: reading will say so."""
-        with contextlib.suppress(OSError, ValueError):
-            return os.path.getsize(address)
-        return 0
+    def entry(self, address: str) -> Entry:
+        """The file with its `stamp` as its version; of size 0 if it is a link to nowhere: reading will say so."""
+        try:
+            state = os.stat(address)
+        except (OSError, ValueError) as error:
+            return Entry(address, 0, f"error {getattr(error, 'errno', None)}")
+        return Entry(address, state.st_size, _stamp(state, own=False))
 
     def checksum(self, address: str) -> str:
         """`crc32c` of the file, read block by block."""
@@ -87,10 +93,7 @@ class LocalStore:
         written, nor, for longer, where times are whole hundredths of a second: such file systems have coarse ticks.
         """
         with contextlib.suppress(OSError, ValueError):
-            state = os.stat(address)
-            is_coarse = state.st_ctime_ns % 10_000_000 == 0
-            if (own and not is_coarse) or time.time() - state.st_ctime > (_COARSE_TICK_S if is_coarse else _TICK_S):
-                return f"{state.st_size}-{state.st_mtime_ns}-{state.st_ctime_ns}-{state.st_ino}"
+            return _stamp(os.stat(address), own)
         return ""
 
     def changed(self, address: str, outside: str = "") -> float:
@@ -166,6 +169,14 @@ class LocalStore:
     def remove_folder(self, folder: str) -> None:
         """Removes folders without files."""
         beneath.remove_folder(folder)
+
+
+def _stamp(state: os.stat_result, own: bool) -> str:
+    """See `LocalStore.stamp`."""
+    is_coarse = state.st_ctime_ns % 10_000_000 == 0
+    if (own and not is_coarse) or time.time() - state.st_ctime > (_COARSE_TICK_S if is_coarse else _TICK_S):
+        return f"{state.st_size}-{state.st_mtime_ns}-{state.st_ctime_ns}-{state.st_ino}"
+    return ""
 
 
 def _changed(path: str) -> float:

@@ -7,16 +7,26 @@ no patterns: see `api.find`.
 
 from __future__ import annotations
 
+import bisect
+import dataclasses
 import fnmatch
+import itertools
 import re
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from trainer.errors import Denied
 from trainer.storage import api
+from trainer.storage.store import EVERYTHING, Entry, Span
 
 _WILDCARD = re.compile(r"[*?\[]")
 _TOKEN = re.compile(r"(\*\*/|\*\*|\*|\?|\[!?\]?[^\]/]*\])")
+
+_PAGE = 1000  # files that one request lists
+_LOCAL_PARTS = 8  # each lists the names of all, which takes a fourth of the time that their sizes do
+_MOST_LETTERS = 256  # that names are told apart by, at one place of them
+_THREADS = 16
 
 
 @dataclass(frozen=True)
@@ -27,11 +37,13 @@ class Selection:
         base: the folder that the files' names are relative to, see `api.relative`.
         glob: of the names; empty for all.
         name: of the one file in ``base``; empty if there may be others.
+        span: the files of these alone that are meant, see `cut`.
     """
 
     base: str
     glob: str = ""
     name: str = ""
+    span: Span = EVERYTHING
 
     @property
     def place(self) -> str:
@@ -45,19 +57,48 @@ class Selection:
         return api.join(self.base, below) if below else self.base
 
     def scan(self, lost: dict[str, Denied] | None = None) -> Iterator[tuple[str, int]]:
-        """Address and size of each file, in no particular order; see `api.scan`."""
-        if not self.glob:
-            yield from api.scan(self.address, lost=lost)
+        """Address and size of each of the `entries`."""
+        return ((found.address, found.size) for found in self.entries(lost))
+
+    def entries(self, lost: dict[str, Denied] | None = None) -> Iterator[Entry]:
+        """Each file, in no particular order; see `api.entries`."""
+        if self.span is EVERYTHING and not self.glob:
+            yield from api.entries(self.address, lost=lost)
             return
-        matches, may_hold = compile_glob(self.glob).fullmatch, _compile_folders(self.glob)
-        deep = "/" in self.glob or "**" in self.glob
+        pattern = self.glob or "**"
+        matches, may_hold = compile_glob(pattern).fullmatch, _compile_folders(pattern)
 
         def enters(folder: str) -> bool:
             return may_hold(api.relative(folder, self.base))
 
-        for address, size in api.scan_folder(self.base, deep, enters, lost):
-            if matches(api.relative(address, self.base)):
-                yield address, size
+        for found in api.folder_entries(self.base, self._is_deep, enters, lost, self.span):
+            if matches(api.relative(found.address, self.base)):
+                yield found
+
+    @property
+    def _is_deep(self) -> bool:
+        return not self.glob or "/" in self.glob or "**" in self.glob
+
+    def cut(self, count: int = 32) -> list[Selection]:
+        """Selections of which each file of this one is in exactly one, to be listed at the same time.
+
+        Where a list can begin at any name, each has the names from one on up to another, found by asking for a few
+        names; about ``count`` of them have more files than one request lists, if there are so many. Of a local folder,
+        each has those with some of the hashes, and lists all names, but asks for the sizes of its own alone.
+        """
+        if self.name:
+            return [self]
+        if not api.is_remote(self.base):
+            parts = min(count, _LOCAL_PARTS)
+            return [dataclasses.replace(self, span=Span(part=part, parts=parts)) for part in range(parts)]
+
+        def look(start: str, end: str, most: int) -> list[str]:
+            found = api.store_of(self.base).entries(self.base, self._is_deep, span=Span(start, end, most=most))
+            return [api.relative(one.address, self.base) for one in itertools.islice(found, most)]
+
+        starts = cut_names(look, count)
+        spans = [Span(start, end) for start, end in zip(starts, [*starts[1:], ""], strict=True)]
+        return [dataclasses.replace(self, span=span) for span in spans] if len(spans) > 1 else [self]
 
     def find(self, lost: dict[str, Denied] | None = None) -> list[str]:
         """Addresses of the files, sorted."""
@@ -90,6 +131,72 @@ def select(address: str) -> Selection:
         base, _, name = pattern.rpartition("/")
         return Selection(base or "/", name=name)
     return Selection(pattern)
+
+
+def cut_names(look: Callable[[str, str, int], list[str]], count: int) -> list[str]:
+    """The first names of ranges that hold all names, in order; the first is empty.
+
+    Where more names than one request lists begin alike, the letters that follow are told apart, and so on until there
+    are ``count`` such beginnings. These are ranges of their own; of others, as many as one request lists are joined.
+
+    Args:
+        look: returns the first names, so many (third argument), from one (first argument) on and before another
+            (second argument; empty for no bound).
+    """
+
+    def measure(prefix: str) -> int:
+        return len(look(prefix, _after(prefix), _PAGE))
+
+    sizes, large = {"": measure("")}, [""]
+    with ThreadPoolExecutor(_THREADS) as pool:
+        while large := [prefix for prefix in large if sizes[prefix] >= _PAGE]:
+            if len(large) >= count:
+                break
+            below = [longer for found in pool.map(lambda prefix: _longer(look, prefix), large) for longer in found]
+            for prefix in large:
+                del sizes[prefix]
+            sizes.update(zip(below, pool.map(measure, below), strict=True))
+            large = below
+    starts, size = [""], 0
+    for prefix in sorted(sizes):
+        size += sizes[prefix]
+        if size > _PAGE and prefix:
+            starts.append(prefix)
+            size = sizes[prefix]
+    return starts
+
+
+def _longer(look: Callable[[str, str, int], list[str]], prefix: str) -> list[str]:
+    """What the names that begin with ``prefix`` begin with, one letter after what they all have in common."""
+    end = _after(prefix)
+    found = look(prefix, end, 1)
+    if not found:  # deleted meanwhile
+        return []
+    first = found[0]
+
+    def is_shared(length: int) -> bool:
+        following = _after(first[:length])
+        return not following or not look(following, end, 1)
+
+    lengths = range(len(prefix) + 1, len(first) + 1)
+    length = len(prefix) + 1 + bisect.bisect_left(lengths, True, key=lambda length: not is_shared(length))
+    longer: list[str] = []
+    while found and len(longer) < _MOST_LETTERS:
+        begin = found[0][:length]
+        if len(begin) == length:
+            longer.append(begin)
+        following = _after(begin) if len(begin) == length else begin + " "
+        found = look(following, end, 1) if following else []
+    return longer
+
+
+def _after(prefix: str) -> str:
+    """The first text behind all that begin with ``prefix``; empty if there is none."""
+    for end in range(len(prefix), 0, -1):
+        letter = ord(prefix[end - 1]) + 1
+        if letter <= 0x10FFFF:
+            return prefix[: end - 1] + chr(0xE000 if 0xD800 <= letter < 0xE000 else letter)
+    return ""
 
 
 def is_there(address: str) -> bool:

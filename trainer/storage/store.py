@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import base64
 import io
+import zlib
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import google_crc32c
 
 from trainer.errors import Denied, TooLarge
+from trainer.storage import names
 
 
 def encode_crc32c(digest: bytes) -> str:
@@ -40,6 +42,48 @@ class BoundedFile(io.BytesIO):
         return super().write(data)
 
 
+class Entry(NamedTuple):
+    """A file as a list shows it.
+
+    Attributes:
+        address: of the file.
+        size: bytes; 0 for what is gone since it was listed.
+        version: a text that is another one whenever the contents are, told without reading them; empty where nothing
+            tells it, as of a local file that was written only just now.
+        checksum: `crc32c` of the file, if the list tells it; else empty.
+    """
+
+    address: str
+    size: int
+    version: str = ""
+    checksum: str = ""
+
+
+class Span(NamedTuple):
+    """Which of the files below a folder to list, by their names there.
+
+    Attributes:
+        start, end: the files from the first of these names on and before the second; empty for no bound.
+        part, parts: of a local folder: those that are in this one of so many parts by the hash of their names.
+        most: a hint: how many will be taken.
+    """
+
+    start: str = ""
+    end: str = ""
+    part: int = 0
+    parts: int = 1
+    most: int | None = None
+
+    def holds(self, name: str) -> bool:
+        """Whether a file of this name is one of them."""
+        if not self.start <= name or (self.end and name >= self.end):
+            return False
+        return self.parts == 1 or zlib.crc32(names.to_bytes(name)) % self.parts == self.part
+
+
+EVERYTHING = Span()
+
+
 class Store(Protocol):
     """Files at the addresses of one scheme.
 
@@ -61,17 +105,19 @@ class Store(Protocol):
     def normalize(self, address: str) -> str:
         """``address`` as the other methods expect it, without a slash at its end; UserError if it is malformed."""
 
-    def scan(
+    def entries(
         self,
         folder: str,
         deep: bool,
         enters: Callable[[str], bool] | None = None,
         lost: dict[str, Denied] | None = None,
-    ) -> Iterator[tuple[str, int]]:
-        """Address and size in bytes of the files right in ``folder`` or, if ``deep``, anywhere below it, in any order.
+        span: Span = EVERYTHING,
+    ) -> Iterator[Entry]:
+        """The files of a span that are right in ``folder`` or, if ``deep``, anywhere below it.
 
-        What is hidden below it (`names.is_hidden`) may be left out. Yields nothing for a folder that does not exist;
-        raises `NotFound` for a bucket that does not.
+        In the order of their names where `is_remote`, and there it costs no more to begin at a later one; in any order
+        elsewhere. What is hidden below the folder (`names.is_hidden`) may be left out. Yields nothing for a folder that
+        does not exist; raises `NotFound` for a bucket that does not.
 
         Args:
             enters: whether a folder below, by its address, may hold what is looked for; where all are listed at once,
@@ -89,8 +135,8 @@ class Store(Protocol):
     def is_there(self, address: str) -> bool:
         """Whether anything has this name: a file, a folder, or what is neither."""
 
-    def size(self, address: str) -> int:
-        """Bytes in the file; 0 if it does not exist."""
+    def entry(self, address: str) -> Entry:
+        """The file as a list shows it; of size 0 if it does not exist."""
 
     def checksum(self, address: str) -> str:
         """`crc32c` of the file, without reading it if the store knows it. Raises `NotFound`."""
