@@ -31,8 +31,9 @@ RUN useradd --create-home --uid 1000 --shell /bin/bash pconv
 COPY --from=requirements /parts /parts
 RUN python3 -m venv /opt/pconv \
     && /opt/pconv/bin/pip install --no-cache-dir --no-compile -c /parts/constraints.txt -r /parts/requirements.txt
-RUN --mount=type=bind,from=wheel,source=/project/wheels,target=/wheels \
-    /opt/pconv/bin/pip install --no-cache-dir --no-compile --no-deps /wheels/*.whl
+# Copied, not mounted: buildah would take a layer with the wheel of an earlier build for this one.
+COPY --from=wheel /project/wheels /parts/wheels
+RUN /opt/pconv/bin/pip install --no-cache-dir --no-compile --no-deps /parts/wheels/*.whl
 COPY docker/smoke.py /opt/pconv/smoke.py
 
 COPY --from=sdk /opt/apache/beam/boot /opt/apache/beam/boot

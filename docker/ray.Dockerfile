@@ -33,8 +33,9 @@ RUN apt-get update \
 COPY --from=requirements /parts /parts
 RUN python3 -m venv /opt/pconv \
     && /opt/pconv/bin/pip install --no-cache-dir --no-compile -c /parts/constraints.txt -r /parts/requirements.txt
-RUN --mount=type=bind,from=wheel,source=/project/wheels,target=/wheels \
-    /opt/pconv/bin/pip install --no-cache-dir --no-compile --no-deps /wheels/*.whl
+# Copied, not mounted: buildah would take a layer with the wheel of an earlier build for this one.
+COPY --from=wheel /project/wheels /parts/wheels
+RUN /opt/pconv/bin/pip install --no-cache-dir --no-compile --no-deps /parts/wheels/*.whl
 COPY docker/smoke.py /opt/pconv/smoke.py
 # A login shell sets PATH anew, and `ray up` runs every command in one.
 RUN echo "PATH=/opt/pconv/bin:\$PATH" > /etc/profile.d/pconv.sh

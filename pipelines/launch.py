@@ -16,6 +16,7 @@ import apache_beam as beam
 import grpc
 from apache_beam.options.pipeline_options import PipelineOptions, PortableOptions, StandardOptions
 from apache_beam.runners.portability.fn_api_runner import worker_handlers
+from apache_beam.runners.runner import PipelineResult
 
 from pipelines import remote, worker_processes
 from trainer import stopping, storage
@@ -146,6 +147,7 @@ class _Job(threading.Thread):
     Attributes:
         ends: gets an item when the job is over, and one for each of its worker processes that dies: a sentence.
         over: whether it is.
+        result: the job, once it has been started.
         error: what the job failed with, if it did.
     """
 
@@ -154,15 +156,16 @@ class _Job(threading.Thread):
         self._options, self._build, self._wait = options, build, wait
         self.ends: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self.over = False
+        self.result: PipelineResult | None = None
         self.error: BaseException | None = None
 
     def run(self) -> None:
         try:
             pipeline = beam.Pipeline(options=self._options)
             self._build(pipeline)
-            result = remote.start(pipeline, self._options)
+            self.result = remote.start(pipeline, self._options)
             if self._wait:
-                remote.wait(result)
+                remote.wait(self.result, remote.outlives_us(self._options))
         except BaseException as error:
             self.error = error
         finally:
@@ -187,6 +190,7 @@ def run_pipeline(options: PipelineOptions, build: Callable[[beam.Pipeline], None
         UserError: the job failed because of something the user can fix.
         Outage: it failed because a store or a disk did, because a permission was lost, or because a worker process was
             killed. The runner has tried the work again, if it does so (the in-process runner does not).
+        LeftRunning: the user has interrupted this command, and the job goes on.
     """
     disable_flush_timer()
     dismiss_late_workers()
@@ -201,12 +205,17 @@ def run_pipeline(options: PipelineOptions, build: Callable[[beam.Pipeline], None
             job.run()
         try:
             death = job.wait()
+        except KeyboardInterrupt:
+            remote.leave(job.result, options)
+            raise
         finally:
             if not job.over:
                 stopping.abandon_threads()
     error = job.error or (Outage(death) if death and not job.over else None)
     if error is None:
         return
+    if isinstance(error, KeyboardInterrupt):
+        remote.leave(job.result, options)
     if found := _in_one_line(error):
         raise found from None
     raise Outage(death) if death else error

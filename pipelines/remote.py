@@ -6,16 +6,27 @@ import hashlib
 import importlib
 import logging
 import os
+import re
+import sys
 from pathlib import Path
 
 import apache_beam as beam
-from apache_beam.options.pipeline_options import PipelineOptions, PortableOptions, StandardOptions
+import grpc
+from apache_beam.options.pipeline_options import (
+    GoogleCloudOptions,
+    PipelineOptions,
+    PortableOptions,
+    StandardOptions,
+)
 from apache_beam.runners.runner import PipelineResult, PipelineState
 
 from trainer.command import code_version
-from trainer.errors import Outage, UserError
+from trainer.errors import LeftRunning, Outage, UserError, outage_in, user_error_in
 
 OTHER_CODE = "PCONV_OTHER_CODE"  # environment variable
+# What Beam puts before a service's message, and how the last line of a traceback begins.
+_BEAMS_WORDS = re.compile(r"Dataflow pipeline failed\. State: \w+, Error:\s|Pipeline \S+ failed in state \w+: ")
+_ERROR = re.compile(r"[A-Za-z_][\w.]*(: |$)")
 _DATAFLOW, _PORTABLE = "DataflowRunner", "PortableRunner"
 
 
@@ -42,15 +53,62 @@ def start(pipeline: beam.Pipeline, options: PipelineOptions) -> PipelineResult:
     return result
 
 
-def wait(result: PipelineResult) -> None:
-    """Waits for a job's end. Raises `Outage` if it was canceled, and what the runner raises if it failed."""
+def wait(result: PipelineResult, is_remote: bool) -> None:
+    """Waits for a job's end.
+
+    Args:
+        is_remote: whether the job is a service's, as `outlives_us` says.
+
+    Raises:
+        Outage: it was canceled; or it failed, and the service says why.
+        Exception: what a runner of this process raises if it failed.
+    """
     try:
         result.wait_until_finish()
-    except Exception:
-        if result.state != PipelineState.CANCELLED:
+    except Exception as error:
+        state = _state_of(result)
+        if state == PipelineState.CANCELLED:
+            raise Outage(f"the job {_id_of(result)} ended in the state {state}") from None
+        if not is_remote or user_error_in(error) or outage_in(error):
             raise
-    if result.state in (PipelineState.CANCELLED, PipelineState.FAILED):
-        raise Outage(f"the job {_id_of(result)} ended in the state {result.state}")
+        if isinstance(error, grpc.RpcError):
+            raise Outage(f"the job {_id_of(result)}: its service does not answer any more") from None
+        raise Outage(f"the job {_id_of(result)} ended in the state {state}: {reason_in(str(error))}") from None
+    if (state := _state_of(result)) in (PipelineState.CANCELLED, PipelineState.FAILED):
+        raise Outage(f"the job {_id_of(result)} ended in the state {state}")
+
+
+def reason_in(text: str) -> str:
+    """What a service says of a job that failed; of a traceback its last line."""
+    text = _BEAMS_WORDS.sub("", text, count=1).strip()
+    if "Traceback (most recent call last)" in text:
+        lines = text.splitlines()
+        return ([line for line in lines if _ERROR.match(line)] or lines)[-1].strip()
+    return " ".join(text.split())
+
+
+def leave(result: PipelineResult | None, options: PipelineOptions) -> None:
+    """For a command that was interrupted: if its job goes on says so, and how to cancel it.
+
+    Raises:
+        LeftRunning: it does.
+    """
+    if result is None or not outlives_us(options):
+        return
+    name, cloud = _id_of(result), options.view_as(GoogleCloudOptions)
+    how = f"is canceled where it runs, at {options.view_as(PortableOptions).job_endpoint}"
+    if options.view_as(StandardOptions).runner == _DATAFLOW:
+        command = f"gcloud dataflow jobs cancel {name} --project={cloud.project} --region={cloud.region}"
+        how = f"is canceled by: {command}"
+    print(f"the job {name} goes on without this command, and {how}", file=sys.stderr)
+    raise LeftRunning from None
+
+
+def _state_of(result: PipelineResult) -> str:
+    try:
+        return result.state
+    except grpc.RpcError:
+        return PipelineState.UNKNOWN
 
 
 def _id_of(result: PipelineResult) -> str:

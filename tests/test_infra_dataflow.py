@@ -2,55 +2,18 @@
 
 from __future__ import annotations
 
-import http.server
-import json
-import os
 import subprocess
-import sys
-import threading
-from pathlib import Path
 
 import pytest
 
+from dataflow_service import JOB, serve_dataflow
 from trainer.data import manifest
-
-ROOT = Path(__file__).resolve().parents[1]
-JOB = "2026-11-26_00_00_00-123"
 
 
 @pytest.fixture
 def service():
-    """Address of a service that calls every job ``service.state``, and ``service.requests``, the jobs it was sent."""
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            sent = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            asked = self.path.partition("?")[0].rpartition("/")[2]
-            if sent and asked == "jobs":
-                server.requests.append(json.loads(sent))
-            server.asked.append(asked)
-            job = {"id": JOB, "projectId": "some-project", "location": "us-central1", "currentState": server.state}
-            data = json.dumps(job if asked in ("jobs", JOB) else {}).encode()
-            self.send_response(200)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-
-        do_POST = do_GET
-
-        def log_message(self, *_):
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.requests, server.asked, server.state = [], [], "JOB_STATE_DONE"
-    server.address = f"http://localhost:{server.server_port}"  # without credentials Beam speaks to this name alone
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serve_dataflow() as server:
+        yield server
 
 
 @pytest.fixture
@@ -58,14 +21,8 @@ def submit(service, tmp_path):
     def run(*arguments: str) -> subprocess.CompletedProcess:
         for name in ("temp", "files"):
             (tmp_path / name).mkdir(exist_ok=True)
-        names = ("PROJECT", "REGION", "SUBNETWORK", "REPOSITORY", "TAG", "SCRATCH", "MASKS_ACCOUNT")
-        values = ("some-project", "us-central1", "regions/r/subnetworks/s", "r/pconv", "1", "gs://s", "masks@x")
-        environment = {**os.environ, "PYTHON": sys.executable, "PYTHONPATH": str(ROOT), "PCONV_COMMIT": "abc"}
-        environment |= {f"PCONV_{name}": value for name, value in zip(names, values, strict=True)}
         where = ("--temp_location", tmp_path / "temp", "--staging_location", tmp_path / "files")
-        command = ["bash", ROOT / "infra/beam/dataflow.sh", *arguments, "--output", tmp_path / "out", *where]
-        command += ["--dataflow_endpoint", service.address, "--no_auth"]
-        return subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True, timeout=600)
+        return service.submit(*arguments, "--output", tmp_path / "out", *where)
 
     return run
 

@@ -74,6 +74,33 @@ def test_where_workers_are_and_what_outlives_the_command(options, elsewhere, out
     assert (remote.has_workers_elsewhere(options), remote.outlives_us(options)) == (elsewhere, outlives)
 
 
+TRACEBACK = "Traceback (most recent call last):\n  File 'a.py', line 1, in f\nKeyError: 'a'\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (
+            "Dataflow pipeline failed. State: FAILED, Error:\nWorkflow failed.\n  Causes: a.",
+            "Workflow failed. Causes: a.",
+        ),
+        (f"Dataflow pipeline failed. State: FAILED, Error:\n{TRACEBACK}", "KeyError: 'a'"),
+        (f"Pipeline job-001[job] failed in state FAILED: bundle inst-1 failed: {TRACEBACK}\n", "KeyError: 'a'"),
+        ("Dataflow pipeline failed. State: FAILED, Error:\nNone", "None"),
+        ("", ""),
+    ],
+)
+def test_of_what_a_service_says_one_line_is_the_reason(text, reason):
+    assert remote.reason_in(text) == reason
+
+
+def test_a_job_of_this_process_does_not_outlive_it(capsys):
+    options = PipelineOptions(["--runner", "FnApiRunner"])
+    remote.leave(object(), options)
+    remote.leave(None, PipelineOptions(["--runner", "DataflowRunner"]))  # none has been started
+    assert capsys.readouterr() == ("", "")
+
+
 def free_port() -> int:
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from trainer import storage
-from trainer.errors import UserError
+from trainer.errors import LeftRunning, UserError
 from trainer.storage import claims
 
 
@@ -92,6 +92,14 @@ def test_a_job_that_fails_gives_its_folder_back(place):
     with pytest.raises(ZeroDivisionError), claims.held(claims.take(place, replaces=True)):
         raise ZeroDivisionError
     assert left(place) == []
+
+
+def test_a_job_that_goes_on_when_its_command_is_interrupted_keeps_its_claim(place):
+    claim = claims.take(place, replaces=True)
+    with pytest.raises(LeftRunning), claims.held(claim):
+        raise LeftRunning
+    assert len(left(place)) == 1
+    claims.require(claim)
 
 
 def test_other_files_beside_the_claims_mean_nothing(place):

@@ -50,6 +50,10 @@ class Outage(Exception):
     """
 
 
+class LeftRunning(KeyboardInterrupt):
+    """The user has interrupted a command whose job goes on without it, on a service."""
+
+
 class AlreadyExists(Exception):
     """`storage.create` found something at the address."""
 

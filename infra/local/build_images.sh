@@ -8,10 +8,12 @@
 #
 #   TAG             default: local
 #   RAY_EXTRAS      extras of the project in the Ray image; default: beam,ray,gpu,cluster
-#   BEAM_SDK_IMAGE  where Beam's boot program comes from; without it, and so without Docker Hub, it is built from its Go
-#                   module. Without Go the beam image gets an empty file in its place: everything but the start of a
-#                   worker can be tried
-#   BUILD_OPTIONS   more options of buildah, such as --volume=/etc/pip.conf:/etc/pip.conf:ro
+#   BEAM_SDK_IMAGE  where Beam's boot program comes from; without it, and so without Docker Hub, it is
+#   BOOT            a file; without that, too, it is built from its Go module. Without Go the beam image gets an empty file
+#                   in its place: everything but the start of a worker can be tried
+#   BUILD_OPTIONS   more options of buildah
+#
+# While an image is built, pip asks the index that pip here is configured for, with the same certificates and proxy.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
@@ -37,12 +39,24 @@ if ! buildah inspect --type image "$base" >/dev/null 2>&1; then
     rm -rf "$scratch/root"
 fi
 
+# Nothing of it stays in the image, as it would with --env.
+settings=$(python3 -m pip config list 2>/dev/null |
+    sed -nE "s/^(global|:env:)\.(cert|index-url|extra-index-url|trusted-host|proxy)='(.*)'$/\2 = \3/p" | sort -u -t= -k1,1)
+if [[ -n $settings ]]; then
+    printf '[global]\n%s\n' "$settings" >"$scratch/pip.conf"
+    options+=("--volume=$scratch/pip.conf:/etc/pip.conf:ro")
+    certificates=$(sed -n 's/^cert = //p' <<<"$settings")
+    [[ -z $certificates ]] || options+=("--volume=$certificates:$certificates:ro")
+fi
+
 sdk=${BEAM_SDK_IMAGE-}
 if [[ -z $sdk ]]; then
     sdk=localhost/pconv/no-sdk:local
     container=$(buildah from scratch)
     : >"$scratch/boot"
-    if command -v go >/dev/null; then
+    if [[ -n ${BOOT-} ]]; then
+        install -m 755 "$BOOT" "$scratch/boot"
+    elif command -v go >/dev/null; then
         version=$(sed -n 's/^apache-beam==//p' constraints.txt)
         GOBIN=$scratch GOFLAGS=-buildvcs=false go install "github.com/apache/beam/sdks/v2/python/container@v$version"
         mv "$scratch/container" "$scratch/boot"

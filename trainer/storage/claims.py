@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from trainer import storage
-from trainer.errors import UserError
+from trainer.errors import LeftRunning, UserError
 
 CLAIMS = ".claims"
 _NAME = re.compile(r"(\d{6,9})-([0-9a-f]{16})")
@@ -94,11 +94,13 @@ def require(claim: Claim | None) -> None:
 def held(claim: Claim | None, goes_on: bool = False) -> Iterator[None]:
     """Gives the folder back at the end: a job's own claim in any case, those of killed jobs if this one succeeds.
 
-    With ``goes_on`` the job does, when this process ends: it keeps its claim unless starting it failed. The next job
-    that succeeds removes it, as that of a killed one.
+    With ``goes_on`` the job does, when this process ends, and so it does where `LeftRunning` is raised: it keeps its
+    claim unless starting it failed. The next job that succeeds removes it, as that of a killed one.
     """
     try:
         yield
+    except LeftRunning:
+        raise
     except BaseException:
         if claim is not None and claim.is_own:
             with contextlib.suppress(Exception):  # the error that ends the job is the one to tell
