@@ -72,6 +72,16 @@ def dismiss_late_workers() -> None:
     worker_handlers.ControlConnection.close = close  # type: ignore[method-assign]  # replaced on purpose
 
 
+def add_options(parser: ArgumentParser) -> None:
+    """Adds the options that all jobs have."""
+    parser.add_argument(
+        "--no-wait",
+        action="store_true",
+        help="print the id of a job that runs on a service, such as Dataflow, and end; the job is done when its "
+        "manifest.json (of evaluate, metrics.json) is there",
+    )
+
+
 def parse_options(parser: ArgumentParser, argv: Sequence[str]) -> tuple[argparse.Namespace, PipelineOptions]:
     """Splits ``argv`` into the job's options and Beam's.
 
@@ -79,12 +89,7 @@ def parse_options(parser: ArgumentParser, argv: Sequence[str]) -> tuple[argparse
         UserError: an option is unknown to both (Beam alone would drop it with a warning), or Beam cannot make a
             pipeline of its options: the runner is unknown, or lacks a required option.
     """
-    parser.add_argument(
-        "--no-wait",
-        action="store_true",
-        help="print the id of a job that runs on a service, such as Dataflow, and end; the job is done when its "
-        "manifest.json (of evaluate, metrics.json) is there",
-    )
+    add_options(parser)
     parser.epilog = "Options of Apache Beam (--runner, --direct_num_workers, --region ...) may follow."
     ours, rest = parser.parse_known_args(argv)
     _require_known(argv, rest, parser)

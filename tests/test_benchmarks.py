@@ -127,7 +127,7 @@ def load(monkeypatch):
 def parse(module: str, options: list[str]):
     """The options as the command itself reads them; it does not run: Ray alone would take minutes of one core."""
     if module == "trainer.train":
-        parsed = train.parse_arguments(options)
+        parsed = train.parser().parse_args(options)
         parsed.config = presets.resolve_config(parsed.preset, parsed.set)
         return parsed
     return importlib.import_module(module).parser().parse_args(options)

@@ -17,7 +17,7 @@ import click
 import pytest
 import yaml
 
-from pipelines import launch
+from pipelines import cli, launch
 from trainer import presets
 from trainer.command import ArgumentParser
 from trainer.errors import UserError
@@ -79,7 +79,7 @@ ELSEWHERE = {
     "ssh-keygen": {"-t", "-N", "-C", "-f"},
     "git clone": set(),
 }
-PROGRAMS = r"(?:python|make|ray|docker|trivy|gcloud|kubectl|terraform|git|pip|infra/[\w/]+\.sh)"
+PROGRAMS = r"(?:pconv|python|make|ray|docker|trivy|gcloud|kubectl|terraform|git|pip|infra/[\w/]+\.sh)"
 
 
 class Parsed(Exception):
@@ -142,6 +142,22 @@ def check_ours(module: str, argv: list[str], monkeypatch) -> None:
     monkeypatch.undo()
 
 
+def check_pconv(name: str, *options: str, monkeypatch) -> None:
+    if name == "completion":
+        assert set(options) <= set(cli.SHELLS)
+    elif options:
+        check_ours(cli.COMMANDS[name].module, list(options), monkeypatch)
+    else:  # the text speaks of it
+        assert name in cli.COMMANDS
+
+
+def check_server(rest: list[str]) -> None:
+    server = load("tests/storage_server.py")._binary()
+    usage = subprocess.run([server, "-help"], capture_output=True, text=True)
+    flags = re.findall(r"^  (-[\w.-]+)", usage.stdout + usage.stderr, re.MULTILINE)
+    assert len(flags) > 10 and {word for word in rest if word.startswith("-")} <= set(flags), rest
+
+
 def check_elsewhere(words: list[str]) -> None:
     bare = [word for word in words if not word.startswith("-")]
     known = [name for name in ELSEWHERE if bare[: len(name.split())] == name.split()]
@@ -164,7 +180,9 @@ def check(line: str, monkeypatch) -> None:
     if ">" in words:
         del words[words.index(">") :]
     program, rest = words[0], words[1:]
-    if program == "make":
+    if program == "pconv":
+        check_pconv(*rest, monkeypatch=monkeypatch)
+    elif program == "make":
         targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
         assert rest and {word for word in rest if "=" not in word} <= set(targets), line
         given = {word.partition("=")[0] for word in rest if "=" in word}
@@ -193,10 +211,7 @@ def check(line: str, monkeypatch) -> None:
     elif program.startswith("infra/beam/"):
         check(dry_run(program, *[word for word in rest if word != "--dry-run"]), monkeypatch)
     elif program == "SERVER":
-        server = load("tests/storage_server.py")._binary()
-        usage = subprocess.run([server, "-help"], capture_output=True, text=True)
-        flags = re.findall(r"^  (-[\w.-]+)", usage.stdout + usage.stderr, re.MULTILINE)
-        assert len(flags) > 10 and {word for word in rest if word.startswith("-")} <= set(flags), line
+        check_server(rest)
     elif program == "ray":
         after = rest.index("--") if "--" in rest else len(rest)
         check_ray(rest[:after])

@@ -56,7 +56,8 @@ pipelines.launch
 pipelines.transforms pipelines.pairs
 pipelines.mask_dataset pipelines.image_dataset pipelines.inpainting pipelines.evaluation
 pipelines.build_masks pipelines.build_imagenet pipelines.inpaint pipelines.evaluate
-pipelines.demo
+pipelines.demo pipelines.doctor
+pipelines.cli
 """
 LINE_OF = {part: number for number, line in enumerate(LAYERS.splitlines()) for part in line.split()}
 MAX_LINES, MAX_FACE_LINES, MAX_FUNCTION_LINES, MAX_MODULES = 400, 40, 60, 12

@@ -23,17 +23,17 @@ def test_resolve_config_names_keys_and_values():
 
 def test_an_unknown_preset_is_answered_with_the_known_ones():
     with pytest.raises(UserError, match="--preset: invalid choice: 'big' .*demo.*paper"):
-        train.parse_arguments(["--preset", "big", *REQUIRED])
+        train.parser().parse_args(["--preset", "big", *REQUIRED])
 
 
 def test_an_unknown_key_cannot_be_allowed_to_change():
     options = ["--preset", "demo", *REQUIRED, "--allow-config-change"]
-    assert train.parse_arguments([*options, "loss.hole", "--allow-config-change", "seed"]).allow_config_change == [
+    assert train.parser().parse_args([*options, "loss.hole", "--allow-config-change", "seed"]).allow_config_change == [
         "loss.hole",
         "seed",
     ]
     with pytest.raises(UserError, match="--allow-config-change: invalid choice: 'loss.holes' .*loss.hole"):
-        train.parse_arguments([*options, "loss.holes"])
+        train.parser().parse_args([*options, "loss.holes"])
 
 
 @pytest.mark.parametrize("inside", ["set", "run/checkpoints", "run/checkpoints/step-1", "half", "run/config.json"])
@@ -44,12 +44,12 @@ def test_a_run_does_not_begin_in_something_else(inside, tmp_path, monkeypatch):
         storage.create(f"{tmp_path}/{name}", b"{}")
     for name in ("config.json", "state.json"):
         storage.create(f"{tmp_path}/run/checkpoints/step-1/{name}", b"{}")
-    arguments = train.parse_arguments(["--preset", "demo", *REQUIRED[:4], "--run", f"{tmp_path}/{inside}"])
+    arguments = train.parser().parse_args(["--preset", "demo", *REQUIRED[:4], "--run", f"{tmp_path}/{inside}"])
     before = storage.find(str(tmp_path))
     with pytest.raises(UserError, match=f"--run: expected a new folder, or .* run. Received {tmp_path}/{inside}, a"):
         train.check(arguments)
     with pytest.raises(UserError, match="--run: expected a new folder, or the folder of a run"):
-        train.check(train.parse_arguments(["--preset", "demo", *REQUIRED[:4], "--run", "i"]))
+        train.check(train.parser().parse_args(["--preset", "demo", *REQUIRED[:4], "--run", "i"]))
     assert storage.find(str(tmp_path)) == before
 
 
@@ -59,8 +59,8 @@ def test_a_changed_config_is_told_with_the_option_that_permits_it(tmp_path, monk
     runs.settle_config(str(tmp_path), presets.PRESETS["demo"])
     options = ["--preset", "demo", *REQUIRED[:4], "--run", str(tmp_path), "--set", "seed=1"]
     with pytest.raises(UserError, match="seed is 0, asked for 1. --allow-config-change KEY permits it"):
-        train.check(train.parse_arguments(options))
-    plan = train.check(train.parse_arguments([*options, "--allow-config-change", "seed"]))
+        train.check(train.parser().parse_args(options))
+    plan = train.check(train.parser().parse_args([*options, "--allow-config-change", "seed"]))
     assert (plan.config.seed, plan.image_count, plan.run) == (1, 10, str(tmp_path))
 
 

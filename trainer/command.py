@@ -11,11 +11,12 @@ import functools
 import importlib.metadata
 import io
 import os
+import re
 import signal
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 from trainer import stopping
@@ -25,6 +26,7 @@ FAILURE = 1
 WRONG_USE = 2
 SOME_REJECTED = 3
 _EXTRAS = {"apache_beam": "beam", "ray": "ray"}  # of the package, with what need not be installed
+_NAMES: dict[str, str] = {}  # what a help page calls a command, by `python -m MODULE`: `pconv` renames all
 
 
 def code_version() -> str:
@@ -43,11 +45,21 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
+def rename_commands(names: Mapping[str, str]) -> None:
+    """Makes help pages and messages say ``names[module]`` in place of ``python -m module``."""
+    _NAMES.update({f"python -m {module}": name for module, name in names.items()})
+
+
+def _renamed(text: str | None) -> str | None:
+    return text and re.sub(r"python -m [\w.]+", lambda found: _NAMES.get(found[0], found[0]), text)
+
+
 class ArgumentParser(argparse.ArgumentParser):
     """`argparse.ArgumentParser` without abbreviated options, raising `UserError` where that prints usage and exits."""
 
     def __init__(self, **kwargs: Any):
         kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        kwargs |= {name: _renamed(kwargs.get(name)) for name in ("prog", "description")}
         super().__init__(allow_abbrev=False, **kwargs)
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]

@@ -31,7 +31,7 @@ def _formats(text: str) -> list[str]:
     return names
 
 
-def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
+def parser() -> ArgumentParser:
     parser = ArgumentParser(prog="python -m trainer.export", description=__doc__)
     parser.add_argument("--run", required=True, help="folder of the training run")
     parser.add_argument(
@@ -44,7 +44,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         "--checkpoint", help="checkpoint of the run: best, latest or a step (default: best if there is one)"
     )
     parser.add_argument("--output", help="folder for the files (default: the run's exports/step-...)")
-    return parser.parse_args(argv)
+    return parser
 
 
 def read_card(folder: str, crc32c: str, own: bool) -> Card | None:
@@ -70,7 +70,7 @@ def read_card(folder: str, crc32c: str, own: bool) -> Card | None:
 
 
 def main(argv: Sequence[str]) -> int:
-    arguments = parse_arguments(argv)
+    arguments = parser().parse_args(argv)
     with quiet_imports():
         from trainer import checkpoints
         from trainer.inference import export_formats

@@ -10,7 +10,6 @@ export, for pipelines.inpaint and pipelines.evaluate. Nothing in the file is exe
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -28,14 +27,14 @@ if TYPE_CHECKING:
 SOURCES = ("pconv-keras", "naoto0804")
 
 
-def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
+def parser() -> ArgumentParser:
     parser = ArgumentParser(prog="python -m trainer.import_weights", description=__doc__)
     parser.add_argument(
         "--from", dest="source", required=True, choices=SOURCES, help="the implementation that wrote them"
     )
     parser.add_argument("file", metavar="FILE", help="the weights (local or gs://)")
     parser.add_argument("--run", required=True, help="folder for the new run")
-    return parser.parse_args(argv)
+    return parser
 
 
 def read_network(source: str, address: str) -> Imported:
@@ -89,7 +88,7 @@ def write_run(imported: Imported, run: str) -> int:
 
 
 def main(argv: Sequence[str]) -> int:
-    arguments = parse_arguments(argv)
+    arguments = parser().parse_args(argv)
     address, run = storage.normalize(arguments.file), storage.normalize(arguments.run)
     if storage.find(run):
         raise UserError(f"--run: expected a new folder. Received {run}, which holds files.")

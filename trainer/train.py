@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _NO_RUNS = ("dataset", "shards", "checkpoint", "export")  # in which no run may begin
 
 
-def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
+def parser() -> ArgumentParser:
     parser = ArgumentParser(prog="python -m trainer.train", description=__doc__)
     parser.add_argument("--preset", required=True, choices=presets.PRESETS, help="the config to start from")
     parser.add_argument(
@@ -63,7 +63,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         f"in them ask for no password (ports {TENSORFLOW_PORTS[0]} to {TENSORFLOW_PORTS[-1]})",
     )
     parser.add_argument("--verbose", action="store_true", help="show the logs of Ray and of the workers")
-    return parser.parse_args(argv)
+    return parser
 
 
 class Plan(NamedTuple):
@@ -166,7 +166,7 @@ def show_plan(plan: Plan) -> None:
 
 
 def main(argv: Sequence[str]) -> int:
-    arguments = parse_arguments(argv)
+    arguments = parser().parse_args(argv)
     plan = check(arguments)
     check_data(plan, arguments.allow_config_change)
     if arguments.dry_run:
