@@ -15,7 +15,8 @@ from collections import Counter, defaultdict
 
 import pytest
 
-from engines import tools
+from engines import images, jobs, tools
+from engines.cloud import make_cloud
 
 
 def pytest_collection_modifyitems(items):
@@ -36,6 +37,46 @@ def tool():
     return find
 
 
+@pytest.fixture(scope="session")
+def image(tool):
+    """Name of the project's image ``beam`` or ``ray`` in buildah's storage, of this checkout; see `images.build`."""
+    made = {}
+
+    def build(name: str, **variables: str) -> str:
+        key = (name, *sorted(variables.items()))
+        try:
+            made[key] = made.get(key) or images.build(name, **variables)
+        except tools.Missing as error:
+            pytest.skip(str(error))
+        return made[key]
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def cloud(tool, image, tmp_path_factory):
+    """See `cloud.Cloud`; one for all tests."""
+    prism, _, _ = map(tool, ("prism", "runc", "ip"))
+    with make_cloud(tmp_path_factory.mktemp("cloud"), image("beam"), prism) as made:
+        jobs.upload_inputs(made.bucket, copies=3)
+        yield made
+
+
+@pytest.fixture(scope="session")
+def expected(cloud):
+    """What a job writes when it runs in this process, bytes by name; called with the job's name."""
+    made = {}
+
+    def of(job: str) -> dict[str, bytes]:
+        for needed in ("build_masks", "build_imagenet") if job == "evaluate" else ():
+            of(needed)
+        if job not in made:
+            made[job] = jobs.run_in_process(job, cloud.bucket)
+        return made[job]
+
+    return of
+
+
 @pytest.fixture
 def figure(record_property):
     """Adds a text to the line of the engine: what was seen, in numbers."""
@@ -47,10 +88,10 @@ def pytest_terminal_summary(terminalreporter):
     counts, seconds, texts = defaultdict(Counter), Counter(), defaultdict(list)
     for outcome, reports in terminalreporter.stats.items():
         for report in reports:
-            properties = getattr(report, "user_properties", [])
-            engine = dict(properties).get("engine")
-            if engine is None:
+            if not isinstance(report, pytest.TestReport):
                 continue
+            properties = report.user_properties
+            engine = dict(properties)["engine"]
             seconds[engine] += report.duration
             if outcome:  # the empty one is that of fixtures that worked
                 counts[engine][outcome] += 1
