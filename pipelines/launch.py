@@ -101,6 +101,11 @@ def parse_options(parser: ArgumentParser, argv: Sequence[str]) -> tuple[argparse
         raise UserError(
             "--runner PortableRunner: expected --job_endpoint: HOST:PORT, or embed to start one in this process"
         )
+    if remote.has_workers_elsewhere(options) and any(part.partition("=")[0] == "--billing-project" for part in argv):
+        raise UserError(
+            "--billing-project: workers that are elsewhere would not get it. Set PCONV_BILLING_PROJECT in their image "
+            "and in this environment"
+        )
     ours.no_wait = ours.no_wait or bool(standard.no_wait_until_finish)  # Beam's name for it
     if ours.no_wait and not remote.outlives_us(options):
         raise UserError(

@@ -25,6 +25,7 @@ from trainer.errors import Outage, UserError, is_outage
 FAILURE = 1
 WRONG_USE = 2
 SOME_REJECTED = 3
+BILLING_PROJECT = "PCONV_BILLING_PROJECT"  # environment variable, read by the store of gs:// addresses
 _EXTRAS = {"apache_beam": "beam", "ray": "ray"}  # of the package, with what need not be installed
 _NAMES: dict[str, str] = {}  # what a help page calls a command, by `python -m MODULE`: `pconv` renames all
 
@@ -54,13 +55,31 @@ def _renamed(text: str | None) -> str | None:
     return text and re.sub(r"python -m [\w.]+", lambda found: _NAMES.get(found[0], found[0]), text)
 
 
+class _Export(argparse.Action):
+    """Puts an option's value into the environment variable ``const``: processes that this one starts get it, too."""
+
+    def __call__(self, parser: object, namespace: object, values: Any, option_string: str | None = None) -> None:
+        os.environ[self.const] = values
+
+
 class ArgumentParser(argparse.ArgumentParser):
-    """`argparse.ArgumentParser` without abbreviated options, raising `UserError` where that prints usage and exits."""
+    """`argparse.ArgumentParser` without abbreviated options, raising `UserError` where that prints usage and exits.
+
+    With the option that all commands have, of addresses in buckets.
+    """
 
     def __init__(self, **kwargs: Any):
         kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         kwargs |= {name: _renamed(kwargs.get(name)) for name in ("prog", "description")}
         super().__init__(allow_abbrev=False, **kwargs)
+        self.add_argument(
+            "--billing-project",
+            metavar="PROJECT",
+            action=_Export,
+            const=BILLING_PROJECT,
+            default=argparse.SUPPRESS,
+            help="Google Cloud project that pays for requests to gs:// buckets, where the one who asks pays",
+        )
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
         """As argparse's; raises `UserError` for arguments that are left over: see `explain_surplus`."""

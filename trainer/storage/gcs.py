@@ -1,6 +1,7 @@
 """Google Cloud Storage as a store: ``gs://bucket/name``.
 
-``STORAGE_EMULATOR_HOST`` points it at an emulator, as Google's own client does.
+``STORAGE_EMULATOR_HOST`` points it at an emulator, as Google's own client does; ``PCONV_BILLING_PROJECT`` names the
+project that pays where whoever asks does.
 
 Every request is repeated by `attempts` and nowhere else: the client's own retries are off, for they continue downloads
 without checking them, take a lost answer of an upload for somebody else's file, and leave out answers that are cut
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import re
 import uuid
 from collections.abc import Callable, Iterator
@@ -23,12 +25,14 @@ from trainer.storage import attempts
 from trainer.storage.store import EVERYTHING, BoundedFile, Entry, Span
 
 if TYPE_CHECKING:
-    from google.cloud.storage import Blob, Client
+    from google.cloud.storage import Blob, Bucket, Client
 
 T = TypeVar("T")
 
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]*[a-z0-9]")
 _MAX_NAME = 1024  # bytes of an object's name
+_BILLING_PROJECT = "PCONV_BILLING_PROJECT"  # `trainer.command` sets it
+_PAGE = 1000  # objects of a list
 _UPLOAD = "pconv-upload"  # key of the metadata with the upload's name
 # Packages whose exceptions mean that there was no answer. Their names, because their import is slow.
 _CLIENT_PACKAGES = {"google", "requests", "urllib3", "http"}
@@ -226,7 +230,12 @@ def _split(address: str) -> tuple[str, str]:
 def _blob(address: str) -> Blob:
     """Handle of an object; nothing is requested."""
     bucket, name = _split(address)
-    return client().bucket(bucket).blob(name)
+    return _bucket(bucket).blob(name)
+
+
+def _bucket(name: str) -> Bucket:
+    """Handle of a bucket; with the project that pays for what is asked of it, if one is named."""
+    return client().bucket(name, user_project=os.environ.get(_BILLING_PROJECT) or None)
 
 
 # Requests
@@ -251,7 +260,8 @@ def _pages(address: str, prefix: str, **query: str | int | None) -> Iterator[tup
     token: str | None = None
 
     def send() -> tuple[list[Blob], set[str], str | None]:
-        found = client().list_blobs(bucket, prefix=prefix, page_token=token, retry=None, **query)
+        options = {"page_size": _PAGE} | query
+        found = client().list_blobs(_bucket(bucket), prefix=prefix, page_token=token, retry=None, **options)
         page = list(next(found.pages, ()))
         return page, set(found.prefixes), found.next_page_token
 

@@ -17,7 +17,7 @@ import cv2
 import tensorflow as tf
 
 from trainer import presets
-from trainer.command import quiet_imports
+from trainer.command import BILLING_PROJECT, quiet_imports
 from trainer.config import ScalingConfig, TrainConfig
 from trainer.errors import Outage, UserError, is_full_disk, outage_in, user_error_in
 from trainer.runs import RunLog
@@ -154,6 +154,7 @@ def run_on_ray(config: TrainConfig, job: dict[str, Any], address: str | None, ve
         Outage: a store or a disk failed for longer than the workers wait.
     """
     environment = {"TF_CPP_MIN_LOG_LEVEL": "0" if verbose else "3"} | _ALLOCATION
+    environment |= {name: os.environ[name] for name in (BILLING_PROJECT,) if name in os.environ}
     with open_session(address, config.scaling, verbose, environment, log.add) as scratch:
         with quiet_imports():
             import ray
