@@ -68,7 +68,7 @@ $(RUNTIME): pyproject.toml constraints.txt | $(BIN)/python
 
 $(DEV): pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing into $(VENV) (a few minutes the first time)"
-	@$(PIP) install -c constraints.txt -e ".[dataflow,ray,dev]"
+	@$(PIP) install -c constraints.txt -e ".[dataflow,ray,s3,dev]"
 	@touch $(RUNTIME) $@
 
 # Without it the test that uses it is skipped, and says so.

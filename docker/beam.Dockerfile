@@ -3,14 +3,14 @@
 #     make images REPOSITORY=... TAG=...
 #
 # BASE_IMAGE has Debian's apt and Python with venv, the same minor version as ray.Dockerfile's.
-# EXTRAS=dataflow,gpu adds CUDA, for inference on GPUs.
+# EXTRAS=dataflow,s3,gpu adds CUDA, for inference on GPUs.
 ARG BASE_IMAGE=python:3.11-slim-bookworm
 ARG BEAM_SDK_IMAGE=apache/beam_python3.11_sdk:2.77.0
 
 FROM ${BEAM_SDK_IMAGE} AS sdk
 
 FROM ${BASE_IMAGE} AS requirements
-ARG EXTRAS=dataflow
+ARG EXTRAS=dataflow,s3
 WORKDIR /parts
 COPY docker/requirements.py pyproject.toml constraints.txt ./
 RUN python3 requirements.py pyproject.toml "${EXTRAS}" > requirements.txt \

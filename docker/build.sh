@@ -21,7 +21,7 @@ images="ray beam"
 [ "${GPU-}" != yes ] || images="$images beam-gpu"
 for image in $images; do
     set -- --platform "${PLATFORM:-linux/amd64}" --build-arg "PCONV_COMMIT=$commit"
-    [ "$image" != beam-gpu ] || set -- "$@" --build-arg EXTRAS=dataflow,gpu
+    [ "$image" != beam-gpu ] || set -- "$@" --build-arg EXTRAS=dataflow,s3,gpu
     docker build "$@" --file "docker/${image%-gpu}.Dockerfile" --tag "${REPOSITORY:-pconv}/$image:$TAG" .
     [ "${PUSH-}" != yes ] || docker push "${REPOSITORY:-pconv}/$image:$TAG"
 done

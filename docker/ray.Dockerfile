@@ -6,7 +6,7 @@
 ARG BASE_IMAGE=python:3.11-slim-bookworm
 
 FROM ${BASE_IMAGE} AS requirements
-ARG EXTRAS=beam,ray,gpu,cluster
+ARG EXTRAS=beam,ray,s3,gpu,cluster
 WORKDIR /parts
 COPY docker/requirements.py pyproject.toml constraints.txt ./
 RUN python3 requirements.py pyproject.toml "${EXTRAS}" > requirements.txt \

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 def parser() -> ArgumentParser:
     parser = ArgumentParser(prog="python -m pipelines.build_imagenet", description=__doc__)
     add = parser.add_argument
-    add("--input", required=True, help="folder, tar or glob to read (local or gs://)")
+    add("--input", required=True, help="folder, tar or glob to read (local or in a bucket)")
     add("--output", required=True, help="folder for the dataset")
     add(
         "--split",

@@ -26,7 +26,7 @@ MASKS_PER_SHARD = 16_384  # 82 MB of `shapes` at 512 x 512
 
 def parser() -> ArgumentParser:
     parser = ArgumentParser(prog="python -m pipelines.build_masks", description=__doc__)
-    parser.add_argument("--output", required=True, help="folder of the dataset (local or gs://)")
+    parser.add_argument("--output", required=True, help="folder of the dataset (local or in a bucket)")
     parser.add_argument("--count", type=int, help="number of masks")
     parser.add_argument("--size", type=int, help="height and width in pixels (default 512)")
     parser.add_argument(

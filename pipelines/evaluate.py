@@ -40,7 +40,7 @@ _OF_MASK_FILES = ("hole", "hole_label", "threshold")  # options that only these 
 def parser() -> ArgumentParser:
     parser = ArgumentParser(prog="python -m pipelines.evaluate", description=__doc__)
     add = parser.add_argument
-    add("--images", help="dataset of image records, or image files: a file, a folder or a glob (local or gs://)")
+    add("--images", help="dataset of image records, or image files: a file, a folder or a glob (local or in a bucket)")
     add(
         "--masks",
         help="dataset of mask records; images are cropped and resized to the masks' size. Or with --hole: mask files, "

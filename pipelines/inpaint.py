@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 def parser() -> ArgumentParser:
     parser = ArgumentParser(prog="python -m pipelines.inpaint", description=__doc__)
     images = parser.add_mutually_exclusive_group(required=True)
-    images.add_argument("--images", help="image files: a file, a folder or a glob (local or gs://)")
+    images.add_argument("--images", help="image files: a file, a folder or a glob (local or in a bucket)")
     images.add_argument("--pairs", help="list of images and masks, .csv or .jsonl; paths are relative to its folder")
     holes = parser.add_mutually_exclusive_group()
     holes.add_argument("--masks", help="mask files, with the sizes of the images: a file, a folder or a glob")

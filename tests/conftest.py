@@ -1,4 +1,4 @@
-"""A real Google Cloud Storage server on loopback, for tests that use gs:// addresses, and a headless Chromium."""
+"""A real storage server on loopback, for tests that use buckets, and a headless Chromium."""
 
 import base64
 import contextlib
@@ -11,11 +11,12 @@ import time
 import uuid
 from pathlib import Path
 
+import clouds
 import cv2
 import numpy as np
 import pytest
 
-from storage_server import serve_storage
+from engines import tools
 
 # For the processes that tests start; TensorFlow's log is not what they look at.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -26,10 +27,31 @@ collect_ignore = ["engines"]  # unless it is asked for, as `make engines` does
 
 def pytest_addoption(parser):
     parser.addoption("--soak", action="store_true", help="the same tests with far bigger counts (make soak)")
+    parser.addoption(
+        "--store",
+        choices=clouds.CLOUDS,
+        default="gs",
+        help="scheme of the buckets that tests use; leaves out what uses none",
+    )
 
 
-def pytest_collection_modifyitems(items):
-    """Files with slow tests come first: of two processes one would wait long for the other at the end."""
+def pytest_configure(config):
+    clouds.chosen = clouds.CLOUDS[config.getoption("--store")]
+
+
+def uses_buckets(item) -> bool:
+    cases = item.callspec.params.values() if hasattr(item, "callspec") else ()
+    return "server" in item.fixturenames or "bucket" in cases
+
+
+def pytest_collection_modifyitems(config, items):
+    """Files with slow tests come first: of two processes one would wait long for the other at the end.
+
+    With ``--store``, tests that use no bucket are left out: the same run without it has them.
+    """
+    if config.getoption("--store") != "gs":
+        config.hook.pytest_deselected(items=[item for item in items if not uses_buckets(item)])
+        items[:] = filter(uses_buckets, items)
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
 
@@ -41,24 +63,34 @@ def soak(request) -> bool:
 
 
 @pytest.fixture(scope="session")
-def gcs_server(tmp_path_factory):
-    """URL of the server."""
-    with serve_storage("127.0.0.1", tmp_path_factory.mktemp("gcs")) as url:
+def server(tmp_path_factory):
+    """URL of the server of buckets."""
+    with contextlib.ExitStack() as stack:
+        try:
+            url = stack.enter_context(clouds.chosen.serve("127.0.0.1", tmp_path_factory.mktemp("server")))
+        except tools.Missing as error:
+            pytest.skip(str(error))
         yield url
 
 
-@pytest.fixture
-def bucket(gcs_server, monkeypatch):
-    """Address of a new, empty bucket; this process and the ones it starts reach the server."""
-    from trainer.storage import attempts, gcs
+@pytest.fixture(scope="session")
+def gcs_server(request):
+    """The same for what only Cloud Storage has, or its client."""
+    if clouds.chosen.scheme != "gs":
+        pytest.skip("is of gs:// alone")
+    return request.getfixturevalue("server")
 
-    monkeypatch.setenv("STORAGE_EMULATOR_HOST", gcs_server)
+
+@pytest.fixture
+def bucket(server, monkeypatch):
+    """Address of a new, empty bucket; this process and the ones it starts reach the server."""
+    from trainer.storage import attempts
+
     monkeypatch.setattr(attempts, "_DOUBT", 0.1)  # this server is right about what it does not have
-    gcs.client.cache_clear()
     name = f"pconv-{uuid.uuid4().hex[:12]}"
-    gcs.client().create_bucket(name)
-    yield f"gs://{name}"
-    gcs.client.cache_clear()
+    clouds.chosen.make_bucket(server, name)
+    with clouds.reached(server):
+        yield f"{clouds.chosen.scheme}://{name}"
 
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -6,23 +6,24 @@ import contextlib
 import gc
 import http.client
 import http.server
-import os
 import re
 import threading
 import urllib.parse
 import warnings
 from collections.abc import Callable, Iterator
 
-from trainer.storage import gcs
+import clouds
 
 _HOP = {"connection", "transfer-encoding", "content-length", "keep-alive"}
 
-# What of a request is matched: the method and the path with its query, as in "GET /storage/v1/b/x/o?prefix=a".
-DOWNLOAD = r"GET /(download/storage|storage)/v1/b/[^/]+/o/.*alt=media"
-LIST = r"GET /storage/v1/b/[^/]+/o\?"
-METADATA = r"GET /storage/v1/b/[^/]+/o/(?!.*alt=media)"
-UPLOAD = r"(POST|PUT) /upload/"
-DELETE = r"DELETE "
+# What of a request is matched: the method and the path with its query, as in "GET /storage/v1/b/x/o?prefix=a". Of each,
+# first Cloud Storage's form, then S3's and Azure's, where the buckets of tests are pconv or pconv-...
+BUCKET = r"(devstoreaccount1/)?pconv[^/?]*"
+DOWNLOAD = rf"GET (/(download/storage|storage)/v1/b/[^/]+/o/.*alt=media|/{BUCKET}/[^?]+$)"
+LIST = rf"GET (/storage/v1/b/[^/]+/o\?|/{BUCKET}/?\?.*(list-type=2|comp=list))"
+METADATA = r"GET /storage/v1/b/[^/]+/o/(?!.*alt=media)|HEAD /"
+UPLOAD = rf"(POST|PUT) /upload/|PUT /{BUCKET}/[^?]+$"
+DELETE = r"DELETE |POST /.*\?(delete|.*comp=batch)"
 ANY = r""
 
 
@@ -67,6 +68,7 @@ class Proxy:
     def __init__(self, upstream: str):
         self.faults: list[Fault] = []
         self.lines: list[str] = []
+        self.drops: set[str] = set()  # headers of requests that are not passed on
         self._upstream = urllib.parse.urlsplit(upstream).netloc
         proxy = self
 
@@ -110,6 +112,8 @@ class Proxy:
         status, headers, data = self._forward(request, body)
         if kind == "lost":
             return
+        if request.command == "HEAD" and kind in ("cut", "short", "empty"):  # there is no body to spoil
+            return
         length, half = len(data), len(data) // 2
         if kind == "flip":
             data = data[:half] + bytes([data[half] ^ 1]) + data[half + 1 :] if data else data
@@ -117,12 +121,18 @@ class Proxy:
             data = data[:half]
         elif kind == "empty":
             data = b""
+        if request.command == "HEAD":
+            data, length, kind = (
+                b"",
+                int({name.lower(): value for name, value in headers}.get("content-length", 0)),
+                "cut",
+            )
         _send(request, status, headers, data, length if kind == "cut" else len(data))
 
     def _forward(self, request, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
         connection = http.client.HTTPConnection(self._upstream, timeout=30)
         with contextlib.closing(connection):
-            headers = {name: value for name, value in request.headers.items() if name.lower() not in _HOP}
+            headers = {name: value for name, value in request.headers.items() if name.lower() not in _HOP | self.drops}
             connection.request(request.command, request.path, body, headers)
             response = connection.getresponse()
             # An upload in pieces is told where to send them: here, too.
@@ -147,17 +157,13 @@ def _send(request, status: int, headers: list[tuple[str, str]], data: bytes, len
 @contextlib.contextmanager
 def proxied(upstream: str, *faults: Fault) -> Iterator[Proxy]:
     """A `Proxy`; this process's client goes through it, and so do the processes that it starts."""
-    proxy, before = Proxy(upstream), os.environ.get("STORAGE_EMULATOR_HOST")
+    proxy = Proxy(upstream)
     proxy.faults += faults
-    os.environ["STORAGE_EMULATOR_HOST"] = proxy.url
-    gcs.client.cache_clear()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)  # the client leaves connections open whose answers were cut
         try:
-            yield proxy
+            with clouds.reached(proxy.url):
+                yield proxy
         finally:
-            os.environ["STORAGE_EMULATOR_HOST"] = before or upstream
-            gcs.client().close()
-            gcs.client.cache_clear()
             proxy.close()
             gc.collect(1)

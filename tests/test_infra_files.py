@@ -291,7 +291,7 @@ def test_images_are_built_for_the_machines_of_the_cloud_with_the_commit(tmp_path
     lines = (tmp_path / "said").read_text().splitlines()
     assert [line.split("--tag ")[1] for line in lines] == ["r/p/ray:7 .", "r/p/beam:7 .", "r/p/beam-gpu:7 ."]
     assert all(re.match(r"build --platform linux/amd64 --build-arg PCONV_COMMIT=\S* ", line) for line in lines)
-    assert ["EXTRAS=dataflow,gpu" in line for line in lines] == [False, False, True]
+    assert ["EXTRAS=dataflow,s3,gpu" in line for line in lines] == [False, False, True]
     assert [re.search(r"--file (\S+)", line)[1] for line in lines] == [
         *(f"docker/{name}.Dockerfile" for name in ("ray", "beam", "beam"))
     ]

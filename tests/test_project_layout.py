@@ -298,7 +298,9 @@ def test_constraints_pin_one_version_per_python():
     assert [line for line in lines if not form.fullmatch(line)] == []
     needed = [Requirement(text) for text in project["dependencies"]]
     needed += [
-        Requirement(text) for extra in ("dataflow", "ray", "dev") for text in project["optional-dependencies"][extra]
+        Requirement(text)
+        for extra in ("dataflow", "ray", "s3", "azure", "dev")
+        for text in project["optional-dependencies"][extra]
     ]
     for python in PYTHONS:
         here = {"python_version": python}

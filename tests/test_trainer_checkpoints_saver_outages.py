@@ -6,21 +6,23 @@ import http.client
 import http.server
 import math
 import random
+import re
 import signal
 import subprocess
 import sys
 import threading
 import urllib.parse
 
+import clouds
 import numpy as np
 import pytest
-import urllib3
+from faults import DELETE, UPLOAD
 
 from trainer import checkpoints, presets, storage
 from trainer.checkpoints import files, pointers, retention
 from trainer.checkpoints.files import is_whole
 from trainer.checkpoints.saver import Saver
-from trainer.storage import gcs
+from trainer.storage import attempts
 
 CONFIG = presets.override(presets.PRESETS["demo"], ["checkpoint.keep=2"])
 HOP = {"connection", "transfer-encoding", "content-length", "keep-alive"}
@@ -40,6 +42,10 @@ class Count:
     def wait(self, value):
         with self._changed:
             assert self._changed.wait_for(lambda: self.value >= value, 120), f"{self.value} of {value}"
+
+
+def is_of(pattern: str, request) -> bool:
+    return re.match(pattern, f"{request.command} {request.path}") is not None
 
 
 class Proxy:
@@ -95,7 +101,7 @@ class Proxy:
         response = connection.getresponse()
         data = response.read()
         connection.close()
-        if self.mode == "cut" and request.command == "POST" and response.status == 200:
+        if self.mode == "cut" and is_of(UPLOAD, request) and response.status < 300:
             self.mode = "pass"
             self.refused.add()
             return
@@ -103,7 +109,8 @@ class Proxy:
         for name, value in response.getheaders():
             if name.lower() not in HOP:
                 request.send_header(name, value)
-        request.send_header("Content-Length", str(len(data)))
+        known = response.getheader("Content-Length") if request.command == "HEAD" else None
+        request.send_header("Content-Length", known or str(len(data)))
         request.end_headers()
         request.wfile.write(data)
 
@@ -113,12 +120,11 @@ class Proxy:
 
 
 @pytest.fixture
-def proxied(gcs_server, bucket, monkeypatch):
+def proxied(server, bucket):
     """A proxy and the address of a run behind it."""
-    proxy = Proxy(gcs_server)
-    monkeypatch.setenv("STORAGE_EMULATOR_HOST", proxy.url)
-    gcs.client.cache_clear()
-    yield proxy, bucket + "/run"
+    proxy = Proxy(server)
+    with clouds.reached(proxy.url):
+        yield proxy, bucket + "/run"
     proxy.close()
 
 
@@ -128,35 +134,33 @@ def make(step):
 
 @pytest.fixture
 def unanswered(monkeypatch):
-    """`Count` of this process's attempts to connect that failed."""
-    count, connect = Count(), urllib3.util.connection.create_connection
+    """`Count` of this process's requests that got no answer."""
+    count, patience = Count(), attempts._patience
 
-    def create_connection(*arguments, **options):
-        try:
-            return connect(*arguments, **options)
-        except OSError:
+    def counted(kind, *rest):
+        if kind == "unanswered":
             count.add()
-            raise
+        return patience(kind, *rest)
 
-    monkeypatch.setattr(urllib3.util.connection, "create_connection", create_connection)
+    monkeypatch.setattr(attempts, "_patience", counted)
     return count
 
 
 def test_training_outlasts_a_store_that_refuses(proxied, unanswered, soak):
     """How long it refuses is counted in attempts."""
     proxy, run = proxied
-    attempts = 12 if soak else 3
+    least = 12 if soak else 3
     with Saver(run, CONFIG) as saver:
         saver.save(make(1), {"step": 1})
         saver.wait()
         proxy.close()  # connections are refused at first, then answered with errors
         assert saver.save(make(2), {"step": 2}) == 0  # the store has not healed: training does not notice
-        unanswered.wait(attempts)
+        unanswered.wait(least)
         proxy.mode = "503"
         proxy.open()
-        proxy.refused.wait(attempts)
+        proxy.refused.wait(least)
         assert [x.step for x in saver.finished()] == [1]
-        proxy.heal_at = proxy.refused.value + attempts
+        proxy.heal_at = proxy.refused.value + least
         waited = saver.save(make(3), {"step": 3})  # one upload at a time
         assert waited > 0 and proxy.mode == "pass" and proxy.refused.value >= proxy.heal_at
         assert [x.step for x in saver.finished()] == [2]
@@ -173,7 +177,7 @@ def test_a_store_that_does_not_delete_holds_nothing_up(proxied):
     answer, go = proxy.answer, threading.Event()
 
     def refuse_deletes(request):
-        if request.command == "DELETE" and not go.is_set():
+        if is_of(DELETE, request) and not go.is_set():
             proxy.refused.add()
             request.send_error(503)
         else:
@@ -202,8 +206,8 @@ def test_an_answer_that_is_lost_on_its_way_is_no_failure(proxied, write, monkeyp
     answer, posts = proxy.answer, []
 
     def count(request):
-        posts.extend([request.path] if request.command == "POST" else [])
-        if request.command == "POST" and len(posts) == write:
+        posts.extend([request.path] if is_of(UPLOAD, request) else [])
+        if is_of(UPLOAD, request) and len(posts) == write:
             proxy.mode = "cut"
         answer(request)
 
@@ -223,12 +227,13 @@ import sys
 import numpy as np
 from trainer import checkpoints, presets
 from trainer.checkpoints.saver import Saver
+from trainer.storage import attempts
 
 run, left = sys.argv[1], int(sys.argv[2])
 
 def count(event, _arguments):
     global left
-    if event.startswith(("open", "os.", "http.client.send")):
+    if event.startswith(("open", "os.", "http.client.send", "request")):
         left -= 1
         if left == 0:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -239,6 +244,8 @@ assert not (found and found.skipped), found.skipped
 step = found.checkpoint.state["step"] if found else 0
 print(step, flush=True)
 sys.addaudithook(count)
+repeat = attempts.repeat
+attempts.repeat = lambda *arguments: (count("request", ()), repeat(*arguments))[1]  # some clients are no Python
 with Saver(run, config) as saver:
     while True:
         step += 1

@@ -193,6 +193,9 @@ def test_a_missing_bucket_is_named(bucket):
 @pytest.mark.parametrize("error", [exceptions.Forbidden("no rights"), exceptions.BadRequest("no rights")])
 def test_what_the_server_refuses_is_the_users_to_know(error, monkeypatch):
     class Client:
+        def bucket(self, name, **_):
+            return name
+
         def list_blobs(self, *_, **__):
             raise error
 

@@ -1,4 +1,4 @@
-"""trainer.storage.gcs through faults on the way to a real server: what heals is not noticed, what stays is told.
+"""Buckets through faults on the way to a real server: what heals is not noticed, what stays is told.
 
 The right value of each is what the same call gives without the fault.
 """
@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import threading
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 
+import clouds
 import pytest
-from faults import ANY, DELETE, DOWNLOAD, LIST, METADATA, UPLOAD, Fault, always, once_each, proxied
+from faults import ANY, BUCKET, DELETE, DOWNLOAD, LIST, METADATA, UPLOAD, Fault, always, once_each, proxied
 
 from pipelines.inpainting import outputs
 from trainer import presets, runs, storage
@@ -52,50 +54,50 @@ READS = {
     "exists": (lambda b: (storage.exists(f"{b}/data"), storage.exists(f"{b}/nothing")), METADATA),
     "find": (lambda b: storage.find(f"{b}/many"), LIST),
     "folders": (lambda b: storage.folders(b), LIST),
-    "entry": (lambda b: storage.entry(f"{b}/data").size, LIST),
+    "entry": (lambda b: storage.entry(f"{b}/data").size, f"{LIST}|{METADATA}"),
 }
+SERVICE = {"gs": "Cloud Storage", "s3": "S3", "az": "Azure Blob Storage"}
 KINDS = ["cut", "short", "empty", "closed", "lost", 401, 403, 404, 408, 429, 500, 503]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", READS)
-def test_a_fault_that_heals_is_not_noticed_by_who_reads(filled, gcs_server, name, kind):
+def test_a_fault_that_heals_is_not_noticed_by_who_reads(filled, server, name, kind):
     use, pattern = READS[name]
     expected = use(filled)
     fault = Fault(kind, pattern)
-    with proxied(gcs_server, fault) as proxy:
+    with proxied(server, fault) as proxy:
         assert use(filled) == expected
     assert fault.count == 1 and len(proxy.lines) > 1
 
 
 @pytest.mark.parametrize("start", [0, 1])
-def test_flipped_bits_of_a_whole_object_are_read_again(filled, gcs_server, start):
+def test_flipped_bits_of_a_whole_object_are_read_again(filled, server, start):
     fault = Fault("flip", DOWNLOAD, lambda number: number < 2)
-    with proxied(gcs_server, fault):
+    with proxied(server, fault):
         assert storage.read(f"{filled}/data") == DATA
     assert fault.count == 2
 
 
-def test_a_download_that_was_cut_is_checked_as_a_whole(filled, gcs_server):
+def test_a_download_that_was_cut_is_checked_as_a_whole(filled, server):
     """The client itself would continue where it was cut, and then not compare the checksum."""
     cut, flipped = (
         Fault("cut", DOWNLOAD, lambda number: number == 0),
         Fault("flip", DOWNLOAD, lambda number: number == 1),
     )
-    with proxied(gcs_server, cut, flipped):
+    with proxied(server, cut, flipped):
         assert storage.read(f"{filled}/data") == DATA
     assert (cut.count, flipped.count) == (1, 1)
 
 
 @pytest.mark.parametrize("kind", ["cut", "short", "empty", 503])
-def test_a_list_of_many_pages_loses_and_repeats_nothing(filled, gcs_server, kind, monkeypatch):
-    client = gcs.client()
-    list_blobs = type(client).list_blobs
-    monkeypatch.setattr(type(client), "list_blobs", lambda *a, **k: list_blobs(*a, **k, page_size=4))
+def test_a_list_of_many_pages_loses_and_repeats_nothing(filled, server, kind, monkeypatch):
+    monkeypatch.setattr(gcs, "_PAGE", 4)
     fault = Fault(kind, LIST, once_each)
-    with proxied(gcs_server, fault):
+    with proxied(server, fault):
         assert storage.find(f"{filled}/many") == [f"{filled}/many/{number:02d}" for number in range(25)]
-    assert fault.count == 7
+    # Only of Cloud Storage can a client ask for small pages; of the others, see test_trainer_storage_objects.
+    assert fault.count == (7 if filled.startswith("gs:") else 1)
 
 
 WRITES = {
@@ -107,38 +109,38 @@ WRITES = {
 
 @pytest.mark.parametrize("kind", ["lost", "cut", "short", "empty", "closed", 401, 403, 404, 408, 412, 429, 500, 503])
 @pytest.mark.parametrize("name", WRITES)
-def test_a_fault_that_heals_is_not_noticed_by_who_writes(bucket, gcs_server, name, kind):
+def test_a_fault_that_heals_is_not_noticed_by_who_writes(bucket, server, name, kind):
     """The answer that is lost makes the next attempt meet its own object; a 412 is at times wrong."""
     fault = Fault(kind, UPLOAD)
-    with proxied(gcs_server, fault):
+    with proxied(server, fault):
         WRITES[name](f"{bucket}/x")
     assert fault.count == 1 and storage.read(f"{bucket}/x") == b"new"
 
 
-def test_an_upload_in_pieces_whose_last_answer_is_lost(bucket, gcs_server):
+def test_an_upload_in_pieces_whose_last_answer_is_lost(bucket, server):
     data = os.urandom(9 << 20)
-    fault = Fault("lost", r"PUT /upload/")
-    with proxied(gcs_server, fault):
+    fault = Fault("lost", "PUT ")
+    with proxied(server, fault):
         storage.create(f"{bucket}/big", data)
     assert fault.count == 1 and storage.read(f"{bucket}/big") == data
 
 
 @pytest.mark.parametrize("kind", ["lost", 403, 404, 503])
-def test_a_fault_that_heals_is_not_noticed_by_who_deletes(filled, gcs_server, kind):
+def test_a_fault_that_heals_is_not_noticed_by_who_deletes(filled, server, kind):
     fault = Fault(kind, DELETE)
-    with proxied(gcs_server, fault):
+    with proxied(server, fault):
         storage.delete(f"{filled}/data")
     assert fault.count == 1 and not storage.exists(f"{filled}/data")
 
 
 @pytest.mark.parametrize("theirs", [b"same", b"other"])
-def test_bytes_of_another_writer_are_not_ours(bucket, gcs_server, theirs):
+def test_bytes_of_another_writer_are_not_ours(bucket, server, theirs):
     """Also if they are equal: of two writers that count up from one value, one must lose."""
     storage.create(f"{bucket}/x", b"old")
     _, generation = storage.read_versioned(f"{bucket}/x")
     storage.replace(f"{bucket}/x", theirs, generation)
     fault = Fault("closed", UPLOAD)
-    with proxied(gcs_server, fault):
+    with proxied(server, fault):
         with pytest.raises(storage.Conflict):
             storage.replace(f"{bucket}/x", b"same", generation)
         with pytest.raises(storage.AlreadyExists):
@@ -146,7 +148,7 @@ def test_bytes_of_another_writer_are_not_ours(bucket, gcs_server, theirs):
     assert fault.count == 1 and storage.read(f"{bucket}/x") == theirs
 
 
-def test_counting_by_compare_and_swap_loses_nothing_although_answers_are_lost(bucket, gcs_server):
+def test_counting_by_compare_and_swap_loses_nothing_although_answers_are_lost(bucket, server):
     start = threading.Barrier(4)
 
     def count_to_five(_):
@@ -160,97 +162,95 @@ def test_counting_by_compare_and_swap_loses_nothing_although_answers_are_lost(bu
             except storage.Conflict:
                 pass
 
-    with proxied(gcs_server, Fault("lost", UPLOAD, lambda number: number % 3 == 0)), ThreadPoolExecutor(4) as pool:
+    with proxied(server, Fault("lost", UPLOAD, lambda number: number % 3 == 0)), ThreadPoolExecutor(4) as pool:
         list(pool.map(count_to_five, range(4)))
     # More, where another writer's value replaced one whose answer was lost before its writer asked again.
     assert int(storage.read(f"{bucket}/count")) >= 20
 
 
 @pytest.mark.parametrize("kind", ["cut", "short", "flip", "closed", 503])
-def test_what_stays_broken_is_an_outage(filled, gcs_server, kind, hurry):
-    with proxied(gcs_server, Fault(kind, ANY, always)), pytest.raises(Outage) as caught:
+def test_what_stays_broken_is_an_outage(filled, server, kind, hurry):
+    with proxied(server, Fault(kind, ANY, always)), pytest.raises(Outage) as caught:
         storage.read(f"{filled}/data")
     message = str(caught.value)
-    assert message.startswith(f"{filled}/data: no answer from Cloud Storage") and "\n" not in message
+    assert message.startswith(f"{filled}/data: no answer from {SERVICE[filled[:2]]}") and "\n" not in message
     assert is_outage(caught.value) and storage.is_transient(caught.value)
     assert str(pickle.loads(pickle.dumps(caught.value))) == message  # it crosses processes
 
 
 @pytest.mark.parametrize("kind", [401, 403])
 @pytest.mark.parametrize("name", [*READS, "create", "delete"])
-def test_what_stays_forbidden_is_denied(filled, gcs_server, name, kind, hurry):
+def test_what_stays_forbidden_is_denied(filled, server, name, kind, hurry):
     uses = {name: use for name, (use, _) in READS.items()}
     uses |= {"create": lambda b: storage.create(f"{b}/x", b""), "delete": lambda b: storage.delete(f"{b}/data")}
     fault = Fault(kind, ANY, always)
     with (
-        proxied(gcs_server, fault),
-        pytest.raises(Denied, match="may not be used: .*injected|no Google Cloud credentials"),
+        proxied(server, fault),
+        pytest.raises(Denied, match="may not be used: .*(injected|40[13])|no Google Cloud credentials"),
     ):
         uses[name](filled)
     assert fault.count >= 3
 
 
-def test_wrong_use_is_told_within_seconds(gcs_server, monkeypatch):
+def test_wrong_use_is_told_within_seconds(server):
     """Of a bucket that never answered, by the constants themselves: at launch a user waits for them."""
-    monkeypatch.setenv("STORAGE_EMULATOR_HOST", gcs_server)
-    gcs.client.cache_clear()
-    missing = f"gs://pconv-{uuid.uuid4().hex[:12]}"
+    missing = f"{clouds.chosen.scheme}://pconv-{uuid.uuid4().hex[:12]}"
     assert 1 < attempts._DOUBT <= 5 and attempts._DOUBT < attempts._LOST < attempts._OUTAGE
-    with pytest.raises(NotFound):
+    with clouds.reached(server), pytest.raises(NotFound):
         storage.require_writable(missing)
-    gcs.client.cache_clear()
 
 
-def test_a_bucket_that_has_answered_is_doubted_for_longer(filled, gcs_server, monkeypatch):
+def test_a_bucket_that_has_answered_is_doubted_for_longer(filled, server, monkeypatch):
     """Credentials that are being renewed: of six answers that say no, a bucket that is new would have believed one."""
     monkeypatch.setattr(attempts, "_DOUBT", 0.0)
     monkeypatch.setattr(attempts, "_LOST", 60.0)
-    with proxied(gcs_server, Fault(403, DOWNLOAD, lambda number: number < 6)) as proxy:
+    with proxied(server, Fault(403, DOWNLOAD, lambda number: number < 6)) as proxy:
         storage.checksum(f"{filled}/data")  # of the verb that is asked for next
         assert storage.read(f"{filled}/data") == DATA
-        assert sum("alt=media" in line for line in proxy.lines) == 7
+        assert sum(bool(re.match(DOWNLOAD, line)) for line in proxy.lines) == 7
 
 
 @pytest.mark.parametrize("other", [403, 503, "closed"])
-def test_absence_that_is_said_once_between_other_faults_is_not_believed(filled, gcs_server, other):
+def test_absence_that_is_said_once_between_other_faults_is_not_believed(filled, server, other):
     faults = [Fault(other, DOWNLOAD), Fault(404, DOWNLOAD, lambda number: number == 1)]
-    with proxied(gcs_server, *faults):
+    with proxied(server, *faults):
         assert storage.read_versioned(f"{filled}/data")[0] == DATA
     assert [fault.count for fault in faults] == [1, 1]
 
 
-def test_a_server_without_a_scheme_is_told_at_once(bucket, gcs_server, monkeypatch):
-    monkeypatch.setenv("STORAGE_EMULATOR_HOST", gcs_server.removeprefix("http://"))
-    gcs.client.cache_clear()
-    with pytest.raises(UserError, match="^STORAGE_EMULATOR_HOST: expected http://HOST:PORT. Received "):
+def test_a_server_without_a_scheme_is_told_at_once(bucket, server, monkeypatch):
+    variable = [name for name, value in clouds.chosen.variables(server).items() if value.startswith(server)][-1]
+    monkeypatch.setenv(variable, server.removeprefix("http://"))
+    clouds.forget()
+    with pytest.raises(UserError, match=f"^{variable}: expected http://HOST:PORT.* Received "):
         storage.find(bucket)
 
 
 @pytest.mark.parametrize("kind", ["lost", "closed", "cut", "empty", 403, 404, 412, 503])
-def test_a_run_starts_through_faults(bucket, gcs_server, kind):
+def test_a_run_starts_through_faults(bucket, server, kind):
     """What `trainer.train` writes first, and again when it continues: config.json and the claims of its pointers."""
     config, run = presets.PRESETS["demo"], f"{bucket}/run"
     fault = Fault(kind, UPLOAD, once_each)
-    with proxied(gcs_server, fault):
+    with proxied(server, fault):
         for _ in range(2):
             runs.settle_config(run, config)
             pointers.claim(run)
-    assert fault.count >= 3 and runs.read_config(run) == config
+    assert fault.count >= 2 and runs.read_config(run) == config
 
 
 @pytest.mark.parametrize("kind", ["lost", "closed", "cut", "empty", 403, 404, 412, 503])
-def test_an_output_folder_is_claimed_through_faults(bucket, gcs_server, kind):
+def test_an_output_folder_is_claimed_through_faults(bucket, server, kind):
     fault = Fault(kind, UPLOAD)
-    with proxied(gcs_server, fault):
+    with proxied(server, fault):
         assert not outputs.claim_output(f"{bucket}/out", {"model": "m"}, False).is_own
     assert fault.count == 1
 
 
-def test_absence_is_believed_when_it_is_said_twice(bucket, gcs_server):
+def test_absence_is_believed_when_it_is_said_twice(bucket, server):
     def count(use):
-        with proxied(gcs_server) as proxy:
+        with proxied(server) as proxy:
             use()
-            return sum("/o/x" in line or "/upload/" in line for line in proxy.lines)
+            return sum("/upload/" in line or line.partition("?")[0].endswith("/x") for line in proxy.lines)
 
     assert not storage.exists(f"{bucket}/x") and storage.read_versioned(f"{bucket}/x") == (None, 0)
     assert count(lambda: storage.exists(f"{bucket}/x")) == 2
@@ -265,23 +265,23 @@ def test_a_name_that_is_too_long_is_nobodys_outage(bucket):
     assert issubclass(storage.Unwritable, UserError)
 
 
-def test_a_managed_folder_is_listed_where_its_neighbors_may_not_be_asked_for(bucket, gcs_server):
+def test_a_managed_folder_is_listed_where_its_neighbors_may_not_be_asked_for(bucket, server):
     """As Google does it: whoever may read ``in/`` alone is denied the object ``in``, whether there is one or not."""
     for name in ("in/a.png", "in/b/c.png", "input.png"):
         storage.create(f"{bucket}/{name}", b"x")
-    denied = Fault(403, r"GET /storage/v1/b/[^/]+/o/(in|out)\?", always)
-    with proxied(gcs_server, denied):
+    denied = Fault(403, rf"GET /storage/v1/b/[^/]+/o/(in|out)\?|HEAD /{BUCKET}/(in|out)$", always)
+    with proxied(server, denied):
         assert storage.find(f"{bucket}/in") == [f"{bucket}/in/a.png", f"{bucket}/in/b/c.png"]
         assert denied.count
         with pytest.raises(Denied):
             storage.find(f"{bucket}/out")
 
 
-def test_a_managed_folder_may_have_a_name_of_wildcards(bucket, gcs_server):
+def test_a_managed_folder_may_have_a_name_of_wildcards(bucket, server):
     """Nor may its account list the objects whose names merely begin like that of the folder."""
     for name in ("x [v2]/a.png", "x v/b.png"):
         storage.create(f"{bucket}/{name}", b"x")
     denied = Fault(403, r"[?&]prefix=[^&]*%5D(&|$)", always)
-    with proxied(gcs_server, denied):
+    with proxied(server, denied):
         assert storage.select(f"{bucket}/x [v2]/*.png").find() == [f"{bucket}/x [v2]/a.png"]
-        assert denied.count
+        assert denied.count or clouds.chosen.scheme != "gs"  # the others are asked for no beginnings of names

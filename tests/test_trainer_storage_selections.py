@@ -107,7 +107,7 @@ def test_a_link_that_a_pattern_names_is_followed(tmp_path):
     assert below(str(tmp_path), "*/*.png") == ["real/1.png"]  # each folder once
 
 
-def test_objects_that_no_file_can_be_called(bucket):
+def test_objects_that_no_file_can_be_called(bucket, gcs_server):
     """``a//b`` and ``a/b`` are two objects; so are ``a/../b`` and ``b``."""
     objects = ["a/b", "a//b", "a/../b", "b", "/b", "a/./b"]
     for name in objects:
@@ -128,7 +128,8 @@ LEFT += ["System Volume Information/x", "Icon\r"]
 
 
 def test_what_systems_leave_in_folders_is_not_found_unless_asked_for(place):
-    for name in [*LEFT, "a.png", "sub/thumbs.png", "desktop.ini.png"]:
+    can_have = [name for name in LEFT if name != "Icon\r" or not place.startswith(("s3:", "az:"))]
+    for name in [*can_have, "a.png", "sub/thumbs.png", "desktop.ini.png"]:
         storage.create(f"{place}/{name}", b"1")
     assert below(place, "") == below(place, "**") == ["a.png", "desktop.ini.png", "sub/thumbs.png"]
     assert below(place, "*") == ["a.png", "desktop.ini.png"]

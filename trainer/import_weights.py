@@ -32,7 +32,7 @@ def parser() -> ArgumentParser:
     parser.add_argument(
         "--from", dest="source", required=True, choices=SOURCES, help="the implementation that wrote them"
     )
-    parser.add_argument("file", metavar="FILE", help="the weights (local or gs://)")
+    parser.add_argument("file", metavar="FILE", help="the weights (local or in a bucket)")
     parser.add_argument("--run", required=True, help="folder for the new run")
     return parser
 

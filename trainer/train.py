@@ -35,7 +35,7 @@ def parser() -> ArgumentParser:
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="override one value of the config; repeatable"
     )
-    parser.add_argument("--images", required=True, help="dataset of image records (local folder or gs://)")
+    parser.add_argument("--images", required=True, help="dataset of image records (local or in a bucket)")
     parser.add_argument("--masks", required=True, help="dataset of mask records of unet.image_size")
     parser.add_argument("--val-images", help="dataset to validate on (default: split validation.split of --images)")
     parser.add_argument("--val-masks", help="dataset to validate on (default: split validation.split of --masks)")

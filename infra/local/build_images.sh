@@ -7,7 +7,7 @@
 # localhost/pconv/ray:TAG and localhost/pconv/beam:TAG; `buildah rmi --all` removes them.
 #
 #   TAG             default: local
-#   RAY_EXTRAS      extras of the project in the Ray image; default: beam,ray,gpu,cluster
+#   RAY_EXTRAS      extras of the project in the Ray image; default: beam,ray,s3,gpu,cluster
 #   BEAM_SDK_IMAGE  where Beam's boot program comes from; without it, and so without Docker Hub, it is
 #   BOOT            a file; without that, too, it is built from its Go module. Without Go the beam image gets an empty file
 #                   in its place: everything but the start of a worker can be tried
@@ -69,7 +69,7 @@ fi
 commit=$(git describe --always --exclude '*' --abbrev=12 --dirty=.changed 2>/dev/null || true)
 for image in "$@"; do
     extras=()
-    [[ $image == beam ]] || extras=(--build-arg "EXTRAS=${RAY_EXTRAS-beam,ray,gpu,cluster}")
+    [[ $image == beam ]] || extras=(--build-arg "EXTRAS=${RAY_EXTRAS-beam,ray,s3,gpu,cluster}")
     name=localhost/pconv/$image:$tag
     started=$SECONDS
     buildah bud "${options[@]}" --layers --build-arg "BASE_IMAGE=$base" --build-arg "BEAM_SDK_IMAGE=$sdk" \

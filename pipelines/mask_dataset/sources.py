@@ -159,7 +159,7 @@ def find_files(options: argparse.Namespace, plan: Plan) -> tuple[list[SourceFile
 def list_sources(
     mask_files: str | None = None, frames: str | None = None, stills: str | None = None
 ) -> tuple[list[SourceFile], list[Reject]]:
-    """The files at the addresses (a file, a folder or a glob, local or gs://), sorted by kind and key.
+    """The files at the addresses (a file, a folder or a glob, local or in a bucket), sorted by kind and key.
 
     Args:
         mask_files: mask images.

@@ -74,9 +74,21 @@ def go_source(tool: Tool, path: Path) -> None:
     shutil.copytree(Path(cache, f"{module}@{tool.version}", folder), path, copy_function=shutil.copyfile)
 
 
+def npm_package(tool: Tool, path: Path) -> None:
+    """A folder with the package ``source`` of npm and all that it needs in node_modules."""
+    if shutil.which("npm") is None:
+        raise Missing("Node.js is not installed (Debian's npm)")
+    path.mkdir()
+    options = ["--no-audit", "--no-fund", "--omit=dev", "--ignore-scripts", "--loglevel=error"]
+    run("npm", "install", *options, "--prefix", path, f"{tool.source}@{tool.version}")
+
+
 TOOLS = {
     "prism": Tool(f"v{BEAM}", "github.com/apache/beam/sdks/v2/go/cmd/prism", go_program),
     "boot": Tool(f"v{BEAM}", "github.com/apache/beam/sdks/v2/python/container", go_program),
+    # S3 and Azure Blob Storage.
+    "minio": Tool("v0.0.0-20260212201848-7aac2a2c5b7c", "github.com/minio/minio", go_program),
+    "azurite": Tool("3.35.0", "azurite", npm_package),
 }
 # Programs of the system, with the Debian package that has them: installed where this is root, and apt there.
 PROGRAMS = {"buildah": "buildah", "debootstrap": "debootstrap", "ip": "iproute2", "runc": "runc"}

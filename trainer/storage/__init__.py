@@ -1,4 +1,4 @@
-"""Files at addresses, local or ``gs://``.
+"""Files at addresses, local or in buckets: ``gs://``, ``s3://``, ``az://``.
 
 `api` has the functions, `selections` what a user's address means, `recognize` what is there, `store` what schemes do.
 """

@@ -15,9 +15,11 @@ from trainer.errors import Corrupt, Denied, NotFound, Outage, UserError
 from trainer.storage import names
 from trainer.storage.gcs import GcsStore
 from trainer.storage.local import LocalStore
+from trainer.storage.objects import AZURE, S3, ObjectStore
 from trainer.storage.store import EVERYTHING, Entry, Span, Store, crc32c
 
-SCHEMES: dict[str, Store] = {"": LocalStore(), "gs": GcsStore()}
+# A scheme is a store and its line here; tests add theirs.
+SCHEMES: dict[str, Store] = {"": LocalStore(), "gs": GcsStore(), "s3": ObjectStore(S3), "az": ObjectStore(AZURE)}
 
 _SCHEME = re.compile(r"(\w[\w+.-]*)://")
 
