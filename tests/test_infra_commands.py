@@ -71,6 +71,9 @@ ELSEWHERE = {
     "terraform output": {"-chdir", "-raw"},
     "terraform fmt": set(),
     "terraform validate": set(),
+    "docker build": {"--build-arg", "--file", "--tag"},
+    "kind load docker-image": set(),
+    "infra/kuberay/local/train.sh": {"--operator", "--print"},
     "docker run": {"--rm", "--network", "--user", "--entrypoint"},
     "trivy image": {"--format", "--scanners", "--output"},
     "docker compose up": {"--file", "--detach"},
@@ -79,7 +82,7 @@ ELSEWHERE = {
     "ssh-keygen": {"-t", "-N", "-C", "-f"},
     "git clone": set(),
 }
-PROGRAMS = r"(?:pconv|python|make|ray|docker|trivy|gcloud|kubectl|terraform|git|pip|infra/[\w/]+\.sh)"
+PROGRAMS = r"(?:pconv|python|make|ray|docker|kind|trivy|gcloud|kubectl|terraform|git|pip|infra/[\w/]+\.sh)"
 
 
 class Parsed(Exception):

@@ -7,11 +7,13 @@ Where something cannot be had, a line says why, and so do the tests that are ski
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -83,15 +85,56 @@ def npm_package(tool: Tool, path: Path) -> None:
     run("npm", "install", *options, "--prefix", path, f"{tool.source}@{tool.version}")
 
 
+def go_main(tool: Tool, path: Path) -> None:
+    """A program of ours, cluster/NAME.go, that is made of the Go module ``source``, as NAME of MODULE.
+
+    Programs of modules that replace others by folders beside them cannot be installed by their names: what is replaced
+    has been released, too, Kubernetes' parts as v0.34.4 where it is v1.34.4.
+    """
+    if shutil.which("go") is None:
+        raise Missing("Go is not installed (https://go.dev/dl)")
+    name, module = tool.source.split(" of ")
+    described = json.loads(run("go", "mod", "download", "-json", f"{module}@{tool.version}"))
+    mod = json.loads(run("go", "mod", "edit", "-json", described["GoMod"]))
+    needed = {need["Path"]: need["Version"] for need in mod["Require"]}
+    lines = ["module pconv", f"go {mod['Go']}", f"require {module} {tool.version}"]
+    for replaced in (entry["Old"]["Path"] for entry in mod.get("Replace") or ()):
+        if version := needed.get(replaced):
+            released = f"v0{tool.version[2:]}" if version == "v0.0.0" else version
+            lines.append(f"replace {replaced} => {replaced} {released}")
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copyfile(Path(__file__).parent / f"cluster/{name}.go", f"{folder}/main.go")
+        Path(folder, "go.mod").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        major, minor, _ = tool.version.removeprefix("v").split(".")
+        said = {"gitVersion": tool.version, "gitMajor": major, "gitMinor": minor}
+        flags = ["-s -w", *(f"-X k8s.io/component-base/version.{key}={value}" for key, value in said.items())]
+        # As in go_program, so that what both compile is compiled once.
+        variables = {"GOFLAGS": "-buildvcs=false -trimpath", "CGO_ENABLED": "0"}
+        build = ["go", "-C", folder, "build", "-mod=mod", f"-ldflags={' '.join(flags)}", "-o", path]
+        run(*build, ".", **variables)
+
+
 TOOLS = {
     "prism": Tool(f"v{BEAM}", "github.com/apache/beam/sdks/v2/go/cmd/prism", go_program),
     "boot": Tool(f"v{BEAM}", "github.com/apache/beam/sdks/v2/python/container", go_program),
     # S3 and Azure Blob Storage.
     "minio": Tool("v0.0.0-20260212201848-7aac2a2c5b7c", "github.com/minio/minio", go_program),
     "azurite": Tool("3.35.0", "azurite", npm_package),
+    # A cluster of our own, where KUBECONFIG names none: see cluster/.
+    "kubernetes": Tool("v1.34.4", "kubernetes of k8s.io/kubernetes", go_main),
+    "etcd": Tool("v3.6.15", "etcd of go.etcd.io/etcd/server/v3", go_main),
+    "coredns": Tool("v1.12.4", "coredns of github.com/coredns/coredns", go_main),
+    "kube-router": Tool("v2.1.0", "github.com/cloudnativelabs/kube-router/v2/cmd/kube-router", go_program),
+    "kuberay-operator": Tool("v1.5.1", "github.com/ray-project/kuberay/ray-operator", go_program),
+    "kuberay": Tool("v1.5.1", "github.com/ray-project/kuberay/ray-operator//config", go_source),
 }
 # Programs of the system, with the Debian package that has them: installed where this is root, and apt there.
-PROGRAMS = {"buildah": "buildah", "debootstrap": "debootstrap", "ip": "iproute2", "runc": "runc"}
+PROGRAMS = {"buildah": "buildah", "debootstrap": "debootstrap", "ip": "iproute2", "runc": "runc", "openssl": "openssl"}
+PROGRAMS |= {"containerd": "containerd", "/usr/lib/cni/bridge": "containernetworking-plugins", "nft": "nftables"}
+PROGRAMS |= {"busybox": "busybox-static", "iptables": "iptables", "ipset": "ipset", "conntrack": "conntrack"}
+# What a cluster of our own is made of.
+CLUSTER = ("kubernetes", "etcd", "coredns", "kube-router", "kuberay-operator", "kuberay", "containerd", "busybox")
+CLUSTER += ("/usr/lib/cni/bridge", "conntrack", "ipset", "iptables", "nft", "openssl")
 
 
 def path_of(name: str) -> Path:
@@ -141,7 +184,8 @@ def bring(name: str) -> None:
 
 def main(names: list[str]) -> None:
     PLACE.mkdir(exist_ok=True)
-    names = names or [*PROGRAMS, *TOOLS]
+    unneeded = CLUSTER if os.environ.get("KUBECONFIG") else ()
+    names = names or [name for name in (*PROGRAMS, *TOOLS) if name not in unneeded]
     install_programs([name for name in names if name in PROGRAMS])
     for name in names:
         if name in TOOLS:
