@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from trainer import presets, train
-from trainer.training.monitor import Speed, StepDone
+from trainer.training.progress.events import Speed, StepDone
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "tests" / "benchmarks"

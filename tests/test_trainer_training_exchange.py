@@ -61,7 +61,7 @@ import tensorflow as tf
 from trainer import presets
 from trainer.training import exchange
 from trainer.training.devices import make_strategy, prepare_devices
-from trainer.training.loop import TrainState
+from trainer.training.state.train_state import TrainState
 from trainer.training.step import make_train_step
 
 rank, folder = int(sys.argv[1]), sys.argv[2]

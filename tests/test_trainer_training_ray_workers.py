@@ -19,7 +19,7 @@ from samples import image_record, mask_record, write_dataset
 from trainer import presets
 from trainer.errors import Outage, UserError
 from trainer.training import ray_workers
-from trainer.training.monitor import Exported, SummaryWritten, WorkerError
+from trainer.training.progress.events import Exported, SummaryWritten, WorkerError
 
 
 class Shown:

@@ -40,7 +40,7 @@ import importlib.abc, importlib.util, json, os, sys, time
 
 class Recorder(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path, target=None):
-        if name not in ("trainer.data.batches", "trainer.training.monitor") or name in self.__dict__:
+        if name not in ("trainer.data.batches", "trainer.training.progress.monitor") or name in self.__dict__:
             return None
         self.__dict__[name] = True
         spec = importlib.util.find_spec(name)

@@ -45,7 +45,7 @@ def work(settings: list[str], rounds: int) -> None:
     from trainer import presets
     from trainer.training import exchange
     from trainer.training.devices import make_strategy, prepare_devices
-    from trainer.training.loop import TrainState
+    from trainer.training.state.train_state import TrainState
     from trainer.training.step import make_train_step
 
     prepare_devices("cpu", 1, 1)

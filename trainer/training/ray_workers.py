@@ -23,7 +23,7 @@ from trainer.errors import Outage, UserError, is_full_disk, outage_in, user_erro
 from trainer.runs import RunLog
 from trainer.training.devices import prepare_devices
 from trainer.training.loop import train
-from trainer.training.monitor import WorkerError
+from trainer.training.progress.events import WorkerError
 from trainer.training.ray_session import open_session
 
 # Workers that meet the same error report it within this time of the first.

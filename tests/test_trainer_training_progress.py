@@ -7,12 +7,11 @@ import pickle
 import pytest
 
 from trainer.metrics.intervals import ALL
-from trainer.training.monitor import (
+from trainer.training.progress.events import (
     CheckpointSaved,
     CheckpointUnreadable,
     Exported,
     LogsFailed,
-    Meter,
     PreemptionNotice,
     Speed,
     Started,
@@ -21,6 +20,7 @@ from trainer.training.monitor import (
     SummaryWritten,
     WorkerError,
 )
+from trainer.training.progress.meter import Meter
 from trainer.training.validation import Validated
 
 SKIPPED = StepSkipped(
