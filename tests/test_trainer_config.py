@@ -160,6 +160,8 @@ def test_unknown_key_names_a_near_one():
         "ema_decay=-0.1",
         "skip_nonfinite=-1",
         "checkpoint.every=0",
+        "checkpoint.every_minutes=-1",
+        "checkpoint.every_minutes=inf",
         "checkpoint.keep=0",
         "global_batch_size=0",
         "global_batch_size=15",

@@ -67,6 +67,10 @@ shutil.rmtree(f"{root}/killed/exports")
 saw["killed"] = train("killed", *settings, held_out=held)
 saw["killed again"] = train("killed", *settings, held_out=held)
 
+# The smallest number of minutes: nothing may be lost at all.
+saw["timed"] = train("timed", "initial.steps=4", "finetune.steps=0", "checkpoint.every=99", "checkpoint.keep=9",
+                     "checkpoint.every_minutes=1e-9")
+
 from trainer.training import preemption
 preemption._PATIENCE_S = 0.2  # nobody ends this process
 notices = iter([None, None, 0.0, 0.0, 0.0])
@@ -84,6 +88,8 @@ data.training_batches = planted
 saw["stops"] = train("stops", "initial.steps=5", "finetune.steps=0", "checkpoint.every=1")
 saw["skips"] = train("skips", "initial.steps=5", "finetune.steps=0", "checkpoint.every=1", "checkpoint.keep=9",
                      "skip_nonfinite=1")
+saw["timed skips"] = train("timed skips", "initial.steps=5", "finetune.steps=0", "checkpoint.every=99",
+                           "checkpoint.every_minutes=1e-9", "skip_nonfinite=1", "log_every=2")
 open(f"{root}/events.json", "w").write(json.dumps(saw))
 """
 
@@ -277,3 +283,11 @@ def test_nothing_is_learnt_between_the_checkpoint_for_a_notice_and_the_end(event
     """It would be lost. The checkpoint is complete before the next step is taken: the process may be ended then."""
     told = [(event["event"], event.get("step")) for event in events["notice"]]
     assert told.index(("CheckpointSaved", 3)) < told.index(("StepDone", 4))
+
+
+def test_checkpoints_come_by_time_and_only_after_sound_steps(events):
+    assert [event["step"] for event in of(events["timed"], "CheckpointSaved")] == [1, 2, 3, 4]
+    assert {event["minutes"] for event in of(events["timed"], "CheckpointAwaited")} <= {1e-9}
+    # Of step 3 it is not known yet that it was skipped: the others read that a step later, all together.
+    assert [event["step"] for event in of(events["timed skips"], "CheckpointSaved")] == [1, 2, 4, 5]
+    assert not of(events["full"], "CheckpointAwaited")

@@ -8,6 +8,7 @@ import pytest
 
 from trainer.metrics.intervals import ALL
 from trainer.training.progress.events import (
+    CheckpointAwaited,
     CheckpointSaved,
     CheckpointUnreadable,
     Exported,
@@ -68,6 +69,11 @@ def test_validation_is_one_line():
         (LogsFailed(why="not now", last=True), "could not write logs: not now"),
         (CheckpointSaved(step=7, address="gs://b/1", best=True, seconds=1.0), "checkpoint gs://b/1 (best so far)"),
         (CheckpointSaved(step=7, address="gs://b/1", best=False, seconds=1.0), "checkpoint gs://b/1"),
+        (
+            CheckpointAwaited(seconds=61.25, minutes=0.5),
+            "training waited 61.2 s for a checkpoint to be written: with checkpoint.every_minutes=0.5 no more may be "
+            "lost",
+        ),
         (PreemptionNotice(step=7), "preemption notice: saving checkpoint at step 7"),
         (Exported(step=7, address="gs://b/e"), "export gs://b/e"),
         (SummaryWritten(address="gs://b/s"), "summary gs://b/s"),

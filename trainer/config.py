@@ -249,11 +249,15 @@ class CheckpointConfig:
     """A checkpoint every ``every`` steps and at the end; the newest ``keep`` and the best are kept.
 
     Attributes:
+        every_minutes: one also as often as it takes for a machine that is lost to cost no more training than so many
+            minutes, the time of writing included; where the storage is too slow for that, training waits for it.
+            0: by steps alone.
         background: write them while training continues.
         best: validation metric by which the best is chosen.
     """
 
     every: _PositiveInt = 1000
+    every_minutes: _NonNegative = 0.0
     keep: _PositiveInt = 3
     background: bool = True
     best: str = "psnr"

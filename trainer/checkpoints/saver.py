@@ -113,6 +113,11 @@ class Saver:
         deleted = self._retention.take_deleted()
         self._saved.append(Saved(step=step, pin=pin, latest=latest, best=best, deleted=deleted, seconds=seconds))
 
+    @property
+    def is_writing(self) -> bool:
+        """Whether an upload is in flight, so that `save` would have to wait."""
+        return self._upload is not None and not self._upload.done()
+
     def finished(self) -> list[Saved]:
         """Checkpoints saved since the last call, oldest first. Raises the error of an upload that has failed."""
         if self._upload is not None and self._upload.done():

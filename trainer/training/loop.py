@@ -190,7 +190,10 @@ class _Loop:
         """Whether a checkpoint is due: every validated step has one, so that the best of them can be kept."""
         step = self.state.step
         regular = step % self.config.checkpoint.every == 0 or step == self.config.total_steps
-        return self.is_preempted() or regular or self.monitor.validates(step)
+        if self.is_preempted() or regular or self.monitor.validates(step):
+            return True
+        # By time worker 0 alone decides, for the others do nothing then. A step that is not finite all check together.
+        return self.writer is not None and self.writer.is_due() and self.watch.is_sound()
 
     def is_preempted(self) -> bool:
         """Whether a notice that a machine will be taken away has come at this step; true once."""
@@ -209,7 +212,9 @@ class _Loop:
         if self.monitor.validates(state.step):
             paused = time.monotonic()
             score = self.monitor.validate(state.step, weights)
-            self.meter.exclude(time.monotonic() - paused)
+            self.meter.exclude(paused := time.monotonic() - paused)
+            if self.writer:
+                self.writer.pause(paused)
         # Reading variables needs no other worker; the others wait for worker 0 in the next step.
         if self.writer:
             self.monitor.draw_batch(state.step, weights, *batch[:2])

@@ -76,6 +76,20 @@ class CheckpointSaved:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CheckpointAwaited:
+    """Training stood still for ``seconds``: the checkpoint took longer than ``checkpoint.every_minutes`` leaves it."""
+
+    seconds: float
+    minutes: float
+
+    def __str__(self) -> str:
+        return (
+            f"training waited {self.seconds:.1f} s for a checkpoint to be written: with checkpoint.every_minutes="
+            f"{self.minutes:g} no more may be lost"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class RetentionFailed:
     why: str
 

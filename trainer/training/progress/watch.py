@@ -38,6 +38,10 @@ class FiniteWatch:
         self.check()
         self._pending = step, result, batch
 
+    def is_sound(self) -> bool:
+        """Whether `check` would find nothing; waits for the last step."""
+        return self._pending is None or Health(*self._pending[1].health.numpy().tolist()).sound
+
     def check(self) -> None:
         """Checks the last step now, waiting for it.
 

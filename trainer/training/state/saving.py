@@ -11,7 +11,15 @@ from trainer.inference.export_formats import export_model
 from trainer.metrics.intervals import interval_tag
 from trainer.runs import summarized_step, write_summary
 from trainer.tensorboard import read_scalars
-from trainer.training.progress.events import CheckpointSaved, Exported, Report, RetentionFailed, SummaryWritten
+from trainer.training.progress.events import (
+    CheckpointAwaited,
+    CheckpointSaved,
+    Exported,
+    Report,
+    RetentionFailed,
+    SummaryWritten,
+)
+from trainer.training.state.timer import SaveTimer
 from trainer.training.state.train_state import TrainState
 from trainer.training.validation import Validated
 
@@ -29,10 +37,36 @@ class Writer:
     ):
         self._config, self._run, self._saver, self._report, self._begin = config, run, saver, report, begin
         self._latest = pin
+        minutes = config.checkpoint.every_minutes
+        self._timer = SaveTimer(minutes) if minutes else None
 
     def save(self, state: TrainState, phase: str, score: checkpoints.Score | None) -> None:
         variables = {part: read() for part, read in state.readers().items()}
-        self._saver.save(variables, state.facts(self._config, phase), score)
+        if self._timer:
+            self._timer.begin(state.step)
+        self.pause(self._saver.save(variables, state.facts(self._config, phase), score))
+
+    def pause(self, seconds: float) -> None:
+        """Takes out ``seconds`` in which nothing was trained of those that `is_due` looks at."""
+        if self._timer:
+            self._timer.pause(seconds)
+
+    def is_due(self) -> bool:
+        """Whether a checkpoint is due by time; called after each step.
+
+        Waits for the one that is being written where another step could be more than may be lost.
+        """
+        if self._timer is None:
+            return False
+        self._timer.check()
+        if not self._saver.is_writing:
+            self.report_saved()
+        elif self._timer.must_wait():
+            waited = self._saver.wait()
+            self.pause(waited)
+            self._report(CheckpointAwaited(seconds=waited, minutes=self._config.checkpoint.every_minutes))
+            self.report_saved()
+        return not self._saver.is_writing and self._timer.is_due()
 
     def report_saved(self, wait: bool = False) -> None:
         """Reports the checkpoints that were completed since the last call; with ``wait``, all that were begun."""
@@ -40,6 +74,8 @@ class Writer:
             self._saver.wait()
         for saved in self._saver.finished():
             self._latest = saved.pin
+            if self._timer:
+                self._timer.complete(saved.step, saved.seconds)
             self._report(
                 CheckpointSaved(step=saved.step, address=saved.pin.address, best=saved.best, seconds=saved.seconds)
             )
