@@ -164,6 +164,7 @@ def test_unknown_key_names_a_near_one():
         "checkpoint.every_minutes=inf",
         "checkpoint.keep=0",
         "global_batch_size=0",
+        "accumulate=0",
         "global_batch_size=15",
         "precision=float16",
         "seed=-1",

@@ -52,10 +52,16 @@ assert [event["phase"] for event in whole] == ["initial"] * 4 + ["finetune"] * 3
 for event, other in zip(whole[5:], parts):
     np.testing.assert_allclose(event["terms"]["total"], other["terms"]["total"], rtol=1e-5)
 
+# Three parts of two examples a step, interrupted after a step.
+settings = ["initial.steps=4", "finetune.steps=0", "accumulate=3", "checkpoint.every=2", "checkpoint.keep=9"]
+saw = {"accumulated": train("accumulated", *settings)}
+train("accumulated parts", *settings, "initial.steps=3")
+saw["accumulated parts"] = train("accumulated parts", *settings)
+
 # Everything at once; then a newest checkpoint that is broken.
 settings = ["initial.steps=5", "finetune.steps=0", "clip_norm=0.5", "ema_decay=0.5", "validation.every=2",
             "validation.split=train", "checkpoint.every=4", "precision=mixed_float16"]
-saw = {"full": train("full", *settings, held_out=held)}
+saw["full"] = train("full", *settings, held_out=held)
 (last,) = [e["address"] for e in saw["full"] if e["event"] == "CheckpointSaved" and e["step"] == 5]
 with open(last + "/ema.npz", "r+b") as file:
     file.write(b"broken")
@@ -132,6 +138,17 @@ def test_interrupted_training_ends_with_the_same_weights(runs):
         assert whole.keys() == parts.keys()
         for name, array in whole.items():
             np.testing.assert_allclose(parts[name], array, rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+def test_interrupted_training_with_steps_of_several_parts_ends_with_the_same_weights(runs, events):
+    (resumed,) = of(events["accumulated parts"], "StepDone")
+    assert resumed["step"] == 4
+    assert resumed["terms"] == pytest.approx(of(events["accumulated"], "StepDone")[-1]["terms"], rel=1e-5)
+    for part in ("model", "optimizer"):
+        whole, parts = (variables(newest(runs / run), part) for run in ("accumulated", "accumulated parts"))
+        for name, array in whole.items():
+            np.testing.assert_allclose(parts[name], array, rtol=1e-4, atol=1e-6, err_msg=name)
+    assert json.loads((newest(runs / "accumulated") / "state.json").read_text())["examples"] == 4 * 3 * 2
 
 
 def test_finetune_freezes_the_encoders_batch_norm_and_nothing_else(runs):

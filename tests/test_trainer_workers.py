@@ -170,6 +170,37 @@ def test_a_division_among_devices_is_that_among_workers(place, curves):
             np.testing.assert_array_equal(devices[part][name], array, err_msg=f"{part} {name}")
 
 
+@pytest.fixture(scope="module")
+def accumulated(place):
+    """Events of worker 0: a batch of 16 at once, and as four parts of four on two workers and on two devices.
+
+    The network has one level, and no normalization.
+    """
+    settings = ["unet.filters=6", "unet.kernels=5", "initial.steps=12", "finetune.steps=0", "validation.every=99"]
+    four = [*settings, "global_batch_size=4", "accumulate=4"]
+    with ThreadPoolExecutor() as pool:
+        runs = {
+            ONE: pool.submit(train, place, "sixteen", 1, *settings, "global_batch_size=16"),
+            WORKERS: pool.submit(train, place, "four workers", 2, *four),
+            DEVICES: pool.submit(train, place, "four devices", 1, *four, devices=2),
+        }
+        return {name: run.result()[0] for name, run in runs.items()}
+
+
+@both_divisions
+def test_four_parts_of_four_are_a_batch_of_sixteen(place, accumulated, divided):
+    one, four = (of(accumulated[run], "StepDone") for run in (ONE, divided))
+    assert len(one) == len(four) == 12
+    for event, other in zip(one, four, strict=True):
+        assert other["terms"] == pytest.approx(event["terms"], rel=1e-5), event["step"]
+    whole, parts = (load(place, run, 12) for run in ("sixteen", f"four {divided}"))
+    assert whole.state["examples"] == parts.state["examples"] == 12 * 16
+    assert not [name for name in whole.variables["model"] if "_bn/" in name]
+    for part in ("model", "ema"):
+        for name, array in whole.variables[part].items():
+            np.testing.assert_allclose(parts.variables[part][name], array, rtol=1e-5, atol=1e-5, err_msg=name)
+
+
 def test_a_nan_on_one_worker_stops_all_at_the_same_step(place):
     one, two = train(place, "planted", 2, "initial.steps=6", "finetune.steps=0", "skip_nonfinite=1")
     for events in (one, two):

@@ -180,7 +180,8 @@ class DataConfig:
         mask_crop: a mask is a square of at least this fraction of its side, enlarged; 1: all of it.
         shuffle_buffer: records of a shard that are shuffled among themselves; the order of shards is shuffled, too.
         streams: positions in the dataset that are read in turn. A number of workers that divides it reads each shard
-            once; any other gives the same examples and reads more.
+            once; any other gives the same examples and reads more. ``auto`` fits them to the workers and shards that a
+            run begins with, and keeps them when it continues with others; the launch turns it into a number.
         cache_gb: gigabytes (1e9 bytes) of a host's disk for shards from buckets.
     """
 
@@ -288,7 +289,10 @@ class TrainConfig:
     """Everything that decides what a run computes.
 
     Attributes:
-        global_batch_size: examples of one optimizer step, over all workers.
+        global_batch_size: examples that are computed at a time, over all workers.
+        accumulate: an optimizer step is of so many times ``global_batch_size``, computed one part after the other: as
+            one of a batch so many times as large, in the memory of the smaller one. BatchNorm alone takes the
+            statistics of each part, and their mean for inference.
         precision: Keras dtype policy of the network: float32, mixed_bfloat16, or mixed_float16 with a loss scale.
         clip_norm: maximum norm of the gradient over all variables; larger ones are scaled down to it. 0: no clipping.
         ema_decay: decay of an exponential moving average of the weights, which validation and export then use;
@@ -307,6 +311,7 @@ class TrainConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     global_batch_size: _PositiveInt = 6
+    accumulate: _PositiveInt = 1
     precision: Precision = "float32"
     clip_norm: _NonNegative = 0.0
     ema_decay: _BelowOne = 0.0
@@ -329,7 +334,13 @@ class TrainConfig:
         return self.initial.steps + self.finetune.steps
 
     @property
+    def examples_per_step(self) -> int:
+        """Examples of one optimizer step, over all workers."""
+        return self.global_batch_size * self.accumulate
+
+    @property
     def per_worker_batch_size(self) -> int:
+        """Examples that one worker computes at a time."""
         return self.global_batch_size // self.scaling.workers
 
     def phase_at(self, step: int) -> str:

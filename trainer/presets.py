@@ -136,7 +136,7 @@ def resolve_epochs(config: TrainConfig, images: int) -> TrainConfig:
         phase = getattr(config, name)
         if phase.epochs:
             # 0.1 x 30 is a little more than 3: what lies within rounding of a whole step is one.
-            steps = math.ceil(round(phase.epochs * images / config.global_batch_size, 6))
+            steps = math.ceil(round(phase.epochs * images / config.examples_per_step, 6))
             phases[name] = dataclasses.replace(phase, steps=max(1, steps), epochs=0.0)
     return dataclasses.replace(config, **phases)
 

@@ -198,9 +198,10 @@ def train(plan: Plan, verbose: bool, log: runs.RunLog) -> None:
     """Trains on Ray."""
     config = plan.config
     many = "workers" if plan.address else f"{config.scaling.device} devices"
+    times = f" x {config.accumulate} parts of a step" if config.accumulate > 1 else ""
     log.show(
         f"{plan.image_count} images, {plan.mask_count} masks; {config.scaling.workers} {many} x "
-        f"{config.per_worker_batch_size} examples, {config.precision}; {plan.validation}"
+        f"{config.per_worker_batch_size} examples{times}, {config.precision}; {plan.validation}"
     )
     with quiet_imports():
         from trainer.training.ray_workers import run_on_ray

@@ -20,6 +20,7 @@ def estimate_memory(config: TrainConfig, model: keras.Model) -> dict[str, int]:
     """Estimates the bytes one worker needs for training, by purpose, from shapes alone.
 
     * ``variables``, ``gradients``, ``optimizer``: 4 bytes per value of each; Adam keeps two values per weight.
+    * ``accumulated``: the gradients of the parts before, if a step has several.
     * ``average``: 4 bytes per value of the EMA, if there is one; ``validation``: a second copy of the network.
     * ``activations``: every layer's output for one worker's batch, kept for the gradient, in the compute dtype
       (masks, inputs and the output in float32).
@@ -45,6 +46,7 @@ def estimate_memory(config: TrainConfig, model: keras.Model) -> dict[str, int]:
             perceptual += 3 * batch * width * sum(side * side * filters for filters in block)
             perceptual += 3 * batch * width * (side // 2) ** 2 * block[-1]
     needs = {"variables": 4 * values, "gradients": 4 * trained, "optimizer": 8 * trained}
+    needs |= {"accumulated": 4 * trained if config.accumulate > 1 else 0}
     needs |= {"average": 4 * values if config.ema_decay else 0, "validation": 4 * values}
     return needs | {"activations": activations, "perceptual": perceptual}
 
@@ -92,7 +94,7 @@ def describe_plan(config: TrainConfig, datasets: dict[str, tuple[str, str]], val
     """
     lines = [f"{key} = {value}" for key, value in presets.flatten(config).items()]
     images = count_records(*reversed(datasets["images"])).get(config.data.split, 0)
-    epochs = config.total_steps * config.global_batch_size / images
+    epochs = config.total_steps * config.examples_per_step / images
     for name, (kind, folder) in datasets.items():
         counts = ", ".join(f"{count:,} in {split}" for split, count in sorted(count_records(folder, kind).items()))
         lines.append(f"{name:<10} {folder}: {counts}")
@@ -105,7 +107,7 @@ def describe_plan(config: TrainConfig, datasets: dict[str, tuple[str, str]], val
         *lines,
         validation,
         f"parameters {model.count_params():,}, {trained:,} trainable",
-        f"steps      {config.total_steps:,} of {config.global_batch_size} examples: {epochs:.2f} epochs "
+        f"steps      {config.total_steps:,} of {config.examples_per_step} examples: {epochs:.2f} epochs "
         f"({config.initial.steps:,} initial, {config.finetune.steps:,} finetune)",
         f"memory     about {sum(needs.values()) / _GB:.3g} GB per worker, from shapes: {parts}",
     ]

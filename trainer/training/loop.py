@@ -98,11 +98,11 @@ def _read_batches(config: TrainConfig, images: str, masks: str, worker: int, ste
         masks,
         config.data,
         image_size=config.unet.image_size,
-        batch_size=config.per_worker_batch_size,
+        batch_size=config.per_worker_batch_size * config.accumulate,
         seed=config.seed,
         worker=worker,
         workers=config.scaling.workers,
-        start=step * config.global_batch_size,
+        start=step * config.examples_per_step,
         keys=True,
     )
 
@@ -130,7 +130,7 @@ class _Loop:
         self.config, self.worker, self.strategy, self.state, self.features = config, worker, strategy, state, features
         self.monitor, self.writer, self.report = monitor, writer, report
         self.notice = Notice(get_notice)
-        self.meter = Meter(config.global_batch_size, config.total_steps)
+        self.meter = Meter(config.examples_per_step, config.total_steps)
         self.watch = FiniteWatch(worker, config.skip_nonfinite, state.skipped, report)
 
     def run_steps(self, batches: Iterator) -> dict[str, float]:
@@ -170,6 +170,7 @@ class _Loop:
             average=state.average,
             loss_scale=state.loss_scale,
             scaling=config.scaling,
+            accumulate=config.accumulate,
         )
 
     def show(self, phase: str, result: StepResult) -> dict[str, float]:

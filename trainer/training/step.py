@@ -162,6 +162,7 @@ def make_train_step(
     average: WeightAverage | None = None,
     loss_scale: LossScale | None = None,
     scaling: ScalingConfig | None = None,
+    accumulate: int = 1,
 ) -> StepFunction:
     """A compiled step: target [B, H, W, 3] and mask [B, H, W, 1] of this worker in, `StepResult` out.
 
@@ -177,13 +178,15 @@ def make_train_step(
         average: updated after the weights.
         loss_scale: for float16; a gradient overflow then lowers the scale and counts as sound.
         scaling: how several workers exchange gradients; as by default.
+        accumulate: equal parts of the batch, first rows first, that are computed one after the other; see
+            `_Accumulation`.
     """
     with strategy.scope():
         if not optimizer.built:
             optimizer.build(model.trainable_variables)
     add = exchange.make_sum(strategy, scaling or ScalingConfig(), model.trainable_variables)
     step = _TrainStep(strategy, model, optimizer, features, config, clip_norm, average, loss_scale, add)
-    return tf.function(step.run)
+    return tf.function(step.run) if accumulate == 1 else _Accumulation(step, accumulate)
 
 
 @dataclass(eq=False)
@@ -209,15 +212,26 @@ class _TrainStep:
         self.names: list[str] = []  # of the loss terms, known once the step is traced
 
     def run(self, target, mask):
-        strategy, loss_scale = self.strategy, self.loss_scale
-        scale = tf.identity(loss_scale.value) if loss_scale else tf.constant(1.0)
-        before = [tf.identity(variable.value) for variable in self.statistics]
-        values, gradients, norm, here = strategy.run(self.compute_gradients, (target, mask, scale))
-        values, norm = (strategy.experimental_local_results(x)[0] for x in (values, norm))
-        here = tf.reduce_all(tf.stack(strategy.experimental_local_results(here)))
+        scale, before = self.scale(), self.read_statistics()
+        found = self.strategy.run(self.compute_gradients, (target, mask, scale))
+        return self.finish(*found, scale, lambda: None, lambda: self.set_statistics(before))
+
+    def scale(self):
+        return tf.identity(self.loss_scale.value) if self.loss_scale else tf.constant(1.0)
+
+    def finish(self, values, gradients, norm, here, scale, keep, undo):
+        """Updates the weights, or leaves them: ``keep`` and ``undo`` see to BatchNorm's statistics."""
+        local, loss_scale = self.strategy.experimental_local_results, self.loss_scale
+        values, norm = local(values)[0], local(norm)[0]
+        here = tf.reduce_all(tf.stack(local(here)))
         loss_finite, gradient_finite = tf.reduce_all(tf.math.is_finite(values)), tf.math.is_finite(norm)
         finite = loss_finite & gradient_finite
-        tf.cond(finite, lambda: self.apply(gradients), lambda: self.undo(before))
+
+        def update():
+            keep()  # first: the average of the weights is one of the statistics, too
+            self.apply(gradients)
+
+        tf.cond(finite, update, undo)
         sound = finite
         if loss_scale:
             loss_scale.update(gradient_finite)
@@ -227,15 +241,21 @@ class _TrainStep:
 
     def compute_gradients(self, target, mask, scale):
         """Of one replica: loss values and clipped gradients of all replicas, the norm, whether its own are finite."""
-        replicas = self.strategy.num_replicas_in_sync
+        return self.exchange(*self.differentiate(target, mask, scale), scale)
+
+    def differentiate(self, target, mask, scale):
+        """Of one replica: its loss values, and its gradients of the loss divided by the number of replicas, scaled."""
         with tf.GradientTape() as tape:
             output = self.model([target * mask, mask], training=True)
             total, terms = losses.total_loss(output, target, mask, self.features, self.config)
-            # Summed over replicas below; every term is a mean over the batch.
-            scaled = total * (scale / replicas)
+            # Summed over replicas later; every term is a mean over the batch.
+            scaled = total * (scale / self.strategy.num_replicas_in_sync)
         self.names[:] = ["total", *terms]
-        values = tf.stack([total, *terms.values()])
-        values_sum, *gradients = self.add(values / replicas, tape.gradient(scaled, self.variables))
+        return tf.stack([total, *terms.values()]), tape.gradient(scaled, self.variables)
+
+    def exchange(self, values, gradients, scale):
+        """Of one replica: what `compute_gradients` returns, from what `differentiate` does."""
+        values_sum, *gradients = self.add(values / self.strategy.num_replicas_in_sync, gradients)
         if self.loss_scale:
             gradients = [gradient / scale for gradient in gradients]
         norm = tf.linalg.global_norm(gradients)
@@ -257,9 +277,64 @@ class _TrainStep:
         if self.average is not None:
             self.average.update(tf.convert_to_tensor(optimizer.iterations))
 
-    def undo(self, before):
-        for variable, value in zip(self.statistics, before, strict=True):
+    def read_statistics(self):
+        return [tf.identity(variable.value) for variable in self.statistics]
+
+    def set_statistics(self, values):
+        for variable, value in zip(self.statistics, values, strict=True):
             variable.assign(value)
+
+
+class _Accumulation:
+    """A step whose batch is computed in equal parts, so that memory has to hold the activations of one part only.
+
+    Losses and gradients are means over all parts; they are exchanged between workers, checked, clipped and applied
+    once, as those of the whole batch would be. BatchNorm is where the two differ: it normalizes each part by the
+    statistics of that part, over all workers. Its moving statistics take one step with the mean of the parts' means
+    and of their variances.
+    """
+
+    def __init__(self, step: _TrainStep, parts: int):
+        self._step, self._parts = step, parts
+        self._begin, self._add, self._finish = map(tf.function, (self._zeros, self._add_part, self._update))
+
+    def __call__(self, target, mask) -> StepResult:
+        sums = self._begin()
+        for part in range(self._parts):
+            sums = self._add(*sums, target, mask, tf.constant(part))
+        return self._finish(*sums)
+
+    def _zeros(self):
+        """The values, gradients and statistics of no part."""
+        step = self._step
+
+        def make():
+            return tf.zeros(1 + sum(map(bool, step.config.weights.values()))), [
+                tf.zeros(x.shape) for x in step.variables
+            ]
+
+        return *step.strategy.run(make), [tf.zeros(x.shape) for x in step.statistics]
+
+    def _add_part(self, values, gradients, statistics, target, mask, part):
+        step = self._step
+        scale, before = step.scale(), step.read_statistics()
+
+        def add(values, gradients, target, mask):
+            size = target.shape[0] // self._parts
+            rows = [x[part * size : (part + 1) * size] for x in (target, mask)]
+            more, others = step.differentiate(*rows, scale / self._parts)
+            return values + more / self._parts, [x + y for x, y in zip(gradients, others, strict=True)]
+
+        values, gradients = step.strategy.run(add, (values, gradients, target, mask))
+        statistics = [x + y / self._parts for x, y in zip(statistics, step.read_statistics(), strict=True)]
+        step.set_statistics(before)  # each part begins where the step did
+        return values, gradients, statistics
+
+    def _update(self, values, gradients, statistics):
+        step = self._step
+        scale = step.scale()
+        found = step.strategy.run(step.exchange, (values, gradients, scale))
+        return step.finish(*found, scale, lambda: step.set_statistics(statistics), lambda: None)
 
 
 def make_sum(strategy: tf.distribute.Strategy) -> Callable[[np.ndarray], np.ndarray]:

@@ -109,7 +109,7 @@ class Writer:
             "step": state.step,
             "steps_of_this_process": steps,
             "seconds_of_this_process": seconds,
-            "images_per_second": steps * self._config.global_batch_size / seconds if steps else None,
+            "images_per_second": steps * self._config.examples_per_step / seconds if steps else None,
             "terms": terms,
             "last_validation": {"step": validated.step, "cells": cells} if validated else None,
             "best_validation": {"step": best.step, "metric": best.metric, "value": best.value} if best else None,

@@ -70,7 +70,7 @@ class TrainState:
 
     def facts(self, config: TrainConfig, phase: str) -> State:
         """The values of a checkpoint's state.json."""
-        found: State = {"step": self.step, "phase": phase, "examples": self.step * config.global_batch_size}
+        found: State = {"step": self.step, "phase": phase, "examples": self.step * config.examples_per_step}
         if self.loss_scale:
             found["loss_scale"] = self.loss_scale.state()
         if self.skipped:
