@@ -142,6 +142,8 @@ def test_unknown_key_names_a_near_one():
         "data.crop_scale=0.5,1.1",
         "data.crop_scale=nan,1",
         "data.shuffle_buffer=0",
+        "data.streams=4097",
+        "data.streams=many",
         "scaling.workers=0",
         "scaling.min_workers=3",
         "scaling.min_workers=-1",

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from trainer.data.manifest import Shard
-from trainer.data.order import Order, RecordReader, Source, draw_order
+from trainer.data.order import Order, RecordReader, Source, draw_order, fit_streams
 
 ORDERS = [  # counts, streams, window
     ([1], 1, 1),
@@ -220,6 +220,61 @@ def test_a_shard_stays_open_from_its_first_example_to_its_last(counts, streams, 
         reader.read(np.array([number]))
         assert {name for name, count in cache.now.items() if count} == set(map(str, held))
     assert cache.opened == opened
+
+
+def opened_by(counts, streams, workers):
+    """Shards that all workers together open in the first epoch, one number after the other."""
+    opened = 0
+    for worker in range(workers):
+        reader, cache = reader_of(counts, streams, worker, workers)
+        for number in range(worker, sum(counts), workers):
+            reader.read(np.array([number]))
+        opened += len(cache.opened)
+    return opened
+
+
+@pytest.mark.parametrize(("counts", "streams"), [*[order[:2] for order in ORDERS], ([7] * 20, 6), ([9, 8] * 10, 12)])
+@pytest.mark.parametrize("workers", [1, 2, 3, 4, 6])
+def test_reads_are_what_readers_open(counts, streams, workers):
+    found = make(counts, streams, 5).reads(workers)
+    expected = opened_by(counts, streams, workers) / np.count_nonzero(counts)
+    if streams % workers == 0:
+        assert found == pytest.approx(expected)
+    elif min(counts) > 6:  # each worker has a record of every shard that its streams lead through
+        assert found == pytest.approx(expected, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("counts", "streams", "workers", "reads"),
+    [
+        ([10] * 8, 4, 1, 1),
+        ([10] * 8, 4, 4, 1),
+        ([10] * 8, 4, 8, 2),  # of two workers on each stream
+        ([10] * 8, 4, 3, 3),  # all read all
+        ([10] * 10, 4, 2, 1.2),  # two of three borders are within a shard
+        ([1251] * 1024, 16, 16, 1),
+    ],
+)
+def test_reads_by_hand(counts, streams, workers, reads):
+    assert make(counts, streams, 5).reads(workers) == pytest.approx(reads)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "workers", "streams"),
+    [
+        ([[100] * 1024, [2] * 128], [4], 16),
+        ([[100] * 1024, [2] * 128], [3], 18),
+        ([[100] * 1024, [2] * 128], [1], 16),
+        ([[100] * 1024, [2] * 128], [32], 32),
+        ([[100] * 1024, [2] * 128], [1, 2, 3, 4], 24),
+        ([[100] * 1024, [2] * 128], [5, 6, 7, 8], 16),  # 840 would be too many
+        ([[100] * 128, [100] * 128], [2], 6),  # of 128 shards six are read twice
+        ([[100] * 8, [100, 0] * 8], [2], 2),
+        ([[100] * 8, [100] * 8], [16], 16),  # each worker has to have one
+    ],
+)
+def test_streams_fit_workers_and_shards(sizes, workers, streams):
+    assert fit_streams(sizes, workers) == streams
 
 
 def test_a_shard_is_opened_once_an_epoch_and_prepared_before():

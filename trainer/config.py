@@ -12,7 +12,7 @@ import re
 from dataclasses import field
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from trainer.metrics import validation_metrics
@@ -20,6 +20,7 @@ from trainer.metrics import validation_metrics
 PHASES = ("initial", "finetune")  # in order
 Precision = Literal["float32", "mixed_bfloat16", "mixed_float16"]
 PRECISIONS: tuple[str, ...] = get_args(Precision)
+MAX_STREAMS = 4096
 
 # No unknown fields; no conversion of types in Python and JSON, where only an int may stand for a float.
 _STRICT = ConfigDict(extra="forbid", strict=True)
@@ -194,7 +195,7 @@ class DataConfig:
     mask_shift: _BelowOne = 0.0
     mask_crop: _UpToOne = 1.0
     shuffle_buffer: _PositiveInt = 2048
-    streams: Annotated[int, Field(ge=1, le=4096)] = 16
+    streams: Annotated[int, BeforeValidator(lambda x: 0 if x == "auto" else x), Field(ge=0, le=MAX_STREAMS)] = 16
     cache_gb: _Positive = 16.0
 
     def __post_init__(self) -> None:

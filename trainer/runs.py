@@ -59,13 +59,18 @@ def _read_config(run: str) -> tuple[TrainConfig | None, object]:
         raise UserError(f"{address} is not a config: {error}") from None
 
 
+def find_config(run: str) -> TrainConfig | None:
+    """The config of a run, None if it has not begun; raises `UserError` if it cannot be read."""
+    return _read_config(run)[0]
+
+
 def read_config(run: str) -> TrainConfig:
     """The config of an existing run.
 
     Raises:
         UserError: the folder does not exist, is not a run's, or its config cannot be read.
     """
-    config, _ = _read_config(run)
+    config = find_config(run)
     if config is None:
         raise explain_missing(run)
     return config

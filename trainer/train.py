@@ -11,12 +11,13 @@ is complete is left alone. With another config, or on other records, only what -
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from trainer import presets, runs, storage
 from trainer.command import ArgumentParser, quiet_imports, run_command
-from trainer.config import TrainConfig
+from trainer.config import ScalingConfig, TrainConfig
 from trainer.data import folders
 from trainer.errors import ConfigChanged, UserError
 from trainer.storage import recognize
@@ -75,6 +76,7 @@ class Plan(NamedTuple):
         image_count, mask_count: records to train on.
         held_out: what to validate on, if anything.
         validation: a sentence about it.
+        earlier: workers that the run had before; None if it is new.
     """
 
     config: TrainConfig
@@ -86,6 +88,12 @@ class Plan(NamedTuple):
     mask_count: int
     held_out: HeldOut | None
     validation: str
+    earlier: int | None
+
+    @property
+    def readers(self) -> int:
+        """Processes that read the datasets."""
+        return self.config.scaling.workers if self.address else 1
 
 
 def check(arguments: argparse.Namespace) -> Plan:
@@ -101,24 +109,33 @@ def check(arguments: argparse.Namespace) -> Plan:
     images, masks, run = (storage.normalize(a) for a in (arguments.images, arguments.masks, arguments.run))
     val_images, val_masks = (a and storage.normalize(a) for a in (arguments.val_images, arguments.val_masks))
     with quiet_imports():
-        from trainer.data.batches import check_datasets
+        from trainer.data.batches import check_datasets, fit_streams
         from trainer.model.losses import needs_features
         from trainer.model.vgg import load_weights
         from trainer.training.validation import find_held_out
-    size = config.unet.image_size
+    _check_run(run, (images, masks, val_images, val_masks))
+    size, earlier = config.unet.image_size, runs.find_config(run)
+    if not config.data.streams:  # a run keeps its order of examples
+        streams = earlier.data.streams if earlier else fit_streams(images, masks, config.data, _numbers(config.scaling))
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, streams=streams))
     image_count, mask_count = check_datasets(images, masks, config.data, size, workers=config.scaling.workers)
     held_out, validation = find_held_out(config.validation, size, images, masks, val_images, val_masks)
     config = presets.resolve_epochs(config, image_count)
     if needs_features(config.loss):
         load_weights(config.loss.vgg)
-    _check_run(run, (images, masks, val_images, val_masks))
     storage.require_writable(run)
     folders.require_kind(run, folders.RUN)
     try:
         runs.compare_config(run, config, arguments.allow_config_change)
     except ConfigChanged as error:
         raise UserError(f"{error} --allow-config-change KEY permits it.") from None
-    return Plan(config, images, masks, run, address, image_count, mask_count, held_out, validation)
+    workers = earlier.scaling.workers if earlier else None
+    return Plan(config, images, masks, run, address, image_count, mask_count, held_out, validation, workers)
+
+
+def _numbers(scaling: ScalingConfig) -> list[int]:
+    """How many workers there may be, the wanted number last."""
+    return [*range(scaling.min_workers or scaling.workers, scaling.workers + 1)]
 
 
 def _check_run(run: str, datasets: Collection[str | None]) -> None:
@@ -158,11 +175,23 @@ def show_plan(plan: Plan) -> None:
         split = plan.config.validation.split
         checks += [(held_out.images, "image", split), (held_out.masks, "mask", split)]
     print("\n".join(dry_run.describe_plan(plan.config, used, plan.validation)))
+    print("\n".join(dry_run.describe_reads(plan.config, plan.images, plan.masks, plan.readers)))
+    if change := describe_change(plan):
+        print(f"workers    {change}")
     for folder, kind, split in checks:
         print(dry_run.check_shards(folder, kind, split))
     print(dry_run.check_writable(plan.run))
     found = load_newest(plan.run)
     print(f"continues  after step {found.checkpoint.state['step']}" if found else "starts     at step 0")
+
+
+def describe_change(plan: Plan) -> str | None:
+    """What it costs that a run continues with another number of workers, if it does."""
+    from trainer.training import dry_run
+
+    if plan.earlier in (None, plan.config.scaling.workers) or not plan.address:
+        return None
+    return dry_run.describe_change(plan.config, plan.images, plan.masks, plan.earlier, plan.readers)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -203,6 +232,8 @@ def train(plan: Plan, verbose: bool, log: runs.RunLog) -> None:
         f"{plan.image_count} images, {plan.mask_count} masks; {config.scaling.workers} {many} x "
         f"{config.per_worker_batch_size} examples{times}, {config.precision}; {plan.validation}"
     )
+    if change := describe_change(plan):
+        log.show(change)
     with quiet_imports():
         from trainer.training.ray_workers import run_on_ray
 

@@ -21,6 +21,7 @@ import tensorflow as tf
 
 from trainer import storage
 from trainer.config import DataConfig
+from trainer.data import order
 from trainer.data.examples import ExampleError, make_batch
 from trainer.data.manifest import load_manifest
 from trainer.data.order import Order, RecordReader, Source
@@ -48,7 +49,7 @@ def check_datasets(
     counts = [sum(shard.records for shard in shards) for shards in (image_shards, mask_shards)]
     for folder, count in zip((images, masks), counts, strict=True):
         if count == 0:
-            raise UserError(f"{folder} has no records in split {config.split!r}")
+            raise _no_records(folder, config)
     size = (manifest.parameters.get("height"), manifest.parameters.get("width"))
     if size != (image_size, image_size):
         raise UserError(
@@ -58,14 +59,41 @@ def check_datasets(
     needed = 0
     for folder, shards in ((images, image_shards), (masks, mask_shards)):
         if storage.is_remote(folder):
-            order = Order([shard.records for shard in shards], (0,), config.streams, config.shuffle_buffer)
-            needed += order.shard_bytes([shard.bytes for shard in shards], workers)
+            lies = Order([shard.records for shard in shards], (0,), config.streams, config.shuffle_buffer)
+            needed += lies.shard_bytes([shard.bytes for shard in shards], workers)
     if needed > config.cache_gb * 1e9:
         raise UserError(
             f"data.cache_gb: expected {needed / 1e9:.3g} or more, for the shards that data.streams={config.streams} "
             f"keep open at once; with twice that the next shards are fetched ahead. Received {config.cache_gb:g}."
         )
     return counts[0], counts[1]
+
+
+def fit_streams(images: str, masks: str, config: DataConfig, workers: Sequence[int]) -> int:
+    """Streams for `DataConfig.streams`, by the shards of two datasets; ``workers`` as `order.fit_streams` takes them.
+
+    Raises:
+        UserError: a dataset is missing, unfinished or empty.
+    """
+    sizes = []
+    for folder, kind in ((images, "image"), (masks, "mask")):
+        sizes.append([shard.bytes for shard in load_manifest(folder, kind).split(config.split) if shard.records])
+        if not sizes[-1]:
+            raise _no_records(folder, config)
+    return order.fit_streams(sizes, workers)
+
+
+def count_reads(images: str, masks: str, config: DataConfig, workers: int) -> dict[str, float]:
+    """How often ``workers`` read each shard in an epoch, on average: of ``images`` and of ``masks``."""
+    sources = {
+        "images": _find_source(images, "image", config, (0,)),
+        "masks": _find_source(masks, "mask", config, (0,)),
+    }
+    return {name: source.order.reads(workers) for name, source in sources.items()}
+
+
+def _no_records(folder: str, config: DataConfig) -> UserError:
+    return UserError(f"{folder} has no records in split {config.split!r}")
 
 
 def training_batches(
@@ -109,7 +137,9 @@ def training_batches(
     return batches.dataset(keys)
 
 
-def _find_source(folder: str, kind: str, config: DataConfig, seed: tuple[int, int]) -> Source:
+def _find_source(folder: str, kind: str, config: DataConfig, seed: tuple[int, ...]) -> Source:
+    if not config.streams:
+        raise ValueError("data.streams: expected a number. Received auto (see fit_streams).")
     shards = load_manifest(folder, kind).split(config.split)
     return Source(folder, shards, Order([s.records for s in shards], seed, config.streams, config.shuffle_buffer))
 

@@ -20,14 +20,17 @@ import heapq
 import itertools
 import math
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from trainer import storage
+from trainer.config import MAX_STREAMS
 from trainer.data.manifest import Shard
 from trainer.data.shard_cache import OpenShard, ShardCache
+
+_USUAL, _READ_TWICE = 16, 1 / 20  # see `fit_streams`
 
 
 def draw_order(count: int, *path: int, window: int | None = None) -> np.ndarray:
@@ -108,6 +111,8 @@ class Order:
         # Each run is an arithmetic progression of example numbers, and so are the records left over.
         runs = [(k * run, (k + 1) * run, zero + k, self._streams) for k in range(self._streams)]
         for low, high, number, stride in [*runs, (body, self.per_epoch, zero + body, 1)]:
+            if (number - start) % math.gcd(stride, step):  # of this run other workers read all
+                continue
             while low < high:
                 position = int(np.searchsorted(ends, low, side="right"))
                 stop = min(high, int(ends[position]))
@@ -115,6 +120,26 @@ class Order:
                 if mine:
                     yield Segment(mine[0], mine[-1], epoch, int(shards[position]))
                 number, low = number + (stop - low) * stride, stop
+
+    def reads(self, workers: int) -> float:
+        """How often a shard is opened in the first epoch, on average, by all of ``workers`` together.
+
+        1 is the least. Where a stream begins within a shard, that shard is read at the end of one stream and at the
+        beginning of the next; where ``workers`` do not divide the streams, several of them read the same ones.
+        """
+        classes = math.gcd(self._streams, workers)  # worker n reads the streams of worker n + classes
+        opened = sum(self._count_opened(worker, workers) for worker in range(classes))
+        return opened * (workers // classes) / np.count_nonzero(self.counts)
+
+    def _count_opened(self, worker: int, workers: int) -> int:
+        """How often `RecordReader` opens a shard in the first epoch."""
+        last: dict[int, int] = {}  # example of each shard
+        opened, began = 0, 0
+        for segment in sorted(self._epoch_segments(0, worker, workers), key=lambda s: s.first):
+            # Closed when a segment began after its last example.
+            opened += segment.shard not in last or last[segment.shard] < began
+            last[segment.shard], began = max(segment.last, last.get(segment.shard, 0)), segment.first
+        return opened
 
     def open_at_once(self, workers: int) -> int:
         """Shards that one of ``workers`` may hold open: one per run it reads, and one more as runs end."""
@@ -124,6 +149,25 @@ class Order:
         """The most bytes that the shards open at once in one of ``workers`` can take; ``sizes``: of each shard."""
         held = [size for size, count in zip(sizes, self.counts, strict=True) if count]
         return sum(heapq.nlargest(self.open_at_once(workers), held))
+
+
+def fit_streams(sizes: Iterable[Sequence[int]], workers: Sequence[int]) -> int:
+    """How many streams suit the shards of datasets that are read together, and each of some numbers of workers.
+
+    About 16, so that a batch comes from many places. Fewer if the shards in which one begins, which are read twice,
+    were more than a twentieth of all bytes, but no fewer than there are workers.
+
+    Args:
+        sizes: bytes of the shards of each dataset.
+        workers: numbers of workers that may read them; the last is the one that is wanted.
+    """
+    held = [[size for size in dataset if size] for dataset in sizes]
+    room = int(sum(map(sum, held)) / sum(sum(dataset) / len(dataset) for dataset in held) * _READ_TWICE)
+    unit = math.lcm(*workers)
+    if unit > max(room, _USUAL):  # few numbers of workers can have what they like
+        unit = workers[-1]
+    wanted = -(-_USUAL // unit) * unit
+    return min(max(unit, min(wanted, room // unit * unit)), MAX_STREAMS)
 
 
 def _common(first: int, stride: int, count: int, start: int, step: int) -> range:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 
@@ -9,6 +10,7 @@ import keras
 
 from trainer import presets, storage
 from trainer.config import TrainConfig
+from trainer.data.batches import count_reads, fit_streams
 from trainer.data.manifest import check_sizes, load_manifest
 from trainer.model.losses import needs_features
 from trainer.model.unet import build_unet
@@ -68,6 +70,41 @@ def check_shards(folder: str, kind: str, split: str) -> str:
     shards = load_manifest(folder, kind).split(split)
     check_sizes(folder, shards)
     return f"readable   {folder}: all {len(shards)} shards of split {split!r} are present"
+
+
+def describe_reads(config: TrainConfig, images: str, masks: str, workers: int) -> list[str]:
+    """Says how often so many workers read each shard in an epoch, and warns where that is avoidable or much.
+
+    Shards in which a stream begins are read twice, and not worth a warning where they are few.
+    """
+    reads, streams = count_reads(images, masks, config.data, workers), config.data.streams
+    by = f"{workers} worker{'s' if workers > 1 else ''}"
+    lines = [f"reads      each shard of {_times(reads)} an epoch, by {by} with data.streams={streams}"]
+    if max(reads.values()) <= 1.1:
+        return lines
+    fit = fit_streams(images, masks, config.data, [workers])
+    fitted = count_reads(images, masks, dataclasses.replace(config.data, streams=fit), workers)
+    warning = "warning    shards are read more than once: "
+    if sum(fitted.values()) < sum(reads.values()) - 0.1:
+        advice = f"a new run with data.streams=auto would have {fit} streams, and read those of {_times(fitted)}"
+    else:
+        advice = "datasets of more shards (--num-shards), or fewer workers, would change that"
+    return [*lines, warning + advice]
+
+
+def describe_change(config: TrainConfig, images: str, masks: str, earlier: int, workers: int) -> str:
+    """Says what it costs that a run continues with another number of workers than ``earlier``."""
+    before, now = (count_reads(images, masks, config.data, count) for count in (earlier, workers))
+    cost = f"each shard of {_times(now)} an epoch instead of {_times(before)}" if _times(now) != _times(before) else ""
+    return (
+        f"{workers} worker{'s' if workers > 1 else ''} instead of {earlier}: the same examples in the same order, "
+        f"{cost or 'and no shard is read more often'}"
+    )
+
+
+def _times(reads: dict[str, float]) -> str:
+    first, *others = (f"{name} {value:.2f}" for name, value in reads.items())
+    return ", of ".join([f"{first} times", *others])
 
 
 def check_writable(run: str) -> str:

@@ -22,8 +22,9 @@ from trainer.config import ScalingConfig, TrainConfig
 from trainer.errors import Outage, UserError, is_full_disk, outage_in, user_error_in
 from trainer.runs import RunLog
 from trainer.training.devices import prepare_devices
+from trainer.training.dry_run import describe_change
 from trainer.training.loop import train
-from trainer.training.progress.events import WorkerError
+from trainer.training.progress.events import WorkerError, WorkersMissing
 from trainer.training.ray_session import open_session
 
 # Workers that meet the same error report it within this time of the first.
@@ -48,7 +49,8 @@ def train_loop_per_worker(job: dict[str, Any]) -> None:
     context, config, devices = ray.train.get_context(), presets.from_json(job["config"]), job["devices"]
     prepare_devices(config.scaling.device, devices, config.scaling.cpus_per_worker)
     # There may be fewer than were asked for: as many as the cluster has room for, scaling.min_workers at least.
-    scaling = dataclasses.replace(config.scaling, workers=context.get_world_size(), min_workers=0)
+    job_scaling = config.scaling
+    scaling = dataclasses.replace(job_scaling, workers=context.get_world_size(), min_workers=0)
     config = dataclasses.replace(config, scaling=scaling)
     cv2.setNumThreads(1)  # the reader makes as many batches at a time as there are threads
     if scaling.xla:
@@ -61,6 +63,8 @@ def train_loop_per_worker(job: dict[str, Any]) -> None:
         job["events"].put(pickle.dumps(event))
 
     try:
+        if worker == 0 and devices == 1 and scaling.workers < (asked := job_scaling.workers):
+            report(WorkersMissing(cost=describe_change(config, job["images"], job["masks"], asked, scaling.workers)))
         with _removing_generated_code():
             terms = train(
                 config,

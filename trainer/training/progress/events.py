@@ -27,6 +27,16 @@ class Started:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WorkersMissing:
+    """Fewer workers train than were asked for; ``cost`` is a sentence about it."""
+
+    cost: str
+
+    def __str__(self) -> str:
+        return self.cost
+
+
+@dataclass(frozen=True, kw_only=True)
 class Speed:
     """Training speed since the last reading.
 
