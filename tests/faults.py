@@ -63,12 +63,18 @@ def once_each(number: int) -> bool:
 
 
 class Proxy:
-    """A server in front of ``upstream``, a URL, that does ``faults`` to requests; ``lines`` are those it has seen."""
+    """A server in front of ``upstream``, a URL, that does ``faults`` to requests.
 
-    def __init__(self, upstream: str):
+    Attributes:
+        lines: the requests it has seen.
+        sent: bytes of all answers.
+    """
+
+    def __init__(self, upstream: str, host: str = "127.0.0.1"):
         self.faults: list[Fault] = []
         self.lines: list[str] = []
         self.drops: set[str] = set()  # headers of requests that are not passed on
+        self.sent = 0
         self._upstream = urllib.parse.urlsplit(upstream).netloc
         proxy = self
 
@@ -88,7 +94,7 @@ class Proxy:
             def handle_error(self, *_):  # of connections that a client has closed
                 pass
 
-        self._server = Server(("127.0.0.1", 0), Handler)
+        self._server = Server((host, 0), Handler)
         self.url = "http://{}:{}".format(*self._server.server_address)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
         self._thread.start()
@@ -110,6 +116,7 @@ class Proxy:
             _send(request, kind, [], b'{"error": {"message": "injected"}}')
             return
         status, headers, data = self._forward(request, body)
+        self.sent += len(data)
         if kind == "lost":
             return
         if request.command == "HEAD" and kind in ("cut", "short", "empty"):  # there is no body to spoil
