@@ -214,14 +214,15 @@ class _TrainStep:
     def run(self, target, mask):
         scale, before = self.scale(), self.read_statistics()
         found = self.strategy.run(self.compute_gradients, (target, mask, scale))
-        return self.finish(*found, scale, lambda: None, lambda: self.set_statistics(before))
+        return self.finish(found, scale, lambda: None, lambda: self.set_statistics(before))
 
     def scale(self):
         return tf.identity(self.loss_scale.value) if self.loss_scale else tf.constant(1.0)
 
-    def finish(self, values, gradients, norm, here, scale, keep, undo):
+    def finish(self, found, scale, keep, undo):
         """Updates the weights, or leaves them: ``keep`` and ``undo`` see to BatchNorm's statistics."""
         local, loss_scale = self.strategy.experimental_local_results, self.loss_scale
+        values, gradients, norm, here = found
         values, norm = local(values)[0], local(norm)[0]
         here = tf.reduce_all(tf.stack(local(here)))
         loss_finite, gradient_finite = tf.reduce_all(tf.math.is_finite(values)), tf.math.is_finite(norm)
@@ -241,7 +242,8 @@ class _TrainStep:
 
     def compute_gradients(self, target, mask, scale):
         """Of one replica: loss values and clipped gradients of all replicas, the norm, whether its own are finite."""
-        return self.exchange(*self.differentiate(target, mask, scale), scale)
+        values, gradients = self.differentiate(target, mask, scale)
+        return self.exchange(values, gradients, scale)
 
     def differentiate(self, target, mask, scale):
         """Of one replica: its loss values, and its gradients of the loss divided by the number of replicas, scaled."""
@@ -321,8 +323,8 @@ class _Accumulation:
 
         def add(values, gradients, target, mask):
             size = target.shape[0] // self._parts
-            rows = [x[part * size : (part + 1) * size] for x in (target, mask)]
-            more, others = step.differentiate(*rows, scale / self._parts)
+            target, mask = (x[part * size : (part + 1) * size] for x in (target, mask))
+            more, others = step.differentiate(target, mask, scale / self._parts)
             return values + more / self._parts, [x + y for x, y in zip(gradients, others, strict=True)]
 
         values, gradients = step.strategy.run(add, (values, gradients, target, mask))
@@ -334,7 +336,7 @@ class _Accumulation:
         step = self._step
         scale = step.scale()
         found = step.strategy.run(step.exchange, (values, gradients, scale))
-        return step.finish(*found, scale, lambda: step.set_statistics(statistics), lambda: None)
+        return step.finish(found, scale, lambda: step.set_statistics(statistics), lambda: None)
 
 
 def make_sum(strategy: tf.distribute.Strategy) -> Callable[[np.ndarray], np.ndarray]:

@@ -21,9 +21,11 @@ def restore(
 
     def load() -> checkpoints.Checkpoint | None:
         found = checkpoints.load_newest(run)
-        for address, why in found.skipped if found else ():
+        if found is None:
+            return None
+        for address, why in found.skipped:
             report(CheckpointUnreadable(address=found.checkpoint.pin.address, skipped=address, why=why))
-        return found.checkpoint if found else None
+        return found.checkpoint
 
     checkpoint = load() if config.scaling.workers == 1 else load_on_first(load, worker, strategy)
     if checkpoint:
