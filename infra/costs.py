@@ -87,7 +87,7 @@ def stages(o: argparse.Namespace) -> list[Stage]:
 
     # A g2-standard-8 has 8 vCPUs with 4 GB each, which decode and encode.
     rate = min(o.gpu_infer_images, 8 * 1e3 / o.png_ms)
-    filling = {"writes": 2e6, "reads": 3e6}  # of a million images: image, mask and record; output and record
+    filling = {"writes": 1.02e6, "reads": 2.04e6}  # of a million images: image and mask; output, books and lists
     return [
         cpu("training masks", "55,000 masks", 55_000 * o.mask_ms / 1e3, 4),
         cpu("ImageNet to records", "1.28 M images, 138 GB", photos(1.28e6, 138, o.tar_reads), 16, reads=1.28e6),

@@ -138,7 +138,8 @@ def _find_files(ours: argparse.Namespace) -> FilePairs | None:
             raise explain_missing(selected.address, "mask")
     if ours.per_cell:
         raise UserError("--per-cell: expected with a dataset of masks; of files all pairs are scored")
-    where, _, masks = find_inputs(ours.images, ours.masks, ours.pairs)
+    where, pairs = find_inputs(ours.images, ours.masks, ours.pairs)
+    masks = [mask for _, mask in pairs if mask]
     settings = Settings(
         hole=None if ours.hole_label else resolve_hole(ours.hole, where, masks),
         hole_label=ours.hole_label,

@@ -7,14 +7,15 @@
 
 An image and its mask have the same path below their folders, except for the extension: the mask of a.jpg is a.png, or
 a_mask.png (a-mask, a.mask, mask_a), or a.jpg.png; the holes of a_mask_1.png, a_mask_2.png are joined. One mask file is
-the mask of all images. --pairs lists them instead, as CSV with the columns image and mask or as JSON lines; --holes
-finds holes in the images themselves. Masks have the orientation in which viewers show the image, and are read by what
-they hold: two gray levels, labels, paint, alpha; what is ambiguous is a reject that names the option. An output has its
-image's path, depth, channels, colors (profile, gAMA, cHRM, cICP), orientation, density, EXIF, XMP and texts, without
-thumbnails and makers' notes; in png and webp valid pixels are kept bit for bit. CMYK becomes sRGB. Of several pages or
-frames the first is read. Each input is a line of items.jsonl in the output folder, and of rejects.jsonl if it could not
-be used; the exit code is then 3. A storage or a disk that fails is no reject: the job ends, exit code 1. A second run
-computes only what is missing, damaged, or of files that have changed.
+the mask of all images. --pairs lists them instead, as CSV with the columns image and mask or as JSON lines, in one list
+or a glob of many; --holes finds holes in the images themselves. Masks have the orientation in which viewers show the
+image, and are read by what they hold: two gray levels, labels, paint, alpha; what is ambiguous is a reject that names
+the option. An output has its image's path, depth, channels, colors (profile, gAMA, cHRM, cICP), orientation, density,
+EXIF, XMP and texts, without thumbnails and makers' notes; in png and webp valid pixels are kept bit for bit. CMYK
+becomes sRGB. Of several pages or frames the first is read. Each input is a line of items.jsonl in the output folder,
+and of rejects.jsonl if it could not be used (of more than 50,000 images, of items-*-of-*.jsonl and so on, see
+manifest.json); the exit code is then 3. A storage or a disk that fails is no reject: the job ends, exit code 1. A
+second run computes only what is missing, damaged, or of files that have changed.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from pipelines.inpainting import MATCHES
@@ -45,14 +46,14 @@ from trainer.storage import claims, recognize
 if TYPE_CHECKING:
     from pipelines.inpainting.inputs import Inputs
     from pipelines.inpainting.loading import Settings
-    from trainer.inference.predict import ModelPin
+    from trainer.inference.pins import ModelPin
 
 
 def parser() -> ArgumentParser:
     parser = ArgumentParser(prog="python -m pipelines.inpaint", description=__doc__)
     images = parser.add_mutually_exclusive_group(required=True)
     images.add_argument("--images", help="image files: a file, a folder or a glob (local or in a bucket)")
-    images.add_argument("--pairs", help="list of images and masks, .csv or .jsonl; paths are relative to its folder")
+    images.add_argument("--pairs", help="list of images and masks, .csv or .jsonl, or glob; paths start at its folder")
     holes = parser.add_mutually_exclusive_group()
     holes.add_argument("--masks", help="mask files, with the sizes of the images: a file, a folder or a glob")
     holes.add_argument(
@@ -131,7 +132,7 @@ def _check(ours: argparse.Namespace) -> None:
         raise UserError("--checkpoint: cannot be combined with --model")
 
 
-def _make_settings(ours: argparse.Namespace, where: Inputs, masks: list[str]) -> Settings:
+def _make_settings(ours: argparse.Namespace, where: Inputs, masks: Iterable[str]) -> Settings:
     from pipelines.inpainting.inputs import resolve_hole
     from pipelines.inpainting.loading import BY_CONTENT, Settings, parse_holes
 
@@ -155,11 +156,11 @@ def _make_settings(ours: argparse.Namespace, where: Inputs, masks: list[str]) ->
 
 
 def _find_network(ours: argparse.Namespace) -> ModelPin:
-    from trainer.inference import predict
+    from trainer.inference import pins
 
     if ours.model:
-        return predict.find_export(storage.normalize(ours.model))
-    return predict.find_model(storage.normalize(ours.run), ours.checkpoint)
+        return pins.find_export(storage.normalize(ours.model))
+    return pins.find_model(storage.normalize(ours.run), ours.checkpoint)
 
 
 def _report(output: str) -> int:
@@ -179,15 +180,18 @@ def _report(output: str) -> int:
         print(f"warning: {warning}", file=sys.stderr)
     if not counts["rejects"]:
         return 0
-    print(f"{counts['rejects']} of {counts['inputs']} inputs rejected, see {output}/{REJECTS}", file=sys.stderr)
+    where = f"{output}/{REJECTS if storage.exists(storage.join(output, REJECTS)) else 'rejects-*.jsonl'}"
+    print(f"{counts['rejects']} of {counts['inputs']} inputs rejected, see {where}", file=sys.stderr)
     return SOME_REJECTED
 
 
 def main(argv: Sequence[str]) -> int:
     with quiet_imports():
-        from pipelines.inpainting.inputs import MANIFEST, check_outputs, find_inputs
-        from pipelines.inpainting.job import InpaintFiles, WriteOutcome
-        from pipelines.inpainting.outputs import claim_output
+        from pipelines import remote
+        from pipelines.inpainting.inputs import MANIFEST, Sources, check_outputs, find_inputs
+        from pipelines.inpainting.job import InpaintFiles, Inpainting
+        from pipelines.inpainting.outputs import claim_output, open_books
+        from pipelines.inpainting.reports import Reporting
         from pipelines.launch import parse_options, require_written, run_pipeline
         from pipelines.transforms.model_handler import FillModelHandler
 
@@ -195,9 +199,10 @@ def main(argv: Sequence[str]) -> int:
     _check(ours)
     output = storage.normalize(ours.output)
     recognize.require_folder("--output", output)
-    where, images, masks = find_inputs(ours.images, ours.masks, ours.pairs, ours.match)
-    settings = _make_settings(ours, where, masks)
-    check_outputs([*images, *masks], where.patterns, output, EXTENSIONS[settings.format])
+    where, pairs = find_inputs(ours.images, ours.masks, ours.pairs, ours.match)
+    settings = _make_settings(ours, where, (mask for _, mask in pairs if mask))
+    files = (address for pair in pairs for address in pair if address)
+    check_outputs(files, where.patterns, output, EXTENSIONS[settings.format])
     network = _find_network(ours)
     model = {"address": network.checkpoint.address, "crc32c": network.checkpoint.crc32c}
     parameters = {
@@ -212,13 +217,19 @@ def main(argv: Sequence[str]) -> int:
         "model": model,
         "parameters": {**dataclasses.asdict(where), **parameters},
     }
-    handler = FillModelHandler(
-        network, ours.batch_size, precision=ours.precision, device=ours.device, window=ours.window
+    job = Inpainting(
+        sources=Sources.find(where, output),
+        settings=settings,
+        handler=FillModelHandler(
+            network, ours.batch_size, precision=ours.precision, device=ours.device, window=ours.window
+        ),
+        replaces=claim.is_own,
+        reporting=Reporting(books=open_books(output), job=description, fields=fields, claim=claim),
     )
-    inpaint = InpaintFiles(where, settings, output, handler, claim.is_own, len(images), claim)
-    finish = WriteOutcome(output, fields, claim, description)
+    if not remote.outlives_us(options):
+        job.handler.prepare()
     with claims.held(claim, goes_on=ours.no_wait):
-        run_pipeline(options, lambda pipeline: pipeline | inpaint | finish, wait=not ours.no_wait)
+        run_pipeline(options, lambda pipeline: pipeline | InpaintFiles(job), wait=not ours.no_wait)
     if ours.no_wait:
         return 0
     require_written(storage.join(output, MANIFEST))

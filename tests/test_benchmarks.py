@@ -73,6 +73,20 @@ PRINTED = {
             for what in ("step", "step with VGG", "inference")
         ),
     ],
+    "scale.py": [
+        *(
+            line
+            for count in ("300", "2,000")
+            for line in (
+                rf"{count.replace(',', '')} images: .*; sim://b/out",
+                rf"resume {count}: # s, # us an item, launcher # MB and # requests, job # MB, # requests",
+            )
+        ),
+        r"40 images: 40 inpainted; sim://b/out",
+        r"images 40 of 48 x 48: # ms each by itself, overhead # ms, # requests an image, job # MB",
+        r"kills 60: 2 kills, 60 outputs \+ 0 rejects, none written twice, 0 of the books made again, # that were "
+        r"written but not yet in the books",
+    ],
     "reader.py 128": [
         r"128 pixels, 7 kB examples/s: plain # reused # reader # reader over plain #, over reused #",
         r"target # ms, decoder alone, at full size # ms, mask # ms",

@@ -25,11 +25,11 @@ def table(*options: str) -> str:
 
 def test_a_hand_computed_cost():
     """A million images at 1.19/s of a vCPU on 200: 1.167 h + 0.1 h, times 200 vCPU at $0.056 + 4 x $0.003557 = $17.80;
-    2 M writes at $5 and 3 M reads at $0.40 a million: $11.20."""
-    row = "| fill a million images, CPU | 1 M images of 512 x 512 | 200 vCPU | 1.3 h | $29.00 | vCPUs, 61% |"
+    1.02 M writes at $5 and 2.04 M reads at $0.40 a million: $5.92."""
+    row = "| fill a million images, CPU | 1 M images of 512 x 512 | 200 vCPU | 1.3 h | $23.71 | vCPUs, 75% |"
     assert row in table()
     # At 8 / 0.027 = 296 images/s: 0.334 h on 4 machines at $0.67 + 8 x $0.0702 = $1.65, and the same requests.
-    assert "| 4 L4 | 0.3 h | $12.85 | requests, 87% |" in table()
+    assert "| 4 L4 | 0.3 h | $7.56 | requests, 78% |" in table()
 
 
 def test_each_assumption_counts():

@@ -15,6 +15,7 @@ import pytest
 from networks import small_config, write_run
 from picture_files import block, counts, errors, noise, save, save_mask
 from pipelines import build_imagenet, build_masks, evaluate, inpaint
+from pipelines.inpainting.books import Writer
 from pipelines.inpainting.outputs import claim_output
 from pipelines.launch import claim_dataset
 from trainer import storage
@@ -195,16 +196,16 @@ def test_outputs_that_are_gone_at_the_end_are_missed(number, files, run, monkeyp
 
 
 def test_an_output_that_is_gone_at_the_end_is_missed(files, run, monkeypatch):
-    check = claims.require_files
+    flush = Writer.flush
 
-    def require_after_loss(*arguments):
-        monkeypatch.setattr(claims, "require_files", check)
+    def flush_and_lose(self):
+        flush(self)
         storage.delete(f"{files}/out/a.png")
-        check(*arguments)
 
-    monkeypatch.setattr(claims, "require_files", require_after_loss)
-    with pytest.raises(UserError, match="1 of 3 files that this job wrote are missing or changed, such as a.png"):
-        fill(files, run)
+    with monkeypatch.context() as patched:
+        patched.setattr(Writer, "flush", flush_and_lose)
+        with pytest.raises(UserError, match="1 of 3 files that this job wrote are missing or changed, such as a.png"):
+            fill(files, run)
     assert fill(files, run) == 0 and storage.exists(f"{files}/out/a.png")
 
 

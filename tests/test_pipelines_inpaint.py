@@ -280,7 +280,7 @@ def test_a_corrupt_checkpoint_is_named_and_leaves_no_manifest(done, run, tmp_pat
         (["--masks", "{0}/holes/*.tif"], "--masks: no files at {0}/holes/*.tif"),
         (["--run", "{0}/none"], "run {0}/none does not exist"),
         (["--run", "{0}/in"], "{0}/in has no config.json: it is not the folder of a training run"),
-        (["--output", "{0}/in"], "--output: expected a folder without inputs. Received {0}/in, where {0}/in/a.bmp is"),
+        (["--output", "{0}/in"], "--output: expected a folder without inputs. Received {0}/in, where {0}/in/"),
         (["--output", "{0}/holes"], "--output: expected a folder without inputs. Received {0}/holes, where"),
         (["--output", "{0}/in/new"], "--output: expected a folder in which {0}/in matches no files"),
         (["--output", "{0}/out/tiny.png/new"], "cannot write to {0}/out/tiny.png/new"),

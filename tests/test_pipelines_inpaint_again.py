@@ -6,6 +6,8 @@ import io
 import json
 import os
 import random
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +21,9 @@ from trainer.errors import UserError
 from trainer.images.pictures import Metadata, Picture, encode
 from trainer.inference import predict
 from trainer.storage import local
+
+WRITTEN = Path(__file__).parent / "written_by_75d02cb"
+OLD_RUN = str(Path(__file__).parent / "written_by_383277e" / "run")
 
 
 @pytest.fixture(scope="module")
@@ -219,7 +224,7 @@ def test_an_output_that_somebody_has_edited_is_theirs(run, small):
 
 
 def test_finished_items_are_not_read(run, small, later, monkeypatch):
-    """A million of them cost a million records, not a million images."""
+    """A million of them cost a thousand files of records, not a million images."""
     assert inpaint(small, "--run", run) == 0
     read = []
 
@@ -237,39 +242,70 @@ def test_finished_items_are_not_read(run, small, later, monkeypatch):
     assert inpaint(small, "--run", run) == 0
     assert counts(f"{small}/out")["finished_before"] == 2
     assert not [address for address in read if address.endswith(".png")]
-    assert sum(address.endswith(".png.json") for address in read) == 2
+    lines = [path for path in read if "/.items/part-" in path]
+    assert len(set(lines)) == len(list(Path(small, "out", ".items").glob("part-*"))) == len(lines) / 2
 
 
-@pytest.mark.parametrize("record", [b"", b"[]", b'{"image": "a"}', None])
+def change_books(small: str, change) -> None:
+    """Writes the lines of the books anew: ``change`` gets each, parsed, and returns its bytes or None."""
+    for path in Path(small, "out", ".items").glob("part-*"):
+        lines = [change(json.loads(line)) for line in path.read_bytes().splitlines()]
+        path.write_bytes(b"".join(line + b"\n" for line in lines if line is not None))
+
+
+@pytest.mark.parametrize("record", [b"", b"[]", b'{"share": "', b'{"share": "0000", "image": "a"}', b"\xff", None])
 def test_an_output_with_a_damaged_record_is_made_again(record, run, small):
     assert inpaint(small, "--run", run) == 0
-    whole, address = storage.read(f"{small}/out/a.png"), f"{small}/out/.items/a.png.json"
-    storage.overwrite(address, record) if record is not None else storage.delete(address)
+    whole = storage.read(f"{small}/out/a.png")
+    change_books(small, lambda line: record if line["output"] == "a.png" else json.dumps(line).encode())
     assert inpaint(small, "--run", run) == 0
     assert names_of(f"{small}/out", "done") == ["a.png"] and storage.read(f"{small}/out/a.png") == whole
 
 
-def as_before(small: str) -> None:
-    """Makes an output folder what it was when records knew nothing of inputs, and jobs had fewer options."""
-    for name in ("a", "b"):
-        address = f"{small}/out/.items/{name}.png.json"
-        record = json.loads(storage.read(address))
-        kept = {key: value for key, value in record.items() if key not in ("stamp", "made_of")}
-        storage.overwrite(address, json.dumps(kept).encode())
-    job = json.loads(storage.read(f"{small}/out/.items/job.json"))
+@pytest.fixture
+def earlier(tmp_path):
+    """An output folder that commit 75d02cb wrote, a record for each output in a file of its own, and its inputs."""
+    shutil.copytree(WRITTEN, tmp_path, dirs_exist_ok=True)
+    for path in tmp_path.rglob("*.json*"):
+        path.write_text(path.read_text().replace("ROOT/", f"{tmp_path}/").replace("RUN/", f"{OLD_RUN}/"))
+    return str(tmp_path)
+
+
+def test_output_folders_of_earlier_versions_are_resumed(earlier):
+    """Their records are taken into the books, and are not asked for again."""
+    outputs = {name: storage.read(f"{earlier}/out/{name}.png") for name in ("a", "b", "sub/c")}
+    storage.delete(f"{earlier}/out/b.png")
+    replace_quietly(f"{earlier}/out/sub/c.png", outputs["sub/c"][:-9])
+    assert inpaint(earlier, "--run", OLD_RUN) == 3
+    assert names_of(f"{earlier}/out", "finished before") == ["a.png"]
+    assert names_of(f"{earlier}/out", "done") == ["b.png", "sub/c.png"]
+    assert {name: storage.read(f"{earlier}/out/{name}.png") for name in outputs} == outputs
+    for path in Path(earlier, "out", ".items").rglob("*.png.json"):
+        path.unlink()
+    assert inpaint(earlier, "--run", OLD_RUN) == 3
+    assert counts(f"{earlier}/out") == {
+        "inputs": 4,
+        "outputs": 3,
+        "rejects": 1,
+        "finished_before": 3,
+        "without_holes": 0,
+    }
+
+
+def test_output_folders_of_the_first_versions_are_resumed(earlier):
+    """Their records knew nothing of inputs, and their jobs had fewer options."""
+    for path in Path(earlier, "out", ".items").rglob("*.png.json"):
+        record = json.loads(path.read_text())
+        path.write_text(json.dumps({key: v for key, v in record.items() if key not in ("stamp", "made_of")}))
+    job = json.loads(storage.read(f"{earlier}/out/.items/job.json"))
     for name in ("grow", "hole_label", "threshold"):
         del job[name]
-    storage.overwrite(f"{small}/out/.items/job.json", json.dumps(job).encode())
-
-
-def test_output_folders_of_earlier_versions_are_resumed(run, small):
-    assert inpaint(small, "--run", run) == 0
-    as_before(small)
-    whole = storage.read(f"{small}/out/b.png")
-    assert inpaint(small, "--run", run) == 0 and counts(f"{small}/out")["finished_before"] == 2
-    replace_quietly(f"{small}/out/b.png", whole[:-9])
-    assert inpaint(small, "--run", run) == 0
-    assert names_of(f"{small}/out", "done") == ["b.png"] and storage.read(f"{small}/out/b.png") == whole
+    storage.overwrite(f"{earlier}/out/.items/job.json", json.dumps(job).encode())
+    whole = storage.read(f"{earlier}/out/b.png")
+    assert inpaint(earlier, "--run", OLD_RUN) == 3 and counts(f"{earlier}/out")["finished_before"] == 3
+    replace_quietly(f"{earlier}/out/b.png", whole[:-9])
+    assert inpaint(earlier, "--run", OLD_RUN) == 3
+    assert names_of(f"{earlier}/out", "done") == ["b.png"] and storage.read(f"{earlier}/out/b.png") == whole
 
 
 # Damaged files

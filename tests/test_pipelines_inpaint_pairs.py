@@ -201,7 +201,7 @@ def test_joined_masks_fit_one_by_one(run, tmp_path):
         ("--images {0}/in --masks {0}/holes --output {0}/list.csv", "--output: expected a folder. Received the file"),
         ("--pairs {0}/in", "--pairs: {0}/in is a folder of image files. Expected a list, .csv or .jsonl .--images and"),
         ("--pairs {0}/in/a.png", "--pairs: {0}/in/a.png is an image file. Expected a list"),
-        ("--pairs {0}/*.csv", "--pairs: {0}/.*.csv is a pattern. Expected a list"),
+        ("--pairs {0}/*.csv", "--pairs: {0}/.*.csv lists no images"),
         ("--pairs {0}/none.csv", "--pairs: {0}/none.csv does not exist"),
         ("--images {0}/in/a.png --masks {0}/in/a.png", "--masks: expected another file than the image. Received"),
         ("--images {0}/in --masks {0}/holes --output {0}/in/out", "--output: expected a folder in which .* matches no"),

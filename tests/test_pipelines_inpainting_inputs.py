@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from pipelines.inpainting import inputs
-from pipelines.inpainting.inputs import Inputs, Item, common_folder, match_files, match_listed, output_names
+from pipelines.inpainting.inputs import Inputs, Item, Sources, common_folder
+from pipelines.inpainting.matching import match_files, match_listed, output_names
 from pipelines.pairs.names import root_of
 from pipelines.transforms.rejects import Reject
 from trainer import storage
@@ -21,11 +22,12 @@ def test_output_names():
 
 
 def matched(images, masks, match="stem", extension=".png", lone=False):
-    (root,) = {root_of(name.partition("/")[2]) for name in [*images, *(masks or ())]}
-    found = {"images": images} | ({} if masks is None else {"masks": masks})
+    found = [None if names is None else [name.partition("/")[2] for name in names] for names in (images, masks)]
+    (root,) = {root_of(name) for names in found for name in names or ()}
     where = Inputs(base="/in", images="/in", masks="" if masks is None else "/m", match=match)
-    found = {kind: [f"/{name}" for name in names] for kind, names in found.items()}
-    results = list(match_files((root, found), where, extension, lone))
+    kinds = {"images": (storage.Selection("/in", name="a" if lone else ""), storage.Selection("/m"))}
+    sources = Sources(where=where, kinds=kinds, mask_base="/m")
+    results = list(match_files(found[0], found[1], sources, extension))
     items = [tuple(part.removeprefix("/") for part in (r.image, r.mask, r.output)) for r in results if type(r) is Item]
     return items, [(r.source.removeprefix("/"), r.error) for r in results if isinstance(r, Reject)]
 
@@ -62,7 +64,7 @@ def test_masks_of_the_same_path():
 
 
 def test_listed_pairs_need_masks_only_where_holes_come_from_masks():
-    group = ("a", [("in/a.jpg", ""), ("in/a.tif", "m/x.png")])
+    group = [("in/a.jpg", ""), ("in/a.tif", "m/x.png")]
     found = list(match_listed(group, "in", True, ".png"))
     assert found[0].error == "MatchError: expected a mask in the list. Found none."
     assert found[1] == Item("in/a.tif", "m/x.png", "a.tif.png")
@@ -71,7 +73,7 @@ def test_listed_pairs_need_masks_only_where_holes_come_from_masks():
 
 
 def test_the_masks_of_an_image_in_a_list_are_joined():
-    group = ("a", [("in/a.jpg", "m/2.png"), ("in/a.jpg", "m/1.png"), ("in/a.jpg", ""), ("in/a.jpg", "m/2.png")])
+    group = [("in/a.jpg", "m/2.png"), ("in/a.jpg", "m/1.png"), ("in/a.jpg", ""), ("in/a.jpg", "m/2.png")]
     (item,) = match_listed(group, "in", True, ".png")
     assert (item.masks, item.output) == (("m/1.png", "m/2.png"), "a.png")
     assert [item.masks for item in match_listed(group, "in", False, ".png")] == [()]
@@ -102,9 +104,19 @@ def test_the_color_of_holes_may_stand_in_the_manifest(tmp_path):
 
 
 def test_reports_of_the_job_are_no_inputs(tmp_path):
-    for name in ("a.png", "manifest.json", "items.jsonl", "rejects.jsonl", "sub/manifest.json", ".items/a.png.json"):
+    reports = ["manifest.json", "items.jsonl", "rejects.jsonl", "items-00003-of-00016.jsonl"]
+    for name in ("a.png", *reports, "sub/manifest.json", "items.json", ".items/part-.jsonl"):
         storage.create(f"{tmp_path}/{name}", b"")
-    assert inputs.list_files(storage.select(str(tmp_path))) == [f"{tmp_path}/a.png", f"{tmp_path}/sub/manifest.json"]
+    where = Inputs(base=str(tmp_path), images=str(tmp_path))
+    found = inputs.list_files(Sources.find(where), "images")
+    assert sorted(entry.address for entry in found) == ["a.png", "items.json", "sub/manifest.json"]
+
+
+def test_an_input_in_the_output_folder_is_found_by_the_job(tmp_path):
+    storage.create(f"{tmp_path}/in/x/out/a.jpg", b"")
+    where = Inputs(base=f"{tmp_path}/in", images=f"{tmp_path}/in/**/*.jpg")
+    with pytest.raises(UserError, match="expected a folder without inputs. Received .*/out, where .*/a.jpg is one"):
+        list(inputs.list_files(Sources.find(where, f"{tmp_path}/in/x/out"), "images"))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What the inpainting job leaves in its folder when outputs are claimed, which items are done, and what is counted."""
+"""What the inpainting job leaves in its folder when outputs are claimed, and what is counted."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ import apache_beam as beam
 import pytest
 from apache_beam.metrics import MetricsFilter
 
-from pipelines.inpainting import outputs
+from pipelines.inpainting import outputs, pages, reports
+from pipelines.inpainting.books import Line, Writer, list_parts
 from pipelines.inpainting.inputs import MANIFEST, Item
+from pipelines.inpainting.job import KeepBooks
+from pipelines.inpainting.resume import Before
 from pipelines.transforms import progress
-from pipelines.transforms.rejects import REJECTED, Reject
+from pipelines.transforms.rejects import Reject
 from trainer import storage
 
 JOB = {"model": "m", "precision": "float32"}
@@ -23,10 +26,14 @@ JOB = {"model": "m", "precision": "float32"}
 def finished(tmp_path):
     """A folder as a finished job leaves it."""
     folder = str(tmp_path / "out")
-    outputs.claim_output(folder, JOB, overwrite=False)
+    claim = outputs.claim_output(folder, JOB, overwrite=False)
+    books = outputs.open_books(folder)
+    writer = Writer(books, claim, 0)
     for name in ("a.png", "x/b.png"):
-        outputs.write_output(Item(f"in/{name}", "holes", name), b"pixels", {}, folder, replaces=False)
-    outputs.write_outcome(2, folder, {}, [], [])
+        item = Item(f"in/{name}", "holes", name)
+        writer.add(Line("0000", outputs.write_output(item, b"pixels", {}, folder, replaces=False)))
+    writer.flush()
+    reports.publish(reports.Summary(), pages.Survey(), reports.Reporting(books=books, job=JOB, fields={}, claim=claim))
     return folder
 
 
@@ -35,7 +42,7 @@ def has_manifest(folder) -> bool:
 
 
 def has_records(folder) -> bool:
-    return all(storage.exists(outputs.record_address(folder, name)) for name in ("a.png", "x/b.png"))
+    return bool(list_parts(folder))
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
@@ -68,74 +75,52 @@ def test_the_manifest_goes_before_the_records_it_counts(finished, monkeypatch):
     assert (True, False) not in seen and (False, False) in seen
 
 
-# Skipping
-
-
-def skip(items: list[Item], *existing: str) -> list:
-    """(tag, value) of what `skip_finished` makes of one output."""
-    found = outputs.skip_finished(("x/a.png", {"items": items, "existing": existing}))
-    return [(x.tag, x.value) if isinstance(x, beam.pvalue.TaggedOutput) else (None, x) for x in found]
-
-
-ITEMS = [Item(f"in/x/a.{kind}", f"holes/a.{kind}", "x/a.png") for kind in ("gif", "jpg", "png")]
-
-
-@pytest.mark.parametrize("count", [2, 3])
-@pytest.mark.parametrize("existing", [(), ("record", "output")])
-def test_inputs_of_one_output_are_all_rejected(count, existing):
-    found = skip(ITEMS[:count][::-1], *existing)
-    assert [tag for tag, _ in found] == [REJECTED] * count
-    assert [lost.source for _, lost in found] == [item.image for item in ITEMS[:count]]
-    message = f"MatchError: expected one image for each output. Received {count} for x/a.png."
-    assert {(lost.stage, lost.error) for _, lost in found} == {("match", message)}
-
-
-@pytest.mark.parametrize(
-    ("existing", "tag"),
-    [((), None), (("output",), None), (("record",), None), (("record", "output"), outputs.FINISHED)],
-)
-def test_an_output_is_finished_when_it_and_its_record_are_there(existing, tag):
-    assert skip(ITEMS[:1], *existing) == [(tag, ITEMS[0])]
-
-
-def test_outputs_of_no_input_are_left_alone():
-    assert skip([], "record", "output") == []
-
-
 # Counting
 
 
 def record(number: int, status: str = "done") -> dict:
-    sizes = {"windows": number, "hole_ratio": number / 10, "bytes": 100 * number}
+    sizes = {"output": f"{number}.png", "windows": number, "hole_ratio": number / 10, "bytes": 100 * number}
     return sizes | {"seconds": number / 4, "status": status}
 
 
 LOST = Reject(source="a", stage="read", error="none")
 
 
-def test_counters_and_distributions():
-    outcomes = [*map(record, (1, 2, 5)), record(8, "finished before"), LOST]
+@pytest.fixture
+def books(tmp_path):
+    folder = str(tmp_path / "out")
+    outputs.claim_output(folder, JOB, overwrite=False)
+    return outputs.open_books(folder)
+
+
+def test_counters_and_distributions(books):
+    outcomes = [Line("0000", outcome) for outcome in (*map(record, (1, 2, 5)), record(8, "finished before"), LOST)]
     pipeline = beam.Pipeline("FnApiRunner")
-    pipeline | beam.Create(outcomes) | beam.ParDo(outputs.ReportItems(len(outcomes)))
+    found = pipeline | beam.Create([*outcomes, Before("", 2, b"")])
+    found | beam.ParDo(KeepBooks(books, None), 7, pages.Survey())
     done = pipeline.run()
     done.wait_until_finish()
     found = done.metrics().query(MetricsFilter().with_namespace("pconv"))
     counts = {metric.key.metric.name: metric.committed for metric in found["counters"]}
-    # Four outputs, of which one is of an earlier run: what it took is not counted again.
-    assert counts == {"outputs": 4, "rejects": 1, "finished_before": 1, "windows": 1 + 2 + 5}
+    # Six outputs, of which three are of earlier runs: what they took is not counted again.
+    assert counts == {"outputs": 6, "rejects": 1, "finished_before": 3, "windows": 1 + 2 + 5}
     spreads = {metric.key.metric.name: metric.committed for metric in found["distributions"]}
     shown = {name: (value.count, value.sum, value.min, value.max) for name, value in spreads.items()}
     expected = {"hole_permille": (3, 800, 100, 500), "milliseconds": (3, 2000, 250, 1250)}
     assert shown == expected | {"output_bytes": (3, 800, 100, 500)}
 
 
-def test_progress_counts_every_outcome_and_its_rate_those_of_this_run(monkeypatch, capsys):
+def test_progress_counts_every_outcome_and_its_rate_those_of_this_run(books, monkeypatch, capsys):
     seconds = itertools.count()  # the clock moves on by one at each look
     monkeypatch.setattr(progress.time, "monotonic", lambda: float(next(seconds)))
-    outcomes = [record(1, "finished before"), record(2), LOST, record(3, "finished before"), record(4)]
-    step = outputs.ReportItems(5)
+    monkeypatch.setattr(Writer, "add", lambda *_: None)
+    outcomes = [Before("", 1, b""), *(Line("0000", outcome) for outcome in (record(2), LOST))]
+    outcomes += [Line("0000", record(3, "finished before")), Line("0000", record(4))]
+    step = KeepBooks(books, None)
     step.setup()
-    assert [passed for outcome in outcomes for passed in step.process(outcome)] == outcomes
+    step.start_bundle()
+    for outcome in outcomes:
+        step.process(outcome, 5, pages.Survey())
     assert capsys.readouterr().err.splitlines() == [
         "  2 of 5 images, 0.5/s, 0:06 left",
         "  4 of 5 images, 0.5/s, 0:02 left",

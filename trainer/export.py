@@ -21,7 +21,7 @@ from trainer.inference import EXPORT_FORMATS
 from trainer.storage import recognize
 
 if TYPE_CHECKING:
-    from trainer.inference.export_formats import Card
+    from trainer.inference.pins import Card
 
 
 def _formats(text: str) -> list[str]:

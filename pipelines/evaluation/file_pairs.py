@@ -16,7 +16,7 @@ import numpy as np
 from masks import coverage
 from pipelines.evaluation import pairing
 from pipelines.evaluation.rounds import Case, Facts, Failure, Round
-from pipelines.inpainting import inputs, loading
+from pipelines.inpainting import inputs, loading, matching
 from pipelines.inpainting.inputs import Item
 from pipelines.inpainting.loading import Settings
 from pipelines.transforms.rejects import Reject
@@ -45,7 +45,7 @@ class FilePairs:
     def find(cls, where: inputs.Inputs, settings: Settings) -> FilePairs:
         """Raises `UserError` if no image has a mask."""
         named: list[tuple[str, Item | None, str]] = []
-        for found in inputs.match_all(where):
+        for found in matching.match_all(where):
             address, error = (found.source, found.error) if isinstance(found, Reject) else (found.image, "")
             name = (
                 storage.relative(address, where.base) if address.startswith(storage.join(where.base, "")) else address

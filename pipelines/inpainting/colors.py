@@ -68,15 +68,18 @@ def find_ring(pixels: np.ndarray, holes: HoleColor) -> Ring | None:
     return Ring(f"#{bytes(holes.rgb).hex()}", ring, tolerance) if ring > _SHARE * np.count_nonzero(found) else None
 
 
-def warn_of_rings(rings: list[Ring]) -> list[str]:
-    """What a job says of the rings of all its images: nothing, or one line."""
-    if not rings:
+def warn_of_rings(rings: tuple[int, Ring] | None) -> list[str]:
+    """What a job says of the rings of all its images: nothing, or one line.
+
+    Args:
+        rings: how many there are, and one with the color and the largest tolerance of all; None if there are none.
+    """
+    if rings is None:
         return []
-    images = f"{len(rings)} image{'' if len(rings) == 1 else 's'}"
-    color, tolerance = rings[0].color, max(ring.tolerance for ring in rings)
+    count, (color, _, tolerance) = rings
     return [
-        f"{images}: pixels near {color} surround the holes that were found, as JPEG and soft brushes leave them: "
-        f"--holes color={color},{tolerance} takes most of them, --grow 2 what is left"
+        f"{count} image{'' if count == 1 else 's'}: pixels near {color} surround the holes that were found, as JPEG "
+        f"and soft brushes leave them: --holes color={color},{tolerance} takes most of them, --grow 2 what is left"
     ]
 
 

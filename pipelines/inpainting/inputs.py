@@ -1,32 +1,28 @@
-"""Inputs of the inpainting job: which mask belongs to which image, and where the output goes.
+"""Inputs of the inpainting job: where images and masks are, what is listed there, and what an item is.
 
-An output has its image's path below the folder of all images, with the extension of the output's format: ``x/a.jpg``
-becomes ``x/a.png``. Images that differ in the extension alone keep it: ``a.jpg`` and ``a.tif`` become ``a.jpg.png``
-and ``a.tif.png``. What would still be written to one place is rejected, all of it.
+The launcher only looks whether there is one of each; who lists them all is the job (`pages`).
 """
 
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from pipelines.pairs.lists import read_pairs
-from pipelines.pairs.names import Match, match_names, root_of, stem_of, without_mask
+from pipelines.pairs.lists import find_lists, read_head, read_pairs
 from pipelines.transforms.rejects import Reject, reject, reject_name
 from trainer import documents, storage
 from trainer.errors import Corrupt, Denied, UserError
 from trainer.images import HOLES
-from trainer.storage import recognize
+from trainer.storage import Entry, Selection, recognize
 from trainer.storage.names import is_text
 
-_CLEAR = (
-    "expected masks that are this image's alone: one file, or some that are numbered, as a_mask_1.png and a_mask_2.png "
-    "are (--pairs takes a list of any)."
-)
 MANIFEST, ITEMS, REJECTS = "manifest.json", "items.jsonl", "rejects.jsonl"
+REPORT = re.compile(r"manifest\.json|(?:items|rejects)(?:-\d{5}-of-\d{5})?\.jsonl")
 _DOTS = frozenset((".", ".."))  # objects in a bucket may have them as parts of their names
+_READ_AT_LAUNCH = 16 << 20  # bytes of lists: larger ones are read by the job alone, and their first lines at launch
 
 
 class Item(NamedTuple):
@@ -37,12 +33,16 @@ class Item(NamedTuple):
         mask: address of its mask; empty if holes are in the image itself.
         output: the output's path below the output folder.
         more_masks: addresses of further masks; a hole of any is a hole.
+        share: of its records, see `pages.share_of`.
+        earlier: checksums of outputs that earlier runs made of the same files, or of what these were then.
     """
 
     image: str
     mask: str
     output: str
     more_masks: tuple[str, ...] = ()
+    share: str = ""
+    earlier: tuple[str, ...] = ()
 
     @property
     def masks(self) -> tuple[str, ...]:
@@ -51,20 +51,19 @@ class Item(NamedTuple):
 
     def describe(self) -> dict:
         """Its part of the record of its output; ``more_masks`` only if there are any."""
-        described = self._asdict()
-        more = list(described.pop("more_masks"))
-        return described | ({"more_masks": more} if more else {})
+        more = {"more_masks": list(self.more_masks)} if self.more_masks else {}
+        return {"image": self.image, "mask": self.mask, "output": self.output, **more}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """Where the images are: patterns of images and masks, or a list of pairs.
+    """Where the images are: patterns of images and masks, or lists of pairs.
 
     Attributes:
-        base: folder that the outputs' paths are relative to.
-        images: pattern of the images; empty with a list.
-        masks: pattern of the masks, or with ``one`` the mask; empty with a list, or if holes are in the images.
-        listed: address of the list.
+        base: folder that the outputs' paths are relative to; empty if the job is to find it in lists.
+        images: pattern of the images; empty with lists.
+        masks: pattern of the masks, or with ``one`` the mask; empty with lists, or if holes are in the images.
+        listed: address of the list, or a glob of several.
         match: how an image's mask is found, one of `MATCHES`.
     """
 
@@ -75,20 +74,50 @@ class Inputs:
     match: str = "stem"
 
     @property
-    def lone(self) -> bool:
-        """Whether one image is named: what is not its mask is no input then."""
-        return bool(self.images and storage.select(self.images).name)
-
-    @property
-    def kinds(self) -> dict[str, tuple[str, str]]:
-        """For ``images`` and, where they are found by name, ``masks``: their pattern, and that of the others."""
-        kinds = {"images": (self.images, self.masks)}
-        return kinds | ({"masks": (self.masks, self.images)} if self.masks and self.match != "one" else {})
-
-    @property
     def patterns(self) -> list[str]:
         """What is listed by pattern."""
         return [pattern for pattern in (self.images, self.masks) if pattern]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sources:
+    """What `Inputs` mean, looked up once: workers do not ask the storage again.
+
+    Attributes:
+        where: the inputs.
+        kinds: for ``images`` and, where they are found by name, ``masks``: what is selected, and the others.
+        mask_base: folder of all masks.
+        output: address of the output folder, in which no input may be; empty for none.
+    """
+
+    where: Inputs
+    kinds: dict[str, tuple[Selection, Selection | None]]
+    mask_base: str = ""
+    output: str = ""
+
+    @classmethod
+    def find(cls, where: Inputs, output: str = "") -> Sources:
+        images, masks = (storage.select(pattern) if pattern else None for pattern in (where.images, where.masks))
+        kinds = {"images": (images, masks)} if images else {}
+        if masks and where.match != "one":
+            kinds["masks"] = (masks, images)
+        return cls(where=where, kinds=kinds, mask_base=masks.base if masks else "", output=output)
+
+    @property
+    def is_lone(self) -> bool:
+        """Whether one image is named: what is not its mask is no input then."""
+        return "images" in self.kinds and bool(self.kinds["images"][0].name)
+
+    @property
+    def apart(self) -> bool:
+        """Whether no file can be an image and a mask by the same path."""
+        return self.mask_base != self.where.base
+
+    def image_address(self, name: str) -> str:
+        return storage.join(self.where.base, name)
+
+    def mask_address(self, name: str) -> str:
+        return storage.join(self.mask_base, name)
 
 
 @dataclass(frozen=True)
@@ -105,29 +134,15 @@ class MatchError(ValueError):
     """A file has no counterpart, or more than one."""
 
 
-def output_names(names: Iterable[str], extension: str) -> dict[str, str]:
-    """Path of the output of each image path; ``names`` are all the paths that have one stem."""
-    names = sorted(set(names))
-    return {name: (stem_of(name) if len(names) == 1 else name) + extension for name in names}
-
-
-# Lists
-
-
-def list_files(selected: storage.Selection, lost: dict[str, Denied] | None = None) -> list[str]:
-    """The files of a selection, without the reports of an earlier job that wrote its outputs there.
-
-    Args:
-        lost: gets the folders that may not be listed, see `storage.scan`.
-    """
-    ours = {storage.join(selected.base, name) for name in (MANIFEST, ITEMS, REJECTS)} - {selected.address}
-    return [address for address in selected.find(lost) if address not in ours]
+# At launch
 
 
 def find_inputs(
     images: str | None, masks: str | None, pairs: str | None, match: str | None = None
-) -> tuple[Inputs, list[str], list[str]]:
-    """Where the inputs are that options name, and the addresses of the images and masks that are found there.
+) -> tuple[Inputs, list[tuple[str, str]]]:
+    """Where the inputs are that options name, and pairs of an image and a mask, or none, that are found there.
+
+    Of files these are the first of each; of lists all pairs, but no more than their beginning if they are large.
 
     Args:
         images, masks, pairs, match: as given for the options; ``pairs``, or ``images`` with or without ``masks``.
@@ -136,19 +151,13 @@ def find_inputs(
         UserError: there are none, or something else is there.
     """
     if pairs:
-        listed = storage.normalize(pairs)
-        recognize.require_list("--pairs", listed)
-        found = read_pairs(listed)
-        if not found:
-            raise UserError(f"--pairs: {listed} lists no images")
-        names = [image for image, _ in found], [mask for _, mask in found if mask]
-        return Inputs(base=common_folder(names[0]), listed=listed, match="csv"), *names
+        return _find_lists(storage.normalize(pairs))
     assert images
-    image_files = _require_files("--images", images)
-    mask_files = _require_files("--masks", masks) if masks else []
+    image = _first_file("--images", images)
+    mask = _first_file("--masks", masks) if masks else ""
     address = storage.normalize(masks) if masks else ""
-    is_file = mask_files == [address]
-    if is_file and image_files == mask_files:
+    is_file = bool(mask) and mask == address
+    if is_file and storage.normalize(images) == image == mask:
         raise UserError(f"--masks: expected another file than the image. Received {address} for both.")
     if match == "one" and not is_file:
         raise UserError(f"--match one: expected --masks to be one file. Received {masks}.")
@@ -158,44 +167,36 @@ def find_inputs(
         masks=address,
         match=match or ("one" if is_file else "stem"),
     )
-    return where, image_files, mask_files
+    return where, [(image, mask)]
 
 
-def _require_files(option: str, pattern: str) -> list[str]:
+def _find_lists(pattern: str) -> tuple[Inputs, list[tuple[str, str]]]:
+    """`find_inputs` of a list, or of a glob of lists."""
+    if not storage.select(pattern).glob:
+        recognize.require_list("--pairs", pattern)
+    lists, size = list[str](), 0
+    for found in find_lists(pattern):
+        lists.append(found.address)
+        size += found.size
+        if size > _READ_AT_LAUNCH:
+            rows = read_head(lists[0])
+            return Inputs(base="", listed=pattern, match="csv"), rows
+    if not lists:
+        raise UserError(f"--pairs: no lists, .csv or .jsonl, at {pattern}")
+    rows = [row for address in sorted(lists) for row in read_pairs(address)]
+    if not rows:
+        raise UserError(f"--pairs: {pattern} lists no images")
+    return Inputs(base=common_folder(image for image, _ in rows), listed=pattern, match="csv"), rows
+
+
+def _first_file(option: str, pattern: str) -> str:
     selected, lost = storage.select(pattern), dict[str, Denied]()
     advice = {"list": "--pairs takes lists of images and masks"} if option == "--images" else {}
     recognize.require_files(option, pattern, "image files", advice)
-    if found := list_files(selected, lost):
-        return found
+    for found in selected.entries(lost):
+        if not _is_report(found.address, selected):
+            return found.address
     raise next(iter(lost.values()), UserError(f"{option}: no files at {selected.address}"))
-
-
-def list_roots(pattern: str, other: str = "") -> Iterator[tuple[str, str] | Reject]:
-    """(root, address) of each file that ``pattern`` selects.
-
-    A folder that may not be listed is a `Reject`, and so is a file whose name cannot be an output's.
-
-    Args:
-        other: pattern of the other files, masks or images: what it selects in a deeper folder is not this one's.
-    """
-    selected, lost = storage.select(pattern), dict[str, Denied]()
-    others = storage.select(other) if other else selected
-    inner = others.base.startswith(storage.join(selected.base, ""))
-    for address in list_files(selected, lost):
-        if (inner and others.holds(address)) or (others.name and others != selected and address == others.address):
-            continue
-        name = storage.relative(address, selected.base)
-        yield _check_name(address, name) or (root_of(name), address)
-    yield from (reject(folder, "list", error) for folder, error in lost.items())
-
-
-def _check_name(address: str, name: str) -> Reject | None:
-    """The `Reject` of a file whose name below the folder of images or masks is not UTF-8, or goes up and down."""
-    if not is_text(address):
-        return reject_name(address)
-    if _DOTS.isdisjoint(name.split("/")):
-        return None
-    return reject(address, "match", MatchError("expected a name without the parts . and .., which no file can have"))
 
 
 def common_folder(addresses: Iterable[str]) -> str:
@@ -215,14 +216,6 @@ def shared_folder(addresses: Iterable[str]) -> str | None:
     return folders.pop() if len(folders) == 1 else None
 
 
-def list_pairs(address: str, base: str) -> Iterator[tuple[str, tuple[str, str]] | Reject]:
-    """(stem, (image, mask)) of each line of a list; one with a name that cannot be used is a `Reject`."""
-    for image, mask in read_pairs(address):
-        name = storage.relative(image, base)
-        lost = _check_name(image, name) or (None if is_text(mask) else reject_name(image))
-        yield lost or (stem_of(name), (image, mask))
-
-
 def hole_of_folder(base: str) -> str | None:
     """The color of holes that a folder's ``manifest.json`` names under ``hole``, or None."""
     try:
@@ -232,8 +225,11 @@ def hole_of_folder(base: str) -> str | None:
     return stated.hole if stated and stated.hole in HOLES else None
 
 
-def resolve_hole(hole: str | None, where: Inputs, masks: list[str]) -> str:
+def resolve_hole(hole: str | None, where: Inputs, masks: Iterable[str]) -> str:
     """The color of holes in mask files: the one that was given, or the one that their folder's manifest states.
+
+    Args:
+        masks: addresses of those that lists name.
 
     Raises:
         UserError: there is neither, or they differ.
@@ -250,116 +246,76 @@ def resolve_hole(hole: str | None, where: Inputs, masks: list[str]) -> str:
     )
 
 
-# Matching
-
-
-def match_all(where: Inputs, extension: str = "") -> Iterator[Item | Reject]:
-    """Items of all images and their masks, and what is rejected: what the inpainting job does in parallel."""
-    if where.listed:
-        listed: dict[str, list[tuple[str, str]]] = {}
-        for pair in list_pairs(where.listed, where.base):
-            if isinstance(pair, Reject):
-                yield pair
-            else:
-                listed.setdefault(pair[0], []).append(pair[1])
-        for stem in listed.items():
-            yield from match_listed(stem, where.base, True, extension)
-        return
-    roots: dict[str, dict[str, list[str]]] = {}
-    for kind, (pattern, other) in where.kinds.items():
-        for file in list_roots(pattern, other):
-            if isinstance(file, Reject):
-                yield file
-            else:
-                roots.setdefault(file[0], {kind: [] for kind in where.kinds})[kind].append(file[1])
-    lone, mask_base = where.lone, storage.select(where.masks).base if where.masks else ""
-    for root in roots.items():
-        yield from match_files(root, where, extension, lone, mask_base)
-
-
-def match_files(
-    group: tuple[str, Mapping[str, Iterable[str]]],
-    where: Inputs,
-    extension: str,
-    lone: bool = False,
-    mask_base: str | None = None,
-) -> Iterator[Item | Reject]:
-    """Items of the files of one root; a file without a counterpart, or with unclear ones, becomes a `Reject`.
-
-    Args:
-        group: root, and addresses of ``images`` and ``masks``; no entry for masks if each image has the mask
-            ``where.masks``, or none.
-        extension: of the outputs.
-        lone: whether one image alone is to be inpainted: masks of others are no inputs then.
-        mask_base: folder of all masks; None asks the storage.
-    """
-    found = group[1]
-    images = {storage.relative(address, where.base): address for address in found["images"]}
-    if "masks" not in found:
-        outputs = _outputs(images, extension)
-        yield from (Item(address, where.masks, outputs[name]) for name, address in sorted(images.items()))
-        return
-    base = storage.select(where.masks).base if mask_base is None else mask_base
-    masks = {storage.relative(address, base): address for address in found["masks"]}
-    shared = images.keys() & masks.keys() if base == where.base else set()
-    if where.match == "path":
-        own = {name: [name] if name in masks.keys() - shared else [] for name in images}
-        matched = Match(masks=own, strays=sorted(masks.keys() - images))
-    else:
-        matched = match_names(images, masks, shared)
-    outputs = _outputs([*matched.masks, *matched.unclear], extension)
-    for name, mine in sorted(matched.masks.items()):
-        if mine:
-            first, *more = (masks[mask] for mask in mine)
-            yield Item(images[name], first, outputs[name], tuple(more))
-        else:
-            stem = stem_of(name)
-            wanted = name if where.match == "path" else f"{stem}.*, {stem}_mask.* or {name}.*"
-            yield reject(images[name], "match", MatchError(f"expected a mask file named {wanted}. Found none."))
-    for name, mine in sorted(matched.unclear.items()):
-        yield reject(images[name], "match", MatchError(f"{_CLEAR} Found {', '.join(mine[:4])}."))
-    for mask in () if lone else matched.strays:
-        wanted = mask if where.match == "path" else f"{without_mask(stem_of(mask)) or stem_of(mask)}.*"
-        yield reject(masks[mask], "match", MatchError(f"expected an image file named {wanted}. Found none."))
-
-
-def _outputs(names: Iterable[str], extension: str) -> dict[str, str]:
-    """Path of the output of each image path."""
-    stems: dict[str, list[str]] = {}
-    for name in names:
-        stems.setdefault(stem_of(name), []).append(name)
-    return {name: output for alike in stems.values() for name, output in output_names(alike, extension).items()}
-
-
-def match_listed(
-    group: tuple[str, Iterable[tuple[str, str]]], base: str, needs_mask: bool, extension: str
-) -> Iterator[Item | Reject]:
-    """Items of the listed pairs of one stem; an image that needs a mask and has none becomes a `Reject`."""
-    listed: dict[str, list[str]] = {}
-    for image, mask in sorted(set(group[1])):
-        listed.setdefault(image, []).extend([mask] if mask else [])
-    outputs = output_names((storage.relative(image, base) for image in listed), extension)
-    for image, masks in listed.items():
-        output = outputs[storage.relative(image, base)]
-        if not needs_mask:
-            yield Item(image, "", output)
-        elif masks:
-            yield Item(image, masks[0], output, tuple(masks[1:]))
-        else:
-            yield reject(image, "match", MatchError("expected a mask in the list. Found none."))
-
-
 def check_outputs(inputs: Iterable[str], patterns: Iterable[str], output: str, extension: str) -> None:
     """Raises `UserError` if an output could replace an input, or would be an input of a second run.
 
     Args:
-        inputs: addresses of images and masks.
+        inputs: addresses of images and masks; the job looks at those that are not known at launch.
         patterns: patterns that matched them.
         output: the output folder.
         extension: of the outputs.
     """
-    if inside := [address for address in sorted(inputs) if address.startswith(output + "/")]:
-        raise UserError(f"--output: expected a folder without inputs. Received {output}, where {inside[0]} is one.")
+    if among := [address for address in sorted(inputs) if address.startswith(output + "/")]:
+        raise inside(among[0], output)
     for pattern in patterns:
         if storage.select(pattern).holds(storage.join(output, "a" + extension)):
             raise UserError(f"--output: expected a folder in which {pattern} matches no files. Received {output}.")
+
+
+def inside(address: str, output: str) -> UserError:
+    """The error of an input in the output folder."""
+    return UserError(f"--output: expected a folder without inputs. Received {output}, where {address} is one.")
+
+
+# Listing
+
+
+def list_files(sources: Sources, kind: str, part: Selection | None = None) -> Iterator[Entry | Reject]:
+    """The files of one kind, with their paths below its folder as addresses, without the reports of an earlier job.
+
+    A folder that may not be listed is a `Reject`, and so is a file whose name cannot be an output's.
+
+    Args:
+        part: of the selection, if not all of it is to be listed.
+
+    Raises:
+        UserError: one is in the output folder.
+    """
+    (selected, others), lost = sources.kinds[kind], dict[str, Denied]()
+    below = storage.join(selected.base, "")
+    inner = others is not None and others.base.startswith(below)
+    lone = others.address if others is not None and others.name and others != selected else None
+    outputs = storage.join(sources.output, "") if sources.output.startswith(below) else None
+    for address, size, version, checksum in (part or selected).entries(lost):
+        if (inner and others is not None and others.holds(address)) or address == lone:
+            continue
+        if outputs and address.startswith(outputs):
+            raise inside(address, sources.output)
+        if _is_report(address, selected):
+            continue
+        name = address[len(below) :]
+        yield _check_name(address, name) or Entry(name, size, version, checksum)
+    yield from (reject(folder, "list", error) for folder, error in lost.items())
+
+
+def _is_report(address: str, selected: Selection) -> bool:
+    """Whether a file is the report of a job that wrote its outputs among the files that are selected."""
+    name = address[len(selected.base) + (selected.base != "/") :]
+    return name.endswith((".jsonl", ".json")) and not selected.name and REPORT.fullmatch(name) is not None
+
+
+def _check_name(address: str, name: str) -> Reject | None:
+    """The `Reject` of a file whose name below the folder of images or masks is not UTF-8, or goes up and down."""
+    if not is_text(address):
+        return reject_name(address)
+    if "." not in name or _DOTS.isdisjoint(name.split("/")):
+        return None
+    return reject(address, "match", MatchError("expected a name without the parts . and .., which no file can have"))
+
+
+def list_pairs(rows: Iterable[tuple[str, str]], base: str) -> Iterator[tuple[str, tuple[str, str]] | Reject]:
+    """(path below ``base``, (image, mask)) of each pair of a list; one whose name cannot be used is a `Reject`."""
+    for image, mask in rows:
+        name = storage.relative(image, base)
+        lost = _check_name(image, name) or (None if is_text(mask) else reject_name(image))
+        yield lost or (name, (image, mask))

@@ -1,167 +1,284 @@
 """The inpainting job's transforms: image files and mask files in, inpainted files out.
 
-match -> finished before? -> read -> load ---> RunInference ---> write --> records
-  |             |  and stale ^  |       |   no hole: as it is ------^ |
-  +-------------+---------------+-------+-----------------------------+--> rejects
+lists -> pages -> shares -> resolve --> chunks -> read -> load ---> RunInference ---> write -+-> books
+                              |                    |       |  no hole: as it is -------^     |
+                              +-- finished, rejects+-------+---------------------------------+
+lists of outputs and of books, once all that is written -> shares -> merge -> reports -> manifest
 
-Reading goes ahead of the network and writing comes after it, both in threads of their own.
+What travels between workers are pages of names and chunks of items; the records stay in the books (`books`). Reading
+goes ahead of the network and writing comes after it, both in threads of their own. What is done to a page, a share or
+an item are functions of the modules beside this one, which wires them.
 """
 
 from __future__ import annotations
 
-import posixpath
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import apache_beam as beam
 from apache_beam.ml.inference.base import KeyedModelHandler, RunInference
+from apache_beam.transforms.window import GlobalWindows
 
-from pipelines.inpainting import inputs, loading, outputs
-from pipelines.inpainting.inputs import Inputs, Item
-from pipelines.inpainting.loading import HOLELESS, Settings, Task
-from pipelines.inpainting.outputs import FINISHED, STALE
+from pipelines.inpainting import loading, outputs, pages, reports, resume
+from pipelines.inpainting.books import Books, Line, Writer
+from pipelines.inpainting.inputs import Sources
+from pipelines.inpainting.loading import Settings, Task
+from pipelines.inpainting.reports import Reporting
+from pipelines.inpainting.resume import Before, Chunk, Resuming
 from pipelines.transforms.model_handler import BATCH_PIXELS, Filled, FillModelHandler
-from pipelines.transforms.rejects import REJECTED, Reject, tag_rejects
+from pipelines.transforms.progress import Progress
+from pipelines.transforms.rejects import Reject
 from pipelines.transforms.thread_map import ThreadMap
-from trainer import storage
 from trainer.images import EXTENSIONS
 from trainer.storage.claims import Claim
 
+LINES, HOLELESS, BEFORE = "lines", "holeless", "before"  # tags of outputs beside the main one
 
-class InpaintFiles(beam.PTransform):
-    """From a pipeline to records of outputs, as dicts, and `Reject`s.
 
-    Args:
-        where: where the images are.
+@dataclass(frozen=True, kw_only=True)
+class Inpainting:
+    """One job.
+
+    Attributes:
+        sources: where the images are.
         settings: how they are read and written.
-        output: address of the output folder.
         handler: the network.
         replaces: whether existing outputs may be replaced, see `outputs.claim_output`.
-        total: number of images, as far as known at launch.
-        claim: on the output folder.
+        reporting: the output folder's books, the claim on it, and what the manifest says.
     """
 
-    def __init__(
-        self,
-        where: Inputs,
-        settings: Settings,
-        output: str,
-        handler: FillModelHandler,
-        replaces: bool = False,
-        total: int = 0,
-        claim: Claim | None = None,
-    ):
+    sources: Sources
+    settings: Settings
+    handler: FillModelHandler
+    replaces: bool
+    reporting: Reporting
+
+    @property
+    def books(self) -> Books:
+        return self.reporting.books
+
+    @property
+    def claim(self) -> Claim | None:
+        return self.reporting.claim
+
+
+class InpaintFiles(beam.PTransform):
+    """From a pipeline to the finished job: outputs, books, reports and manifest."""
+
+    def __init__(self, job: Inpainting):
         super().__init__()
-        self._where, self._settings, self._output, self._handler = where, settings, output, handler
-        self._report = outputs.ReportItems(total)
+        self._job = job
+
+    def expand(self, pipeline):
+        job, keeper = self._job, KeepBooks(self._job.books, self._job.claim)
+        listed = pipeline | "Inputs" >> ListPages(job.sources, pages.parts_of(job.sources))
+        known = pipeline | "Known" >> ListPages(job.sources, pages.parts_of_outputs(job.books.output))
+        surveys = listed.pages | "Surveys" >> beam.Keys()
+        survey = beam.pvalue.AsSingleton(surveys | "Survey" >> beam.CombineGlobally(pages.merge_surveys))
+        found = (listed.pages, known.pages) | "Pages" >> beam.Flatten() | "Spread" >> SpreadPages(job.sources, survey)
+        resuming = Resuming(
+            sources=job.sources,
+            books=job.books,
+            extension=EXTENSIONS[job.settings.format],
+            needs_mask=job.settings.holes is None,
+        )
+        shares = found.shares | "Shares" >> beam.GroupByKey()
+        tags = {Line: LINES, Before: BEFORE}
+        resolved = shares | "Resolve" >> _tagged(resume.resolve, survey, resuming, tags=tags, main="chunks")
+        lines = [listed[LINES], known[LINES], found[LINES], resolved[LINES], resolved[BEFORE]]
+        total = (*lines, resolved.chunks) | "Total" >> Sum(_count)
+        lines += resolved.chunks | "Make" >> MakeOutputs(job)
+        # Each is written before they are put together, which waits for all of them.
+        sides = beam.pvalue.AsSingleton(total), survey
+        kept = [part | f"KeepBooks{n}" >> beam.ParDo(keeper, *sides) for n, part in enumerate(lines)]
+        written = tuple(kept) | "Written" >> Sum(int)
+        return written | "Report" >> WriteReports(job, survey, resolved[BEFORE])
+
+
+class ListPages(beam.PTransform):
+    """From a pipeline to (`Survey`, page) of what is listed, and tagged `Line`s of rejects.
+
+    Args:
+        sources: the inputs.
+        parts: what is to be listed.
+        after: a side input: what the lists wait for.
+    """
+
+    def __init__(self, sources: Sources, parts: list[pages.Part], after: Any = None):
+        super().__init__()
+        self._sources, self._parts, self._after = sources, parts, after
+
+    def expand(self, pipeline) -> beam.pvalue.DoOutputsTuple:
+        parts = pipeline | beam.Create(self._parts) | "Cut" >> beam.FlatMap(_cut_after, self._after)
+        return parts | beam.Reshuffle() | "List" >> _tagged(pages.list_part, self._sources, main="pages")
+
+
+def _cut_after(part: pages.Part, after: Any) -> Iterator[pages.Part]:
+    return pages.cut(part)
+
+
+class SpreadPages(beam.PTransform):
+    """From (`Survey`, page) to (share, page), and tagged `Line`s of rejects.
+
+    Args:
+        sources: the inputs.
+        survey: of all of them, a side input.
+    """
+
+    def __init__(self, sources: Sources, survey: Any):
+        super().__init__()
+        self._sources, self._survey = sources, survey
+
+    def expand(self, found) -> beam.pvalue.DoOutputsTuple:
+        return found | beam.Values() | _tagged(pages.spread, self._survey, self._sources, main="shares")
+
+
+class MakeOutputs(beam.PTransform):
+    """From `Chunk`s of items to a list of PCollections of `Line`s: of records and of rejects."""
+
+    def __init__(self, job: Inpainting):
+        super().__init__()
+        settings = job.settings
+        self._job = job
+        self._reader = ThreadMap(loading.read_item, settings, threads=4, max_in_flight=4)
         self._writer = ThreadMap(
-            outputs.write_result, settings, output, replaces, claim, weigh=_pixels, max_in_flight=BATCH_PIXELS
+            outputs.write_result,
+            settings,
+            job.books.output,
+            job.replaces,
+            job.claim,
+            weigh=_pixels,
+            max_in_flight=BATCH_PIXELS,
         )
 
-    def expand(self, pipeline) -> tuple[beam.PCollection[dict], beam.PCollection[Reject]]:
-        matched, lost = pipeline | MatchInputs(self._where, self._settings)
-        items = matched | SkipFinished(self._output)
-        recaller = ThreadMap(outputs.recall, self._output, threads=16, max_in_flight=64)
-        recalled = items[FINISHED] | "Recall" >> beam.ParDo(recaller).with_outputs(REJECTED, STALE, main="records")
-        reader = ThreadMap(loading.read_item, self._settings, threads=4, max_in_flight=4)
-        read = (
-            (items.new, recalled[STALE])
-            | "Unfinished" >> beam.Flatten()
-            | beam.Reshuffle()
-            | "Read" >> beam.ParDo(reader).with_outputs(REJECTED, main="files")
-        )
-        loaded = read.files | "Load" >> _tagged(loading.load_item, self._settings, tags=[HOLELESS], main="pairs")
-        filled = loaded.pairs | "Inpaint" >> RunInference(KeyedModelHandler(self._handler))
-        written = filled | "Write" >> self._write()
-        copied = loaded[HOLELESS] | "WriteHoleless" >> self._write()
-        records = [written.records, copied.records, recalled.records]
-        rejects = [*lost, *(part[REJECTED] for part in (items, recalled, read, loaded, written, copied))]
-        return self._reported(records, "Records"), self._reported(rejects, "Rejects")
-
-    def _write(self):
-        return beam.ParDo(self._writer).with_outputs(REJECTED, main="records")
-
-    def _reported(self, parts: Sequence[beam.PCollection], name: str) -> beam.PCollection:
-        """All parts together; each reports before they are put together, which waits for all of them."""
-        reported = [part | f"Report{name}{n}" >> beam.ParDo(self._report) for n, part in enumerate(parts)]
-        return reported | name >> beam.Flatten()
+    def expand(self, chunks) -> list[beam.PCollection]:
+        items = chunks | beam.Reshuffle() | "Items" >> beam.FlatMap(resume.unpack_items)
+        read = items | "Read" >> beam.ParDo(self._reader) | "Split" >> _tagged(_one, main="files")
+        tags = {Line: LINES, Filled: HOLELESS}
+        loaded = read.files | "Load" >> _tagged(loading.load_item, self._job.settings, tags=tags, main="pairs")
+        filled = loaded.pairs | "Inpaint" >> RunInference(KeyedModelHandler(self._job.handler))
+        written = filled | "Write" >> beam.ParDo(self._writer)
+        copied = loaded[HOLELESS] | "WriteHoleless" >> beam.ParDo(self._writer)
+        return [read[LINES], loaded[LINES], written, copied]
 
 
-def _tagged(function, *arguments, main: str, tags: Sequence[str] = ()):
-    return beam.FlatMap(function, *arguments).with_outputs(REJECTED, *tags, main=main)
+class WriteReports(beam.PTransform):
+    """From how many lines were written, when all are, to the reports and the manifest: see `reports`.
+
+    Args:
+        before: the `Before`s.
+    """
+
+    def __init__(self, job: Inpainting, survey: Any, before: beam.PCollection):
+        super().__init__()
+        self._job, self._survey, self._before = job, survey, before
+
+    def expand(self, written):
+        job, parts = self._job, pages.parts_of_outputs(self._job.books.output)
+        listed = written.pipeline | "Again" >> ListPages(job.sources, parts, beam.pvalue.AsSingleton(written))
+        found = listed.pages | "Spread" >> SpreadPages(job.sources, self._survey)
+        before = self._before | "Before" >> beam.Map(_page_of)
+        shares = (found.shares, before) | "Pages" >> beam.Flatten() | "Shares" >> beam.GroupByKey()
+        summaries = shares | "Merge" >> beam.Map(reports.merge, job.reporting)
+        summary = summaries | "Sum" >> beam.CombineGlobally(reports.merge_summaries)
+        return summary | "Publish" >> beam.Map(reports.publish, self._survey, job.reporting)
+
+
+class Sum(beam.PTransform):
+    """The sum of what ``function`` makes of all elements of some PCollections: one number, 0 without elements."""
+
+    def __init__(self, function: Callable[[Any], int]):
+        super().__init__()
+        self._function = function
+
+    def expand(self, parts):
+        parts = parts if isinstance(parts, tuple) else (parts,)
+        counts = [part | f"Count{n}" >> beam.Map(self._function) for n, part in enumerate(parts)]
+        return counts | beam.Flatten() | beam.CombineGlobally(sum)
+
+
+class KeepBooks(beam.DoFn):
+    """Writes `Line`s into the books, counts them and the `Before`s, and prints `Progress`; how many lines there were.
+
+    Args:
+        books, claim: the job's.
+    """
+
+    def __init__(self, books: Books, claim: Claim | None):
+        super().__init__()
+        self._books, self._claim, self._progress = books, claim, Progress("images")
+        count, spread = beam.metrics.Metrics.counter, beam.metrics.Metrics.distribution
+        self._counts = {name: count("pconv", name) for name in ("outputs", "rejects", "finished_before", "windows")}
+        self._spreads = {name: spread("pconv", name) for name in ("hole_permille", "milliseconds", "output_bytes")}
+
+    def setup(self):
+        self._progress.start()
+
+    def start_bundle(self):
+        self._writer: Writer | None = None
+        self._written = 0
+
+    def process(self, found: Line | Before, total: int, survey: pages.Survey):
+        if isinstance(found, Before):
+            self._counts["outputs"].inc(found.number)
+            self._counts["finished_before"].inc(found.number)
+            self._progress.add(False, found.number, total)
+            return
+        self._writer = self._writer or Writer(self._books, self._claim, survey.digits)
+        self._writer.add(found)
+        self._written += 1
+        self._count(found.outcome)
+        is_new = isinstance(found.outcome, Reject) or found.outcome["status"] == "done"
+        self._progress.add(is_new, total=total)
+
+    def _count(self, outcome: dict | Reject) -> None:
+        if isinstance(outcome, Reject):
+            self._counts["rejects"].inc()
+            return
+        self._counts["outputs"].inc()
+        if outcome["status"] != "done":
+            self._counts["finished_before"].inc()
+            return
+        self._counts["windows"].inc(outcome["windows"])
+        self._spreads["hole_permille"].update(round(1000 * outcome["hole_ratio"]))
+        self._spreads["milliseconds"].update(round(1000 * outcome["seconds"]))
+        self._spreads["output_bytes"].update(outcome["bytes"])
+
+    def finish_bundle(self):
+        if self._writer is not None:
+            self._writer.flush()
+        yield GlobalWindows.windowed_value(self._written)
+
+
+# Thin wiring
+
+
+def _tagged(function, *arguments: Any, main: str, tags: Mapping[type, str] | None = None):
+    """A FlatMap whose outputs of some types are tagged; of pairs, that of the second counts."""
+    tags = {Line: LINES} if tags is None else tags
+    return beam.FlatMap(_tag, function, tags, *arguments).with_outputs(*tags.values(), main=main)
+
+
+# Without types of its arguments: Beam would check an empty ``arguments`` as if it were an element.
+def _tag(element, function, tags, *arguments) -> Iterator[Any]:
+    for found in function(element, *arguments):
+        tag = tags.get(type(found[1]) if type(found) is tuple else type(found))
+        yield beam.pvalue.TaggedOutput(tag, found) if tag else found
+
+
+def _one(element: Any) -> Iterator[Any]:
+    yield element
+
+
+def _page_of(before: Before) -> tuple[str, bytes]:
+    return before.share, before.page
+
+
+def _count(found: Line | Before | Chunk) -> int:
+    return 1 if isinstance(found, Line) else found.number
 
 
 def _pixels(result: tuple[Task, Filled | Exception]) -> int:
     _, filled = result
     return filled.pixels[..., 0].size if isinstance(filled, Filled) else 1
-
-
-class MatchInputs(beam.PTransform):
-    """From a pipeline to `Item`s, and a list of PCollections of `Reject`s."""
-
-    def __init__(self, where: Inputs, settings: Settings):
-        super().__init__()
-        self._where, self._extension = where, EXTENSIONS[settings.format]
-        self._needs_mask = settings.holes is None
-
-    def expand(self, pipeline) -> tuple[beam.PCollection[Item], list[beam.PCollection[Reject]]]:
-        where, extension = self._where, self._extension
-        if where.listed:
-            match = _tagged(tag_rejects, inputs.match_listed, where.base, self._needs_mask, extension, main="items")
-            listed = pipeline | "List" >> beam.Create([where.listed])
-            # (stem, (image, mask))
-            pairs = listed | "ReadPairs" >> _tagged(tag_rejects, inputs.list_pairs, where.base, main="pairs")
-            matched = pairs.pairs | "ByStem" >> beam.GroupByKey() | "Match" >> match
-            return matched.items, [pairs[REJECTED], matched[REJECTED]]
-        mask_base = storage.select(where.masks).base if where.masks else ""
-        match = _tagged(tag_rejects, inputs.match_files, where, extension, where.lone, mask_base, main="items")
-        files = self._files(pipeline)
-        named = {kind: found.files for kind, found in files.items()}
-        matched = named | "ByRoot" >> beam.CoGroupByKey() | "Match" >> match
-        return matched.items, [*(found[REJECTED] for found in files.values()), matched[REJECTED]]
-
-    def _files(self, pipeline) -> dict[str, beam.pvalue.DoOutputsTuple]:
-        """(root, address) of images and of masks, and tagged `Reject`s."""
-        return {
-            kind: pipeline
-            | f"Pattern_{kind}" >> beam.Create([pattern])
-            | f"List_{kind}" >> _tagged(tag_rejects, inputs.list_roots, other, main="files")
-            for kind, (pattern, other) in self._where.kinds.items()
-        }
-
-
-class SkipFinished(beam.PTransform):
-    """From `Item`s to those that are still to be made (``new``), those tagged `FINISHED`, and tagged `Reject`s."""
-
-    def __init__(self, output: str):
-        super().__init__()
-        self._output = output
-
-    def expand(self, items) -> beam.pvalue.DoOutputsTuple:
-        existing = items.pipeline | "Output" >> beam.Create([self._output]) | beam.FlatMap(outputs.list_existing)
-        return (
-            {"items": items | beam.Map(_by_output, storage.is_remote(self._output)), "existing": existing}
-            | "ByOutput" >> beam.CoGroupByKey()
-            | "Skip" >> _tagged(outputs.skip_finished, tags=[FINISHED], main="new")
-        )
-
-
-def _by_output(item: Item, is_remote: bool) -> tuple[str, Item]:
-    """The item by its output; of objects ``a//b`` and ``a/b``, which become one file, both have this name."""
-    item = item if is_remote else item._replace(output=posixpath.normpath(item.output.lstrip("/")))
-    return outputs.record_name(item.output), item
-
-
-class WriteOutcome(beam.PTransform):
-    """Writes the job's reports from the PCollections of records and rejects: see `outputs.write_outcome`."""
-
-    def __init__(self, folder: str, fields: dict, claim: Claim | None = None, job: dict | None = None):
-        super().__init__()
-        self._folder, self._fields, self._claim, self._job = folder, fields, claim, job
-
-    def expand(self, outcomes):
-        records, rejects = outcomes
-        every = [beam.pvalue.AsList(part) for part in (records, rejects)]
-        count = records | beam.combiners.Count.Globally()
-        return count | "WriteOutcome" >> beam.Map(
-            outputs.write_outcome, self._folder, self._fields, *every, self._claim, self._job
-        )

@@ -9,20 +9,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import apache_beam as beam
 import cv2
 import numpy as np
 
 from masks.coverage import hole_ratio
+from pipelines.inpainting.books import Line
 from pipelines.inpainting.colors import HoleColor, find_color, find_ring
 from pipelines.inpainting.inputs import Item
 from pipelines.inpainting.versions import Version, read_version
 from pipelines.transforms.model_handler import Filled, Pair
-from pipelines.transforms.rejects import REJECTED, Reject, Rejected, blame
+from pipelines.transforms.rejects import Reject, Rejected, blame
 from trainer.errors import MaskError, UserError
 from trainer.images import budget, mask_files, pictures, rgb
 
-HOLELESS = "holeless"  # tag of the output for images without holes
 BY_CONTENT = "by content"  # how this version reads mask files; earlier ones split the brightness of all at a half
 _COLOR = re.compile(r"color=#([0-9a-fA-F]{6})(?:,(\d{1,3}))?")
 _ALPHA = re.compile(r"alpha(?:,(\d{1,3}))?")
@@ -127,8 +126,8 @@ def parse_holes(text: str) -> HoleAlpha | HoleColor:
 # Reading
 
 
-def read_item(item: Item, settings: Settings) -> Iterator[Files | beam.pvalue.TaggedOutput]:
-    """`Files` of one item, or a tagged `Reject`."""
+def read_item(item: Item, settings: Settings) -> Iterator[Files | Line]:
+    """`Files` of one item, or the line of a reject."""
     begin, masks = time.perf_counter(), []
     try:
         with blame(item.image, "read"):
@@ -147,18 +146,18 @@ def read_item(item: Item, settings: Settings) -> Iterator[Files | beam.pvalue.Ta
         yield Files(item, image, tuple(masks), time.perf_counter() - begin, tuple(versions))
 
 
-def _lost(item: Item, lost: Reject) -> beam.pvalue.TaggedOutput:
+def _lost(item: Item, lost: Reject) -> Line:
     """The reject is the image's, whichever of the two files is to blame."""
     if lost.source != item.image:
         lost = dataclasses.replace(lost, source=item.image, error=f"{lost.error} ({lost.source})")
-    return beam.pvalue.TaggedOutput(REJECTED, lost)
+    return Line(item.share, lost)
 
 
 # Decoding
 
 
-def load_item(files: Files, settings: Settings) -> Iterator[tuple[Task, Pair] | beam.pvalue.TaggedOutput]:
-    """(`Task`, `Pair`) of one item, upright; tagged (`Task`, `Filled`) if it has no hole; or a tagged `Reject`."""
+def load_item(files: Files, settings: Settings) -> Iterator[tuple[Task, Pair | Filled] | Line]:
+    """(`Task`, `Pair`) of one item, upright; (`Task`, `Filled`) if it has no hole; or the line of a reject."""
     begin = time.perf_counter()
     try:
         pair, metadata, remarks = _decode(files, settings)
@@ -171,7 +170,7 @@ def load_item(files: Files, settings: Settings) -> Iterator[tuple[Task, Pair] | 
     seconds = files.seconds + time.perf_counter() - begin
     task = Task(files.item, metadata, ratio, seconds, copy, remarks, files.versions)
     if ratio == 0:
-        yield beam.pvalue.TaggedOutput(HOLELESS, (task, Filled(pair.image, 0, 0.0)))
+        yield task, Filled(pair.image, 0, 0.0)
     else:
         yield task, pair
 
@@ -179,13 +178,12 @@ def load_item(files: Files, settings: Settings) -> Iterator[tuple[Task, Pair] | 
 def load_pair(item: Item, settings: Settings) -> Pair | str:
     """The image and the mask of one item, upright, or why there are none; a mask without holes is none."""
     for files in read_item(item, settings):
-        if isinstance(files, beam.pvalue.TaggedOutput):
-            return str(files.value.error)
-        for found in load_item(files, settings):
-            if not isinstance(found, beam.pvalue.TaggedOutput):
+        for found in [files] if isinstance(files, Line) else load_item(files, settings):
+            if isinstance(found, Line):
+                assert isinstance(found.outcome, Reject)
+                return str(found.outcome.error)
+            if isinstance(found[1], Pair):
                 return found[1]
-            if found.tag == REJECTED:
-                return str(found.value.error)
     return "MaskError: expected a hole. Received a mask without any."
 
 

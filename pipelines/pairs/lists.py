@@ -29,6 +29,7 @@ from trainer.storage.names import is_text
 
 JSON_SUFFIXES = (".jsonl", ".json", ".ndjson")
 SUFFIXES = (".csv", ".tsv", *JSON_SUFFIXES)
+_HEAD = 1 << 20  # bytes
 _COLUMNS = {"image": "image", "images": "image", "mask": "mask", "masks": "mask"}
 _SEPARATORS = (",", ";", "\t", "|")
 _STATED = re.compile(r"sep=(.)\r?\n?", re.IGNORECASE)  # a first line of Excel's own
@@ -49,7 +50,32 @@ def read_pairs(address: str) -> list[tuple[str, str]]:
     Raises:
         UserError: the list cannot be parsed, or a line has no image.
     """
-    data = storage.read(address)
+    return _parse_list(storage.read(address), address)
+
+
+def read_head(address: str) -> list[tuple[str, str]]:
+    """`read_pairs` of the lines that are whole in the first megabyte of a list; of an array of rows, none.
+
+    Raises:
+        UserError: as of `read_pairs`; the rest of the list may still be wrong.
+    """
+    data = storage.read_range(address, 0, _HEAD)
+    if len(data) == _HEAD:
+        for newline in (b"\n\0", b"\0\n") if b"\0" in data[:4] else (b"\n",):
+            data = data[: data.rfind(newline) + len(newline)]
+        if data.lstrip().startswith(b"["):
+            return []
+    return _parse_list(data, address)
+
+
+def find_lists(pattern: str) -> Iterator[storage.Entry]:
+    """A list, or those that a glob selects."""
+    selected = storage.select(pattern)
+    yield from (found for found in selected.entries() if selected.name or found.address.lower().endswith(SUFFIXES))
+
+
+def _parse_list(data: bytes, address: str) -> list[tuple[str, str]]:
+    """The pairs in ``data``, which was read from ``address``."""
     try:
         text = _decode(data)
         rows = _read_json(text) if address.lower().endswith(JSON_SUFFIXES) else _read_csv(text)

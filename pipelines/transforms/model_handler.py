@@ -5,13 +5,17 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from apache_beam.ml.inference.base import ModelHandler
 
+from trainer.command import quiet_imports
 from trainer.errors import DeviceError, UserError, is_outage
-from trainer.inference import predict
+from trainer.inference.pins import ModelPin
+
+if TYPE_CHECKING:
+    from trainer.inference.predict import Model
 
 _UNIT_PIXELS = 512 * 512  # of weight 1
 _BATCH_WEIGHT = 16  # of the pairs in memory for one batch
@@ -42,13 +46,13 @@ class Filled(NamedTuple):
     seconds: float
 
 
-class FillModelHandler(ModelHandler[Pair, Filled | Exception, predict.Model]):
+class FillModelHandler(ModelHandler[Pair, Filled | Exception, Any]):
     """`predict.fill_batch` for RunInference, for keyed pairs of any size: as many make a batch as fit its memory.
 
     An element that fails gives its exception instead of `Filled`, and takes no other element with it.
 
     Args:
-        pin: the network, from `predict.find_model`; workers read it from storage, once per process.
+        pin: the network, from `pins.find_model`; workers read it from storage, once per process.
         batch_size: windows computed together; short batches are padded. None: what suits the device.
         options: of `predict.load_model`: ``precision``, ``device``, ``window``.
 
@@ -56,19 +60,31 @@ class FillModelHandler(ModelHandler[Pair, Filled | Exception, predict.Model]):
         UserError: the device does not exist, in the words of the command's option.
     """
 
-    def __init__(self, pin: predict.ModelPin, batch_size: int | None, **options):
+    def __init__(self, pin: ModelPin, batch_size: int | None, **options):
         super().__init__()
         self.pin, self._batch_size, self._options = pin, batch_size, options
 
-    def load_model(self) -> predict.Model:
+    def prepare(self) -> None:
+        """Imports what computes, ahead of the job: only a main thread can keep quiet what libraries print meanwhile.
+
+        Who launches a job that runs elsewhere does without: TensorFlow takes half a gigabyte.
+        """
+        with quiet_imports():
+            from trainer.inference import predict  # noqa: F401
+
+    def load_model(self) -> Model:
+        from trainer.inference import predict
+
         try:
             return predict.load_model(self.pin, batch_size=self._batch_size, **self._options)
         except DeviceError as error:
             raise UserError(f"--{error}") from None
 
     def run_inference(
-        self, batch: Sequence[Pair], model: predict.Model, inference_args: dict[str, Any] | None = None
+        self, batch: Sequence[Pair], model: Model, inference_args: dict[str, Any] | None = None
     ) -> list[Filled | Exception]:
+        from trainer.inference import predict
+
         try:
             with one_of_few():
                 begin = time.perf_counter()

@@ -22,10 +22,12 @@ class _Counter:
         self._seen = self._new = 0
         self._begin = self._printed = time.monotonic()
 
-    def add(self, label: str, total: int | None, is_new: bool) -> None:
+    def add(self, label: str, total: int | None, is_new: bool, count: int = 1) -> None:
+        if not count:
+            return
         with self._lock:
-            self._seen += 1
-            self._new += is_new
+            self._seen += count
+            self._new += count * is_new
             now = time.monotonic()
             if now - self._printed < self._interval and self._seen != total:
                 return
@@ -57,9 +59,13 @@ class Progress:
         """Starts the clock of this process; for a DoFn's ``setup``."""
         _counters.setdefault(self._key, _Counter(self._interval))
 
-    def add(self, is_new: bool = True) -> None:
-        """Counts one element; one that is not new (an earlier run finished it) says nothing of the rate."""
-        _counters[self._key].add(self._label, self._total, is_new)
+    def add(self, is_new: bool = True, count: int = 1, total: int | None = None) -> None:
+        """Counts elements; those that are not new (an earlier run finished them) say nothing of the rate.
+
+        Args:
+            total: as of the constructor, where it is only known by now.
+        """
+        _counters[self._key].add(self._label, total or self._total, is_new, count)
 
 
 class ReportProgress(beam.DoFn):

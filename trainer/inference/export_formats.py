@@ -19,43 +19,20 @@ import json
 import os
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import keras
 import tensorflow as tf
-from pydantic import ConfigDict, JsonValue
 
 from trainer import checkpoints, storage
 from trainer.config import TrainConfig
-from trainer.documents import Crc32c, Form, Text
 from trainer.errors import UserError
+from trainer.inference.pins import CARD, CARD_FORM, MODEL
 from trainer.model.unet import build_unet
 
-MODEL, SAVED_MODEL, ONNX, CARD = "model.keras", "saved_model", "model.onnx", "card.json"
+SAVED_MODEL, ONNX = "saved_model", "model.onnx"
 FILES = (MODEL, SAVED_MODEL, ONNX, CARD)
 PRINCIPAL = {"keras": MODEL, "saved_model": f"{SAVED_MODEL}/saved_model.pb", "onnx": ONNX}  # file of each format
-
-
-@dataclass(frozen=True, kw_only=True)
-class Card:
-    """What is read of an export's card.json.
-
-    Attributes:
-        weights: ``ema`` or ``raw``; cards of before there was the choice have none.
-        files: crc32c by path; cards of before have none.
-    """
-
-    __pydantic_config__ = ConfigDict(strict=True, extra="ignore")
-
-    config: TrainConfig
-    checkpoint_crc32c: Crc32c | None = None
-    weights: Text = "raw"
-    metrics: dict[str, JsonValue] = field(default_factory=dict)  # copied only; a term of the loss may be NaN
-    files: dict[str, Crc32c] = field(default_factory=dict)
-
-
-CARD_FORM: Form[Card] = Form("the card of an exported network", Card)
 OPSET = 18  # the newest that tf2onnx 1.17 is tested with
 
 

@@ -14,7 +14,6 @@ import dataclasses
 import tempfile
 from collections.abc import Iterable
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,77 +21,17 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from trainer import checkpoints, runs, storage, weight_files
-from trainer.checkpoints import pointers
-from trainer.config import TrainConfig
+from trainer import checkpoints, storage, weight_files
 from trainer.errors import UserError, no_gpu
-from trainer.inference import DEVICES, arrays, export_formats
+from trainer.inference import DEVICES, arrays
 from trainer.inference.filling import Model, fill_images
+from trainer.inference.pins import MODEL, ModelPin, find_export, find_model
 from trainer.inference.windows import Tiling, make_sides
 from trainer.model.unet import build_unet
-from trainer.storage import recognize
 
 __all__ = ["Model", "ModelPin", "find_export", "find_model", "inpaint", "inpaint_batch", "load_model"]
 
 GPU_BATCH = 8
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelPin:
-    """A network, fixed once at launch, and the config it was trained with.
-
-    Attributes:
-        checkpoint: address and checksum of a checkpoint or an exported ``.keras`` file.
-    """
-
-    checkpoint: checkpoints.Pin
-    config: TrainConfig
-
-
-# Finding
-
-
-def find_model(run: str, which: str | int | None = None) -> ModelPin:
-    """A checkpoint of a run, with its own config, else the run's.
-
-    Args:
-        which: ``latest``, ``best`` or the number of a step; by default the best if there is one, else the latest.
-
-    Raises:
-        UserError: the folder is not a run, or the run has no such checkpoint.
-    """
-    config = runs.read_config(run)
-    if which is None:
-        best = pointers.read(run, checkpoints.BEST)
-        which = checkpoints.BEST if best is not None and best.checkpoint is not None else checkpoints.LATEST
-    try:
-        pin = checkpoints.find(run, which)
-    except UserError:
-        if recognize.look(run).kind == "checkpoint":  # with a config of its own
-            raise runs.explain_missing(run) from None
-        raise
-    return ModelPin(checkpoint=pin, config=checkpoints.load_checkpoint(pin, ()).config or config)
-
-
-def find_export(address: str) -> ModelPin:
-    """An exported network: a ``.keras`` file with its card beside it, or the folder of both.
-
-    Raises:
-        UserError: one of them is missing or invalid.
-    """
-    model = address if address.endswith(".keras") else storage.join(address, export_formats.MODEL)
-    if not storage.exists(model):
-        thing = recognize.look(address)
-        if thing.kind == "nothing":
-            raise storage.NotFound(f"{model} does not exist (expected an exported .keras file, or its folder)")
-        run = address if thing.kind == "run" else thing.whole
-        advice = f"--run {run} takes a training run" if run else "trainer.export --format keras writes one"
-        raise UserError(f"{address} is {thing.what}. Expected an exported .keras file, or its folder ({advice}).")
-    card = storage.join(model.rpartition("/")[0], export_formats.CARD)
-    found = export_formats.CARD_FORM.read_if_any(card)
-    if found is None:
-        raise UserError(f"{model} has no card: {card} does not exist")
-    return ModelPin(checkpoint=checkpoints.Pin(address=model, crc32c=storage.checksum(model)), config=found.config)
 
 
 # Loading
@@ -170,7 +109,7 @@ def _restore_unet(pin: ModelPin, dtype: str) -> keras.Model:
 def _load_weights(unet, data: bytes, address: str) -> None:
     """Sets a network's weights from an exported ``.keras`` file, which was read from ``address``."""
     with tempfile.TemporaryDirectory() as scratch:
-        path = Path(scratch, export_formats.MODEL)
+        path = Path(scratch, MODEL)
         path.write_bytes(data)
         try:
             unet.load_weights(path)  # reads only the weights of a .keras file, not the code that builds the model

@@ -13,6 +13,7 @@ import contextlib
 import os
 import posixpath
 import re
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -21,6 +22,7 @@ from trainer.errors import LeftRunning, UserError
 
 CLAIMS = ".claims"
 _NAME = re.compile(r"(\d{6,9})-([0-9a-f]{16})")
+_LATELY_S = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +38,10 @@ class Claim:
     folder: str
     name: str
     is_own: bool
+
+
+# When this process has asked for each claim of `require_lately` last.
+_required: dict[Claim, float] = {}
 
 
 def _order(name: str) -> tuple[int, str]:
@@ -90,6 +96,19 @@ def require(claim: Claim | None) -> None:
         raise UserError(f"{claim.folder} was written by another job, or emptied, since this one started")
 
 
+def require_lately(claim: Claim | None) -> None:
+    """`require`, for each of many files: of a job that replaces nothing it is believed for a second.
+
+    What such a job writes in that second are new files, which the job that has just claimed the folder replaces or
+    leaves alone as it would any other file.
+    """
+    if claim is None or claim.is_own:
+        require(claim)
+    elif time.monotonic() - _required.get(claim, -_LATELY_S) >= _LATELY_S:
+        require(claim)
+        _required[claim] = time.monotonic()
+
+
 @contextlib.contextmanager
 def held(claim: Claim | None, goes_on: bool = False) -> Iterator[None]:
     """Gives the folder back at the end: a job's own claim in any case, those of killed jobs if this one succeeds.
@@ -120,19 +139,23 @@ def _release(claim: Claim) -> None:
 # Ending a job
 
 
-def require_files(folder: str, files: Mapping[str, tuple[int, str] | None]) -> None:
+def require_files(
+    folder: str, files: Mapping[str, tuple[int, str] | None], sizes: Mapping[str, int] | None = None
+) -> None:
     """Raises `UserError` unless all files of a job are in its folder.
 
     Args:
         files: by path below the folder, bytes and crc32c; None if any contents will do.
+        sizes: of the files that have just been listed there, by their paths; None lists the folder.
     """
-    sizes = dict(storage.scan(folder))
+    if sizes is None:
+        sizes = {storage.relative(address, folder): size for address, size in storage.scan(folder)}
 
     def differs(name: str, size: int | None) -> bool:
         known = files[name]
         return size is None or (known is not None and known[0] != size)
 
-    suspects = [name for name in files if differs(name, sizes.get(storage.join(folder, name)))]
+    suspects = [name for name in files if differs(name, sizes.get(name))]
     for name in suspects:  # a bucket's list may be stale: what it lacks is asked for by name
         address, known = storage.join(folder, name), files[name]
         if not storage.exists(address) or (known is not None and storage.checksum(address) != known[1]):

@@ -48,7 +48,7 @@ class LocalStore:
 
         skipped = len(folder.rstrip("/")) + 1
         for path in beneath.walk(folder, deep, enters, fail):
-            if span is EVERYTHING or span.holds(path[skipped:]):
+            if span == EVERYTHING or span.holds(path[skipped:]):
                 yield self.entry(path)
 
     def folders(self, folder: str) -> list[str]:

@@ -29,7 +29,7 @@ _ARCHIVES = {
 }
 _EXPORTS = (".keras", ".onnx", ".pb")
 _TAR_MAGIC, _HEAD = (257, b"ustar"), 512
-_MOST = 1000  # files of a folder that are looked at
+_MOST, _MOST_FOLDERS = 1000, 50  # files of a folder that are looked at, and folders in it
 
 
 class Thing(NamedTuple):
@@ -61,7 +61,8 @@ def look(address: str) -> Thing:
         return Thing(*found, whole if found[0] in ("checkpoint", "export") else "")
     if whole:
         return Thing("folder", f"a folder in the training run {whole}", whole)
-    inner = ((name, _look_at_folder(storage.join(address, name))) for name in storage.folders(address))
+    folders = itertools.islice(storage.folders(address), _MOST_FOLDERS)
+    inner = ((name, _look_at_folder(storage.join(address, name))) for name in folders)
     if held := list(itertools.islice((f"{name} ({found[1]})" for name, found in inner if found), 3)):
         return Thing("parent", f"a folder that holds others: {', '.join(held)}")
     ends = {posixpath.splitext(name)[1].lower() for name in names}

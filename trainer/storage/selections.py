@@ -62,7 +62,7 @@ class Selection:
 
     def entries(self, lost: dict[str, Denied] | None = None) -> Iterator[Entry]:
         """Each file, in no particular order; see `api.entries`."""
-        if self.span is EVERYTHING and not self.glob:
+        if self.span == EVERYTHING and not self.glob:
             yield from api.entries(self.address, lost=lost)
             return
         pattern = self.glob or "**"

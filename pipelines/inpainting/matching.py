@@ -1,0 +1,126 @@
+"""Which mask belongs to which image, and where the output goes.
+
+An output has its image's path below the folder of all images, with the extension of the output's format: ``x/a.jpg``
+becomes ``x/a.png``. Images that differ in the extension alone keep it: ``a.jpg`` and ``a.tif`` become ``a.jpg.png``
+and ``a.tif.png``. What would still be written to one place is rejected, all of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator
+
+from pipelines.inpainting.inputs import Inputs, Item, MatchError, Sources, common_folder, list_files, list_pairs
+from pipelines.pairs.lists import find_lists, read_pairs
+from pipelines.pairs.names import Match, match_names, root_of, stem_of, without_mask
+from pipelines.transforms.rejects import Reject, reject
+from trainer import storage
+
+_CLEAR = (
+    "expected masks that are this image's alone: one file, or some that are numbered, as a_mask_1.png and a_mask_2.png "
+    "are (--pairs takes a list of any)."
+)
+
+
+def output_names(names: Iterable[str], extension: str) -> dict[str, str]:
+    """Path of the output of each image path; ``names`` are all the paths that have one stem."""
+    names = sorted(set(names))
+    return {name: (stem_of(name) if len(names) == 1 else name) + extension for name in names}
+
+
+def match_all(where: Inputs, extension: str = "") -> Iterator[Item | Reject]:
+    """Items of all images and their masks, and what is rejected: what the inpainting job does share by share."""
+    sources = Sources.find(where)
+    if where.listed:
+        rows = [row for found in find_lists(where.listed) for row in read_pairs(found.address)]
+        base = where.base or common_folder(image for image, _ in rows)
+        pairs: dict[str, list[tuple[str, str]]] = {}
+        for pair in list_pairs(rows, base):
+            if isinstance(pair, Reject):
+                yield pair
+            else:
+                pairs.setdefault(stem_of(pair[0]), []).append(pair[1])
+        for listed in pairs.values():
+            yield from match_listed(listed, base, True, extension)
+        return
+    roots: dict[str, dict[str, list[str]]] = {}
+    for kind in sources.kinds:
+        for found in list_files(sources, kind):
+            if isinstance(found, Reject):
+                yield found
+            else:
+                roots.setdefault(root_of(found.address), {kind: [] for kind in sources.kinds})[kind].append(
+                    found.address
+                )
+    for root in roots.values():
+        yield from match_files(root["images"], root.get("masks"), sources, extension)
+
+
+def match_files(
+    images: Collection[str], masks: Collection[str] | None, sources: Sources, extension: str
+) -> Iterator[Item | Reject]:
+    """Items of the files of one root; a file without a counterpart, or with unclear ones, becomes a `Reject`.
+
+    Args:
+        images: paths below the folder of all images.
+        masks: paths below the folder of all masks; None if each image has the mask ``where.masks``, or none.
+        sources: where they are. If one image is named, masks of others are no inputs.
+        extension: of the outputs.
+    """
+    where = sources.where
+    address, mask_address = sources.image_address, sources.mask_address
+    if masks is None:
+        outputs = _outputs(images, extension)
+        yield from (Item(address(name), where.masks, outputs[name]) for name in sorted(images))
+        return
+    if len(images) == len(masks) == 1 and where.match == "stem" and (sources.apart or images != masks):
+        (image,), (mask,) = images, masks
+        if (stem := stem_of(image)) == stem_of(mask):  # as nearly all are: what follows says the same, more slowly
+            yield Item(address(image), mask_address(mask), stem + extension)
+            return
+    shared = set() if sources.apart else set(images) & set(masks)
+    if where.match == "path":
+        free = set(masks) - shared
+        own = {name: [name] if name in free else [] for name in images}
+        matched = Match(masks=own, strays=sorted(set(masks) - set(images)))
+    else:
+        matched = match_names(images, masks, shared)
+    outputs = _outputs([*matched.masks, *matched.unclear], extension)
+    for name, mine in sorted(matched.masks.items()):
+        if mine:
+            first, *more = map(mask_address, mine)
+            yield Item(address(name), first, outputs[name], tuple(more))
+        else:
+            stem = stem_of(name)
+            wanted = name if where.match == "path" else f"{stem}.*, {stem}_mask.* or {name}.*"
+            yield reject(address(name), "match", MatchError(f"expected a mask file named {wanted}. Found none."))
+    for name, mine in sorted(matched.unclear.items()):
+        yield reject(address(name), "match", MatchError(f"{_CLEAR} Found {', '.join(mine[:4])}."))
+    for mask in () if sources.is_lone else matched.strays:
+        wanted = mask if where.match == "path" else f"{without_mask(stem_of(mask)) or stem_of(mask)}.*"
+        yield reject(mask_address(mask), "match", MatchError(f"expected an image file named {wanted}. Found none."))
+
+
+def _outputs(names: Iterable[str], extension: str) -> dict[str, str]:
+    """Path of the output of each image path."""
+    stems: dict[str, list[str]] = {}
+    for name in names:
+        stems.setdefault(stem_of(name), []).append(name)
+    return {name: output for alike in stems.values() for name, output in output_names(alike, extension).items()}
+
+
+def match_listed(
+    pairs: Iterable[tuple[str, str]], base: str, needs_mask: bool, extension: str
+) -> Iterator[Item | Reject]:
+    """Items of the listed pairs of one stem; an image that needs a mask and has none becomes a `Reject`."""
+    listed: dict[str, list[str]] = {}
+    for image, mask in sorted(set(pairs)):
+        listed.setdefault(image, []).extend([mask] if mask else [])
+    outputs = output_names((storage.relative(image, base) for image in listed), extension)
+    for image, masks in listed.items():
+        output = outputs[storage.relative(image, base)]
+        if not needs_mask:
+            yield Item(image, "", output)
+        elif masks:
+            yield Item(image, masks[0], output, tuple(masks[1:]))
+        else:
+            yield reject(image, "match", MatchError("expected a mask in the list. Found none."))

@@ -1,0 +1,203 @@
+"""Reports of a finished job: ``items.jsonl`` and ``rejects.jsonl``, made share by share of the books, and the manifest.
+
+The outputs are listed once more for that: what was deleted while the job ran is missed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from pipelines.inpainting import pages
+from pipelines.inpainting.books import Books, parse_record, parse_reject, read_parts
+from pipelines.inpainting.colors import Ring, warn_of_rings
+from pipelines.inpainting.inputs import ITEMS, MANIFEST, REJECTS
+from pipelines.inpainting.outputs import require_job
+from pipelines.inpainting.pages import Survey
+from pipelines.inpainting.versions import Record, told
+from pipelines.transforms.rejects import Reject, reject_lines
+from trainer import storage
+from trainer.errors import UserError
+from trainer.storage import claims
+from trainer.storage.claims import Claim
+from trainer.storage.names import printable
+
+_ENCODE = json.JSONEncoder(sort_keys=True).encode
+_COUNTS = ("inputs", "outputs", "rejects", "finished_before", "without_holes", "several_frames")
+
+
+class Summary(NamedTuple):
+    """What the reports of some shares say together.
+
+    Attributes:
+        counts: those of `_COUNTS`.
+        items, rejects: names of the reports.
+        rings: see `colors.warn_of_rings`.
+    """
+
+    counts: tuple[int, ...] = (0,) * len(_COUNTS)
+    items: tuple[str, ...] = ()
+    rejects: tuple[str, ...] = ()
+    rings: tuple[int, Ring] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reporting:
+    """What the reports depend on beside the books.
+
+    Attributes:
+        books, claim: the job's.
+        job: as `outputs.claim_output` takes it.
+        fields: of the manifest: model, parameters and code version.
+    """
+
+    books: Books
+    job: dict
+    fields: dict
+    claim: Claim | None = None
+
+
+def report_name(name: str, share: str) -> str:
+    """``items.jsonl`` if there is one share, else ``items-00012-of-00256.jsonl``."""
+    stem, dot, extension = name.partition(".")
+    return f"{stem}-{int(share, 16):05d}-of-{16 ** len(share):05d}{dot}{extension}" if share else name
+
+
+def merge(group: tuple[str, Iterable[bytes]], job: Reporting) -> Summary:
+    """Writes the reports of one share.
+
+    Args:
+        group: a share, and its pages of outputs that are there, of parts of the books, and of outputs that were
+            finished before.
+
+    Raises:
+        UserError: outputs are gone, or the folder is of another job by now.
+    """
+    share, data = group
+    folder = job.books.output
+    require_job(folder, job.job)
+    parts, there, before = list[str](), dict[str, int](), dict[str, tuple[str, int]]()
+    for page in map(pages.unpack, data):
+        if page.kind == pages.RECORDS:
+            parts += page.names
+        elif page.kind == pages.OUTPUTS:
+            there.update(zip(page.names, page.sizes, strict=True))
+        else:
+            before.update(zip(page.names, zip(page.marks, page.sizes, strict=True), strict=True))
+    lines, files, counts = list[tuple[str, str, bytes]](), dict[str, tuple[int, str] | None](), [0] * len(_COUNTS)
+    rings, (records, rejects) = list[Ring](), _gather(job.books, parts, share, before)
+    images = set[str]()
+    for record in records:
+        lines.append((record["image"], record["mask"], _dump(record)))
+        is_new = record["status"] == "done"
+        files[record["output"]] = (record["bytes"], record["crc32c"]) if is_new else None
+        if rejects:
+            images.add(printable(record["image"]))
+        found = (1, 1, 0, not is_new, record["without_holes"], record.get("frames", 1) > 1)
+        counts = [count + one for count, one in zip(counts, found, strict=True)]
+        if record.get("ring"):
+            rings.append(Ring(**record["ring"]))
+    if lost := before.keys() - files.keys():
+        raise UserError(
+            f"{folder}: the books of {len(lost)} outputs are gone, such as that of {min(lost)}. The same command makes "
+            "them again."
+        )
+    claims.require(job.claim)
+    claims.require_files(folder, files, there)
+    # An input that one attempt could not use and another could is an output.
+    rejects = [lost for lost in rejects if lost.source not in images]
+    lines += [(lost.source, "", _dump(_failure(lost))) for lost in rejects]
+    counts[0], counts[2] = counts[0] + len(rejects), len(rejects)
+    names: list[tuple[str, ...]] = []
+    for name, text in ((ITEMS, b"".join(line for *_, line in sorted(lines))), (REJECTS, reject_lines(rejects))):
+        names.append((report_name(name, share),) if text or not share else ())
+        if names[-1]:
+            storage.overwrite(storage.join(folder, names[-1][0]), text)
+    return Summary(tuple(counts), names[0], names[1], _join(rings))
+
+
+def _gather(
+    books: Books, parts: list[str], share: str, before: dict[str, tuple[str, int]]
+) -> tuple[Iterator[dict], list[Reject]]:
+    """Records, as ``items.jsonl`` has them, and rejects."""
+    ours, earlier, rejects = dict[str, bytes](), dict[str, list[bytes]](), dict[Reject, None]()
+    for run, output, line in read_parts(books, parts, share):
+        if run != books.run:
+            if output in before:
+                earlier.setdefault(output, []).append(line)
+        elif output:
+            ours[output] = line
+        elif lost := parse_reject(line):
+            rejects[lost] = None
+
+    def records() -> Iterator[dict]:
+        for line in ours.values():
+            if record := parse_record(line):
+                yield _said(record)
+        for output, known in before.items():
+            same = (found for line in earlier.get(output, ()) if (found := parse_record(line)))
+            record = next((found for found in same if (found["crc32c"], found["bytes"]) == known), None)
+            if record and output not in ours:
+                yield _said(record) | {"status": "finished before"}
+
+    return records(), list(rejects)
+
+
+def _said(record: Record) -> dict:
+    # Records of earlier versions have no field that says so.
+    return {**told(record), "without_holes": record.get("hole_ratio") == 0}
+
+
+def _join(rings: list[Ring]) -> tuple[int, Ring] | None:
+    """How many rings there are, and one that stands for all."""
+    if not rings:
+        return None
+    return len(rings), rings[0]._replace(tolerance=max(ring.tolerance for ring in rings))
+
+
+def merge_summaries(summaries: Iterable[Summary]) -> Summary:
+    """What the reports of all these shares say."""
+    found = [Summary(), *summaries]
+    counts = tuple(map(sum, zip(*(one.counts for one in found), strict=True)))
+    rings = [one.rings for one in found if one.rings]
+    joined = _join([ring for _, ring in rings])
+    return Summary(
+        counts,
+        tuple(sorted(name for one in found for name in one.items)),
+        tuple(sorted(name for one in found for name in one.rejects)),
+        (sum(count for count, _ in rings), joined[1]) if joined else None,
+    )
+
+
+def publish(summary: Summary, survey: Survey, job: Reporting) -> None:
+    """Writes ``manifest.json``, with the counts and what to warn of: the job is done.
+
+    Raises:
+        UserError: the folder is of another job by now, or was emptied.
+    """
+    folder = job.books.output
+    claims.require(job.claim)
+    require_job(folder, job.job)
+    counts = dict(zip(_COUNTS, summary.counts, strict=True))
+    if not counts["several_frames"]:
+        del counts["several_frames"]
+    fields: dict[str, Any] = dict(job.fields)
+    if not fields.get("parameters", {}).get("base", "-"):
+        fields["parameters"] = {**fields["parameters"], "base": survey.base}
+    reports = {"items": summary.items, "rejects": summary.rejects}
+    for name in {ITEMS, REJECTS}.difference(*reports.values()):  # of a run with fewer images
+        storage.delete(storage.join(folder, name))
+    found = {**fields, "counts": counts, "warnings": warn_of_rings(summary.rings), **reports}
+    manifest = json.dumps(found, indent=1, sort_keys=True).encode()
+    claims.publish(job.claim, storage.join(folder, MANIFEST), manifest, storage.overwrite)
+
+
+def _dump(value: Any) -> bytes:
+    return _ENCODE(value).encode() + b"\n"
+
+
+def _failure(lost: Reject) -> dict:
+    """The line of ``items.jsonl`` of a reject."""
+    return {"image": lost.source, "status": "rejected", "stage": lost.stage, "error": lost.error}

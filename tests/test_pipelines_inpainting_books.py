@@ -1,0 +1,295 @@
+"""The books of the inpainting job, its shares, and what becomes of them when a job ends too soon or a folder grows."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import posixpath
+from pathlib import Path
+
+import pytest
+
+from networks import small_config, write_run
+from picture_files import block, counts, noise, save, save_mask
+from pipelines.inpaint import main
+from pipelines.inpainting import books, outputs, pages, resume
+from pipelines.inpainting.books import Books, Line, Writer
+from pipelines.inpainting.inputs import Inputs, Item, Sources
+from pipelines.inpainting.pages import Page, Survey
+from pipelines.pairs.names import root_of, stem_of
+from pipelines.transforms.rejects import Reject
+from trainer.errors import UserError
+
+# Shares
+
+FAMILIES = [  # an image, names of its masks, and its output
+    ("x/a.jpg", ["x/a.png", "x/a_mask.png", "x/MASK-a.png", "x/a.jpg.png", "x/a_mask_2.png"], "x/a.png"),
+    ("x/a.jpg", [], "x/a.jpg.png"),
+    ("image_07.tif", ["mask_07.png", "mask07.png", "07.png"], "image_07.png"),
+    ("v1.2/b.c.jpg", ["v1.2/b.c_mask.png"], "v1.2/b.c.png"),
+    ("plain", ["plain_mask"], "plain.png"),
+]
+
+
+@pytest.mark.parametrize(("image", "masks", "output"), FAMILIES)
+def test_what_belongs_together_is_in_one_share(image, masks, output):
+    assert {pages.hash_of(pages.root_in(name, False)) for name in (image, *masks, output)} == {
+        pages.hash_of(root_of(image))
+    }
+
+
+def test_objects_that_become_one_file_are_in_one_share():
+    assert pages.root_in("a//b.jpg", True) == pages.root_in("/a/b.jpg", True) == "a/b"
+    assert pages.root_in("a//b.jpg", False) == "a//b"
+
+
+def test_shares_are_as_many_as_images_need():
+    expected = {0: 0, 1: 0, 50_000: 0, 50_001: 1, 800_000: 1, 800_001: 2, 10_000_000: 2, 12_800_001: 3, 10**12: 4}
+    assert {images: Survey(images).digits for images in expected} == expected
+
+
+def test_pages_are_spread_without_loss():
+    names = [f"{folder}/{number}.jpg" for folder in ("a", "b c") for number in range(300)]
+    page = Page("images", names, [name[::-1] for name in names], list(range(len(names))))
+    where = Inputs(base="gs://b/in", images="gs://b/in")
+    sources = Sources(where=where, kinds={}, output="gs://b/out")
+    found = {share: pages.unpack(data) for share, data in pages.spread(pages.pack(page), Survey(10**6), sources)}
+    assert len(found) > 200 and all(len(share) == 2 for share in found)
+    rows = sorted(row for part in found.values() for row in zip(*part[1:], strict=True))
+    assert rows == sorted(zip(*page[1:], strict=True))
+    assert all(pages.hash_of(root_of(name)).startswith(share) for share, part in found.items() for name in part.names)
+
+
+def test_parts_of_other_runs_are_for_all_shares_that_they_may_have_lines_of():
+    names = ["part--00000001-000000000000.jsonl", "part-3-00000001-000000000000.jsonl"]
+    names += ["part-3f-00000001-000000000000.jsonl", "part-3fa9-00000001-000000000000.jsonl"]
+    sources = Sources(where=Inputs(base="/in"), kinds={}, output="/out")
+    data = pages.pack(Page("records", names, [""] * 4, [0] * 4))
+    for images, share, expected in (
+        (1, "", names),
+        (10**5, "3", names),
+        (10**6, "3f", names),
+        (10**6, "30", names[:2]),
+    ):
+        found = dict(pages.spread(data, Survey(images), sources))
+        assert pages.unpack(found[share]).names == expected
+
+
+def test_the_quick_way_to_a_root_is_the_plain_one(monkeypatch):
+    words = [
+        "a",
+        "b.c",
+        "mask",
+        "Image_7",
+        "img-3",
+        "a_mask",
+        "a.jpg",
+        ".hidden",
+        "x..y",
+        "a (mask)",
+        "7",
+        "..",
+        "...a",
+    ]
+    ends = ["", ".jpg", ".PNG", ".7", ".", "_mask", "_mask_1.png", ".jpg.png", ".jpg_mask.png"]
+    names = [f"{folder}{word}{end}" for folder in ("", "x/", "m.ask/", "/") for word in words for end in ends]
+    assert [stem_of(name) for name in names] == [posixpath.splitext(name)[0] for name in names]
+    quick = [root_of(name) for name in names]
+    monkeypatch.setattr("pipelines.pairs.names._WORDS", type("Always", (), {"search": lambda *_: True}))
+    assert quick == [root_of(name) for name in names]
+
+
+# Books
+
+
+def record(name: str, **more) -> dict:
+    known = {"image": f"in/{name}", "mask": "", "output": name, "bytes": 3, "crc32c": "AAAAAA==", "status": "done"}
+    return known | more
+
+
+LOST = Reject(source="in/b.png", stage="decode", error='a "quoted" one')
+
+
+@pytest.fixture
+def kept(tmp_path):
+    folder = str(tmp_path / "out")
+    return Books(output=folder, run="0badcafe")
+
+
+def lines_of(kept: Books, share: str = "") -> list:
+    found = books.read_parts(kept, books.list_parts(kept.output), share)
+    return [books.parse_record(line) if output else books.parse_reject(line) for _, output, line in found]
+
+
+def test_lines_are_read_as_they_were_written(kept):
+    writer = Writer(kept, None, digits=1)
+    odd = record('x/"é\\n".png', versions=[[1, "AAAAAA==", ""]])
+    for line in (Line("3f00", record("a.png")), Line("3fff", odd), Line("4000", LOST)):
+        writer.add(line)
+    writer.flush()
+    assert {books.part_prefix(name) for name in books.list_parts(kept.output)} == {"3", "4"}
+    assert lines_of(kept, "4") == [LOST]
+    assert sorted(lines_of(kept, "3"), key=lambda line: line["image"]) == [
+        {"share": "3f00", **record("a.png")},
+        {"share": "3fff", **odd},
+    ]
+    assert lines_of(kept, "3ff") == [{"share": "3fff", **odd}]
+
+
+def test_the_same_lines_are_the_same_part(kept):
+    for _ in range(2):
+        writer = Writer(kept, None, digits=0)
+        writer.add(Line("3f00", record("a.png")))
+        writer.flush()
+        writer.flush()
+    assert len(books.list_parts(kept.output)) == 1
+
+
+@pytest.mark.parametrize("cut", [1, 12, 40, -2])
+def test_damaged_lines_are_passed_over(cut, kept):
+    writer = Writer(kept, None, digits=0)
+    writer.add(Line("3f00", record("a.png")))
+    writer.flush()
+    (path,) = Path(kept.output, ".items").iterdir()
+    whole = path.read_bytes()
+    path.write_bytes(whole[:cut] + b"\n" + whole + b"\xff\n[]\n" + b'{"share": "3f00", "output": "b", "bytes": 1}\n')
+    assert [line for line in lines_of(kept) if line] == [{"share": "3f00", **record("a.png")}]
+
+
+def test_lines_are_written_when_there_are_many_or_after_a_moment(kept, monkeypatch):
+    clock = iter([100.0, 100.0, *[100.5] * 10, 103.0, 103.0])
+    monkeypatch.setattr(books.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(books, "MOST_LINES", 5)
+    writer, there = Writer(kept, None, digits=0), []
+    for number in range(12):
+        writer.add(Line("3f00", record(f"{number}.png")))
+        there.append(len(lines_of(kept)))
+    # The first after a pause is written at once, then each five; 2.5 seconds after the last part, however few.
+    assert there == [1, 1, 1, 1, 1, 6, 6, 6, 6, 6, 11, 12]
+
+
+# Chunks
+
+
+def test_chunks_have_all_items_in_order():
+    items = [Item(f"in/{n}", "", f"{n}.png", ("m",) * (n % 3), "3f00", ("AAAAAA==",) * (n % 2)) for n in range(1000)]
+    size = max(1, min(resume._LARGEST_CHUNK, len(items) // resume._CHUNKS))
+    chunks = list(resume.pack_items(items))
+    assert {chunk.number for chunk in chunks} <= {size, len(items) % size}
+    assert [item for chunk in chunks for item in resume.unpack_items(chunk)] == items
+
+
+# Jobs
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return write_run(str(tmp_path_factory.mktemp("run")), small_config(32))
+
+
+@pytest.fixture
+def files(tmp_path):
+    for number in range(12):
+        save(f"{tmp_path}/in/{number:02d}.png", noise(30, 40, 3, number))
+        save_mask(f"{tmp_path}/holes/{number:02d}_mask.png", block(30, 40))
+    save(f"{tmp_path}/in/none.png", noise(8, 8, 3))
+    return tmp_path
+
+
+def inpaint(files: Path, run: str, *options: str, output: str = "out") -> int:
+    where = ["--images", f"{files}/in", "--masks", f"{files}/holes", "--hole", "black", "--run", run]
+    return main([*where, "--output", f"{files}/{output}", *options])
+
+
+def read_reports(folder: Path, name: str) -> list[dict]:
+    reports = json.loads((folder / "manifest.json").read_text())[name]
+    lines = [json.loads(line) for report in reports for line in (folder / report).read_text().splitlines()]
+    return sorted(({**line, "seconds": 0} for line in lines), key=lambda line: line.get("image") or line["source"])
+
+
+def test_many_shares_make_what_one_makes(files, run, monkeypatch):
+    assert inpaint(files, run, output="one") == 3
+    monkeypatch.setattr(pages, "PER_SHARE", 1)
+    assert inpaint(files, run) == 3
+    names = {path.name for path in (files / "out").iterdir()}
+    assert sum(name.startswith("items-") and name.endswith("-of-00016.jsonl") for name in names) > 3
+    for name in ("items", "rejects"):
+        found = [read_reports(files / folder, name) for folder in ("one", "out")]
+        assert found[0] == found[1] and len(found[0]) == {"items": 13, "rejects": 1}[name]
+    for number in range(12):
+        name = f"{number:02d}.png"
+        assert (files / "out" / name).read_bytes() == (files / "one" / name).read_bytes()
+    # The books of one share are read by many, and those of many by one.
+    assert inpaint(files, run, output="one") == 3 and counts(f"{files}/one")["finished_before"] == 12
+    assert not (files / "one" / "items.jsonl").exists()
+    monkeypatch.undo()
+    assert inpaint(files, run) == 3 and counts(f"{files}/out")["finished_before"] == 12
+    assert [path.name for path in (files / "out").glob("items*")] == ["items.jsonl"]
+
+
+@pytest.mark.parametrize("moments", [(3, 5)])
+def test_what_a_job_has_written_into_its_books_is_not_made_again(files, run, moments, monkeypatch):
+    """Two jobs end in the middle, as if they were killed: nothing of what they still had in mind is written."""
+    write, made = outputs.write_output, list[str]()
+    monkeypatch.setattr(books, "FLUSH_S", 0.0)
+
+    def fail_after(most: int):
+        number = itertools.count(1)
+
+        def write_or_fail(item, *arguments):
+            if next(number) > most:
+                raise OSError(5, "the power is off")
+            made.append(item.output)
+            return write(item, *arguments)
+
+        monkeypatch.setattr(outputs, "write_output", write_or_fail)
+
+    for most in moments:
+        fail_after(most)
+        with pytest.raises(Exception, match="the power is off"):
+            inpaint(files, run)
+        assert not (files / "out" / "manifest.json").exists()
+    fail_after(100)
+    known = {line["output"] for line in lines_of(Books(output=f"{files}/out", run="")) if isinstance(line, dict)}
+    before = len(made)
+    assert inpaint(files, run) == 3
+    assert len(known) >= 2 and known.isdisjoint(made[before:]) and known | set(made[before:]) == set(made)
+    found = counts(f"{files}/out")
+    assert (found["inputs"], found["outputs"], found["rejects"]) == (13, 12, 1)
+    assert found["finished_before"] == len(known)
+    assert len(read_reports(files / "out", "items")) == 13
+
+
+def test_lists_are_found_by_a_glob_and_read_in_parallel(files, run, monkeypatch):
+    for part in range(3):
+        rows = "".join(f"../in/{n:02d}.png,../holes/{n:02d}_mask.png\n" for n in range(part, 12, 3))
+        (files / "lists").mkdir(exist_ok=True)
+        (files / "lists" / f"{part}.csv").write_text("image,mask\n" + rows)
+    (files / "lists" / "notes.txt").write_text("no list")
+    where = ["--pairs", f"{files}/lists/*", "--hole", "black", "--run", run]
+    assert main([*where, "--output", f"{files}/all"]) == 0
+    monkeypatch.setattr("pipelines.inpainting.inputs._READ_AT_LAUNCH", 0)  # as if they were large
+    assert main([*where, "--output", f"{files}/out"]) == 0
+    for folder in ("all", "out"):
+        assert counts(f"{files}/{folder}")["outputs"] == 12
+        manifest = json.loads((files / folder / "manifest.json").read_text())
+        assert manifest["parameters"]["base"] == f"{files}/in"
+    assert (files / "out" / "07.png").read_bytes() == (files / "all" / "07.png").read_bytes()
+    with pytest.raises(UserError, match=r"--pairs: no lists, .csv or .jsonl, at .*/\*.tsv"):
+        main(["--pairs", f"{files}/lists/*.tsv", "--hole", "black", "--run", run, "--output", f"{files}/none"])
+
+
+def test_the_books_may_not_be_lost_while_the_job_runs(files, run, monkeypatch):
+    assert inpaint(files, run) == 3
+    resolve = resume.resolve
+
+    def lose(*arguments):
+        yield from resolve(*arguments)
+        for path in (files / "out" / ".items").glob("part-*"):
+            path.unlink()
+
+    monkeypatch.setattr(resume, "resolve", lose)
+    with pytest.raises(UserError, match="the books of 12 outputs are gone, such as that of 00.png"):
+        inpaint(files, run)
+    monkeypatch.undo()
+    assert inpaint(files, run) == 3 and counts(f"{files}/out")["outputs"] == 12
