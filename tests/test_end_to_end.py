@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -64,8 +65,10 @@ def digests(bucket: str) -> dict[str, str]:
     """CRC-32C by name of the files that are the same on any store, the bucket's own name left out."""
     same = (".tfrecord", ".png", ".npz", "rejects.jsonl", "train.jsonl", "pairs.jsonl")
     found = {storage.relative(address, bucket): address for address in storage.find(bucket)}
-    return {
-        name: storage.crc32c(storage.read(address).replace(bucket.encode(), b"BUCKET"))
+    return {  # a checkpoint's folder has a name of its own
+        re.sub(r"(step-\d+)-\w+", r"\1", name): storage.crc32c(
+            re.sub(rb"(step-\d+)-\w+", rb"\1", storage.read(address).replace(bucket.encode(), b"BUCKET"))
+        )
         for name, address in found.items()
         if name.endswith(same)
     }
