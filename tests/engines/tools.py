@@ -2,7 +2,9 @@
 
     python tests/engines/tools.py [NAME...]    # `make engines` calls it; what is there already is left alone
 
-Where something cannot be had, a line says why, and so do the tests that are skipped for it.
+Where something cannot be had, a line says why, and so do the tests that are skipped for it. ENGINES_MINUTES bounds the
+whole of `make engines` on a machine that has nothing yet: two fifths of it are for what is made here, and no test
+begins when the rest is over. What was compiled stays in the toolchain's own cache, for the next time.
 """
 
 from __future__ import annotations
@@ -24,8 +26,18 @@ PLACE = ROOT / ".engines"
 BEAM = re.search(r"^apache-beam==(.+)$", (ROOT / "constraints.txt").read_text("utf-8"), re.MULTILINE)[1]
 
 
+MINUTES = float(os.environ.get("ENGINES_MINUTES") or "inf")
+TOOLS_SHARE = 0.4
+_begin = time.monotonic()
+
+
 class Missing(Exception):
     """Why a tool is not here, in one line."""
+
+
+def seconds_left(share: float) -> float | None:
+    """Of this process's share of ENGINES_MINUTES; None if there is no limit."""
+    return None if MINUTES == float("inf") else 60 * MINUTES * share - (time.monotonic() - _begin)
 
 
 @dataclass(frozen=True)
@@ -42,11 +54,13 @@ class Tool:
     make: Callable[[Tool, Path], None]
 
 
-def run(*command: object, **variables: str) -> str:
-    """Standard output. Raises `Missing` with the last line of what the command said."""
-    done = subprocess.run(
-        list(map(str, command)), env={**os.environ, **variables}, cwd="/", capture_output=True, text=True
-    )
+def run(*command: object, seconds: float | None = None, **variables: str) -> str:
+    """Standard output. Raises `Missing` with the last line of what the command said, or after so many ``seconds``."""
+    options = {"env": {**os.environ, **variables}, "cwd": "/", "capture_output": True, "text": True}
+    try:
+        done = subprocess.run(list(map(str, command)), timeout=seconds and max(1.0, seconds), **options)
+    except subprocess.TimeoutExpired:
+        raise Missing(f"{' '.join(map(str, command[:3]))}: ENGINES_MINUTES={MINUTES:g} were over") from None
     if done.returncode:
         said = [line for line in done.stderr.splitlines() if line.strip()] or [f"exit code {done.returncode}"]
         raise Missing(f"{' '.join(map(str, command[:3]))}: {said[-1]}")
@@ -60,7 +74,8 @@ def go_program(tool: Tool, path: Path) -> None:
     folder = path.with_suffix(".bin")
     # The toolchain keeps what it has downloaded and compiled, for the next version or checkout.
     variables = {"GOBIN": str(folder), "GOFLAGS": "-buildvcs=false", "CGO_ENABLED": "0"}
-    run("go", "install", "-ldflags=-s -w", f"{tool.source}@{tool.version}", **variables)
+    package = f"{tool.source}@{tool.version}"
+    run("go", "install", "-ldflags=-s -w", package, seconds=seconds_left(TOOLS_SHARE), **variables)
     (program,) = folder.iterdir()
     program.rename(path)
     folder.rmdir()
@@ -111,7 +126,7 @@ def go_main(tool: Tool, path: Path) -> None:
         # As in go_program, so that what both compile is compiled once.
         variables = {"GOFLAGS": "-buildvcs=false -trimpath", "CGO_ENABLED": "0"}
         build = ["go", "-C", folder, "build", "-mod=mod", f"-ldflags={' '.join(flags)}", "-o", path]
-        run(*build, ".", **variables)
+        run(*build, ".", seconds=seconds_left(TOOLS_SHARE), **variables)
 
 
 TOOLS = {
