@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import Future
 
 import apache_beam as beam
 import pytest
@@ -59,16 +60,45 @@ def test_elements_are_worked_on_together_and_come_out_in_order():
 def test_no_more_is_taken_than_may_be_in_memory():
     taken, given = [], []
 
-    def take(number):
-        taken.append(number)
-        yield number
+    class Waited(Future):
+        """Is not done until somebody waits for it."""
 
-    step = started(take, max_in_flight=6, weigh=abs)
+        def done(self):
+            return False
+
+    class Pool:
+        def submit(self, function, number):
+            taken.append(number)
+            future = Waited()
+            future.set_result(function(number))
+            return future
+
+    step = started(lambda number: [number], max_in_flight=6, weigh=abs)
+    step.teardown()
+    step._pool = Pool()
     for number in (3, -3, 1, 5, 9, 2):
         given.append(list(step.process(number)))
     # 3 and -3 fill it; for 1 the eldest leaves, for 5 the next; 9 waits for all others and is waited for.
     assert given == [[], [], [3], [-3], [1, 5, 9], []] and values(step.finish_bundle()) == [2]
-    assert sorted(taken) == [-3, 1, 2, 3, 5, 9]
+    assert taken == [3, -3, 1, 5, 9, 2]
+
+
+def test_what_is_done_goes_on_at_once():
+    """The oldest first: what is done behind one that is not waits for it."""
+    may_go_on = threading.Event()
+
+    def wait_for_first(number):
+        if number == 1:
+            may_go_on.wait(60)
+        yield number
+
+    step = started(wait_for_first, max_in_flight=100)
+    assert list(step.process(0)) == []
+    while not step._in_flight[0][0].done():
+        pass
+    assert list(step.process(1)) == [0] and list(step.process(2)) == [] and list(step.process(3)) == []
+    may_go_on.set()
+    assert values(step.finish_bundle()) == [1, 2, 3]
     step.teardown()
 
 

@@ -69,8 +69,11 @@ class ThreadMap(beam.DoFn):
         return list(self._function(element, *self._arguments))
 
     def _results(self, max_weight: int) -> Iterator[Any]:
-        """Results of the oldest elements, until those in flight weigh at most ``max_weight``."""
-        while self._in_flight and self._weight > max_weight:
+        """Results of the oldest elements that are done, and until those in flight weigh at most ``max_weight``.
+
+        What is done goes on at once: the books of thousands of thumbnails would wait for a full weight of them.
+        """
+        while self._in_flight and (self._weight > max_weight or self._in_flight[0][0].done()):
             future, weight = self._in_flight.popleft()
             found = future.result()
             self._weight -= weight
