@@ -41,7 +41,7 @@ def pytest_configure(config):
 
 def uses_buckets(item) -> bool:
     cases = item.callspec.params.values() if hasattr(item, "callspec") else ()
-    return "server" in item.fixturenames or "bucket" in cases
+    return "server" in item.fixturenames or any(isinstance(case, str) and case == "bucket" for case in cases)
 
 
 def pytest_collection_modifyitems(config, items):
