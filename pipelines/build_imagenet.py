@@ -10,7 +10,8 @@
 Nothing is unpacked. Labels are positions in the sorted list of synsets. Upright RGB JPEGs are stored byte for
 byte; other images are re-encoded, CMYK through its color profile or, without one, by a plain formula; a
 file that cannot be used becomes a line of rejects/SPLIT.jsonl, and the exit code is then 3. A storage
-or a disk that fails is no reject: the job ends, exit code 1, and the same command can be given again.
+or a disk that fails is no reject: the job ends, exit code 1, and the same command can be given again. It keeps the
+shards that are there and were made of the same files, told by their sizes and times, and does not read these files.
 A finished dataset is left as it is, unless its options, its inputs or its shards are others by now.
 """
 
@@ -118,8 +119,8 @@ def main(argv: Sequence[str]) -> int:
     fields = {**expected.fields, "code_version": code_version()}
 
     def build(pipeline):
-        parts = pipeline | "Parts" >> beam.Create(source.parts)
-        images, unlisted = parts | ListImages(ours.limit)
+        parts = pipeline | "Parts" >> beam.Create(source.cut())
+        images, unlisted = parts | ListImages(ours.limit, output)
         labels = {synset: label for label, synset in enumerate(source.synsets)}
         shards, unused = images | WriteImages(output, num_shards, spec, labels, claim)
         outside = pipeline | "Outside" >> beam.Create(source.rejects)

@@ -21,7 +21,7 @@ from apache_beam.runners.runner import PipelineResult
 from pipelines import remote, worker_processes
 from trainer import stopping, storage
 from trainer.command import SOME_REJECTED, ArgumentParser, explain_surplus
-from trainer.data import finished, folders, manifest
+from trainer.data import finished, folders, kept, manifest
 from trainer.data.finished import Expected
 from trainer.errors import Outage, UserError, outage_in, user_error_in
 from trainer.storage import claims
@@ -33,7 +33,10 @@ DEFAULT_RUNNER = "FnApiRunner"
 
 # Of a dataset: the files that a job of another split, or one that was killed, may have left.
 _SHARD = re.compile(r"([^/]+)-\d{5,}-of-\d{5,}\.tfrecord")
-_OURS = re.compile(rf"{_SHARD.pattern}|{manifest.REJECTS}/[^/]+\.jsonl|manifest\.json|contact_sheet\.png")
+_OURS = re.compile(
+    rf"(?:{re.escape(kept.FOLDER)}/)?{_SHARD.pattern}(?:\.json)?|{manifest.REJECTS}/[^/]+\.jsonl|manifest\.json|"
+    r"contact_sheet\.png"
+)
 DATASET_FILES = (manifest.MANIFEST, manifest.shard_name("train", 0, 1), "contact_sheet.png")
 # Runners whose jobs get a thread of their own: an interrupt then finds the main thread here, and not in a library that
 # would catch it. The others start programs, which they end with the interpreter, and ask for the main thread.
@@ -283,15 +286,17 @@ def claim_dataset(
         The claim; None if the dataset is complete.
 
     Raises:
-        UserError: the folder is not writable, has a link where rejects are written, is claimed by another job, or
+        UserError: the folder is not writable, has a link where files are written, is claimed by another job, or
             holds another dataset or something else.
     """
     storage.require_writable(output)
-    storage.require_confined(storage.join(output, manifest.REJECTS))
+    for name in (manifest.REJECTS, kept.FOLDER):
+        storage.require_confined(storage.join(output, name))
     if expected is not None:
         folders.require_kind(output, folders.DATASETS[expected.kind])
     if not overwrite and manifest.has_manifest(output) and (expected is None or _is_complete(output, expected)):
         print(f"{output} is already complete, nothing to do (use --overwrite to rebuild)", file=sys.stderr)
+        kept.forget(output)  # of a job that was killed while it did so
         return None
     claim = claims.take(output, replaces=overwrite)
     storage.sweep(output, lambda name: bool(_OURS.fullmatch(name)))
@@ -306,6 +311,9 @@ def claim_dataset(
             shard = _SHARD.fullmatch(name)
             if name == manifest.MANIFEST or (shard and shard[1] in known) or name in rejects:
                 storage.delete(storage.join(output, name))
+        kept.forget(output)
+    elif there := kept.count(output):
+        print(f"{output}: a job that did not end has left {there} shards; they are kept if they fit", file=sys.stderr)
     return claim
 
 

@@ -45,6 +45,13 @@ PRINTED = {
     ]
     if os.geteuid() == 0 and shutil.which("tc")
     else [r"skipped: .*"],
+    "imagenet.py --only again": [
+        r"",
+        r"again",
+        r"20 photographs, whole # s, # s of the processor",
+        r"again after 90 % of its shards # s, # s of the processor",
+        r"again over whole # #",
+    ],
     "imagenet.py --only sizes": [r"", r"sizes", r"4 photographs # ms each, after # s for the start and 2 photographs"],
     "inpaint.py float32": [
         r"18 images: 18 inpainted; .*",

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import io
 import random
 import tarfile
 
 import pytest
 
-from pipelines.image_dataset.parts import TarError, list_members
+from pipelines.image_dataset.parts import Part, TarError, list_members, list_part
 from trainer import storage
 
 FORMATS = {"GNU": tarfile.GNU_FORMAT, "PAX": tarfile.PAX_FORMAT, "USTAR": tarfile.USTAR_FORMAT}
@@ -83,6 +84,24 @@ def test_of_a_bucket_near_headers_come_together(tmp_path, monkeypatch):
     monkeypatch.setattr(storage, "read_range", lambda a, s, n: requests.append(n) or read_range(a, s, n))
     assert list(list_members(str(tmp_path / "a.tar"))) == expected
     assert len(requests) < 20 and max(requests) <= 8 << 20  # 500 at one header a request
+
+
+def test_of_a_tar_among_many_headers_alone_are_read(tmp_path, monkeypatch):
+    rng = random.Random(0)  # sizes as ImageNet's: about 110 kB
+    data = make_tar({f"{number}.JPEG": bytes(round(rng.lognormvariate(11.5, 0.5))) for number in range(200)})
+    (tmp_path / "a.tar").write_bytes(b"before" + data)
+    part = Part(split="train", address=f"{tmp_path}/a.tar", start=6, bytes=len(data), member="n01.tar", synset="n01")
+    expected = list(list_part(part))
+    lengths, read_range = [], storage.read_range
+    monkeypatch.setattr(storage, "near", lambda address: 4 << 20)
+    monkeypatch.setattr(storage, "read_range", lambda a, s, n: lengths.append(n) or read_range(a, s, n))
+    assert list(list_part(part)) == expected and len(expected) == 200
+    assert sum(lengths) < len(data) / 20 and len(lengths) <= 203
+    lengths.clear()  # thumbnails: a request saved is worth the bytes
+    data = make_tar({f"{number}.JPEG": bytes(2_000) for number in range(2_000)})
+    (tmp_path / "a.tar").write_bytes(b"before" + data)
+    assert len(list(list_part(dataclasses.replace(part, bytes=len(data))))) == 2_000
+    assert len(lengths) < 20
 
 
 @pytest.mark.parametrize("format", FORMATS)

@@ -65,9 +65,9 @@ def build(source, output, *options, num_shards=6) -> Path:
 
 
 def contents(folder) -> dict[str, bytes]:
-    """All files but what a killed process left half written."""
-    paths = (path for path in Path(folder).rglob("*") if path.is_file() and not path.name.startswith("."))
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+    """All files but what a killed process left half written, and its records of shards."""
+    found = {path.relative_to(folder).as_posix(): path for path in Path(folder).rglob("*") if path.is_file()}
+    return {name: path.read_bytes() for name, path in found.items() if "/." not in f"/{name}"}
 
 
 def rejects(folder) -> list[dict]:
@@ -118,6 +118,7 @@ def test_killed_and_run_again_it_keeps_what_was_finished(files, tar, written, tm
     assert main(options) == 3
     assert contents(output) == contents(written)
     assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert sorted(path.name for path in output.iterdir()) == sorted(path.name for path in written.iterdir())
 
 
 def test_a_finished_shard_with_other_bytes_is_not_taken(tar, written, tmp_path):

@@ -82,21 +82,21 @@ def test_a_shard_holds_its_records_in_key_order_whatever_order_they_come_in(tmp_
             info = dataset_writer.write_shard((("val", 1), iter(order)), str(tmp_path / str(number)), {"val": 3})
             written.add((tmp_path / str(number) / "val-00001-of-00003.tfrecord").read_bytes())
     (data,) = written
-    path = str(tmp_path / "0" / info["name"])
+    path = str(tmp_path / "0" / info.name)
     assert [r.numpy() for r in tf.data.TFRecordDataset(path)] == [b"1", b"\xff" * 300, b"2", b""]
-    assert (info["records"], info["bytes"], info["split"]) == (4, len(data), "val")
+    assert (info.records, info.bytes, info.split) == (4, len(data), "val")
 
 
 def test_an_empty_shard_is_an_empty_file(tmp_path):
     info = dataset_writer.write_shard((("train", 0), []), str(tmp_path), {"train": 1})
     assert (tmp_path / "train-00000-of-00001.tfrecord").read_bytes() == b""
-    assert info["records"] == 0 and info["crc32c"] == "AAAAAA=="
+    assert info.records == 0 and info.crc32c == "AAAAAA=="
 
 
 def test_checksum_is_the_servers(bucket):
     info = dataset_writer.write_shard((("train", 0), [("k", b"record" * 1000)]), f"{bucket}/d", {"train": 1})
-    blob = gcs.client().bucket(bucket.removeprefix("gs://")).get_blob(f"d/{info['name']}")
-    assert (blob.crc32c, blob.size) == (info["crc32c"], info["bytes"])
+    blob = gcs.client().bucket(bucket.removeprefix("gs://")).get_blob(f"d/{info.name}")
+    assert (blob.crc32c, blob.size) == (info.crc32c, info.bytes)
 
 
 @pytest.mark.parametrize("where", ["folder", "bucket"])

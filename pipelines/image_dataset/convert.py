@@ -10,20 +10,29 @@ another: it holds one image and the shard, whatever the size of the source.
 from __future__ import annotations
 
 import collections
+import dataclasses
 import functools
+import hashlib
+import importlib.util
+import json
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import apache_beam as beam
 import cv2
+import PIL
 
 from pipelines.image_dataset.parts import Item, Part, Row, list_part, sample_items
 from pipelines.transforms.dataset_writer import hash_key, save_shard, shard_of
 from pipelines.transforms.progress import Progress
 from pipelines.transforms.rejects import REJECTED, Reject, Rejected, blame
+from pipelines.transforms.thread_map import ThreadMap
 from trainer import storage
-from trainer.data import records
+from trainer.command import code_version
+from trainer.data import kept, records
+from trainer.data.kept import Kept, Lost
+from trainer.data.manifest import Shard, shard_name
 from trainer.errors import ImageError, UserError, is_outage
 from trainer.images import rgb
 from trainer.storage.claims import Claim
@@ -31,6 +40,7 @@ from trainer.storage.names import to_text
 
 SHARD_BYTES = 200_000_000
 _READERS, _READ_AHEAD = 8, 16  # concurrent requests to a bucket; images read before they are needed
+_TARS_AT_ONCE = 32  # whose headers a worker reads, one request after another of each
 _FAULTS = (ImageError, UserError)  # of an image; see `rejects` for what is none
 
 
@@ -158,13 +168,38 @@ def convert_images(
             yield record
 
 
+# Keeping
+
+
+def way_of(spec: rgb.ImageSpec, labels: dict[str, int]) -> str:
+    """A digest of how images become records: options, labels, versions, and whether HEIC can be read."""
+    versions = [code_version(), cv2.__version__, PIL.__version__, importlib.util.find_spec("pillow_heif") is not None]
+    facts = [versions, dataclasses.asdict(spec), sorted(labels.items())]
+    return hashlib.blake2b(json.dumps(facts).encode(), digest_size=16).hexdigest()
+
+
+def made_of(rows: list[Row], way: str) -> str:
+    """A digest of all that decides about the shard of these rows; empty if a change of a file could not be told."""
+    total = hashlib.blake2b(way.encode(), digest_size=16)
+    for row in rows:
+        if not Item(*row).version:
+            return ""
+        total.update(repr(row).encode())
+    return total.hexdigest()
+
+
 # Transforms
 
 
-def list_rows(part: Part) -> Iterator[Row | beam.pvalue.TaggedOutput]:
+def list_rows(part: Part, output: str = "") -> Iterator[Row | beam.pvalue.TaggedOutput]:
     """`list_part` with items as rows, and rejects under the tag ``rejected``."""
-    for found in list_part(part):
+    for found in list_part(part, output):
         yield beam.pvalue.TaggedOutput(REJECTED, found) if isinstance(found, Reject) else found.row
+
+
+def weigh_part(part: Part) -> int:
+    """What a part weighs among the `_TARS_AT_ONCE`: only tars that lie in one of a bucket take turns in waiting."""
+    return 1 if part.member and storage.is_remote(part.address) else _TARS_AT_ONCE + 1
 
 
 def split_of(row: Row) -> str:
@@ -187,14 +222,16 @@ class ListImages(beam.PTransform):
 
     Args:
         limit: images to take of each split; None takes all.
+        output: as of `parts.list_part`.
     """
 
-    def __init__(self, limit: int | None = None):
+    def __init__(self, limit: int | None = None, output: str = ""):
         super().__init__()
-        self._limit = limit
+        self._limit, self._output = limit, output
 
     def expand(self, parts) -> tuple[beam.PCollection[Row], beam.PCollection[Reject]]:
-        listed = parts | beam.Reshuffle() | beam.FlatMap(list_rows).with_outputs(REJECTED, main="rows")
+        lists = ThreadMap(list_rows, self._output, threads=_TARS_AT_ONCE, max_in_flight=_TARS_AT_ONCE, weigh=weigh_part)
+        listed = parts | beam.Reshuffle() | "List" >> beam.ParDo(lists).with_outputs(REJECTED, main="rows")
         rows = listed.rows
         if self._limit is not None:
             rows = (
@@ -208,7 +245,10 @@ class ListImages(beam.PTransform):
 
 
 class ConvertShard(beam.DoFn):
-    """From ((split, shard), rows) to the shard as a dict, and tagged `Reject`s."""
+    """From ((split, shard), rows) to the `Shard`, and tagged `Reject`s.
+
+    What an earlier job has made of the same files is kept, and its rejects are told again.
+    """
 
     def __init__(
         self,
@@ -223,20 +263,40 @@ class ConvertShard(beam.DoFn):
         self._claim = claim
         self._progress = Progress("images")
         self._converted = beam.metrics.Metrics.counter("pconv", "images")
+        self._kept = beam.metrics.Metrics.counter("pconv", "images_kept")
 
     def setup(self):
+        self._way = way_of(self._spec, self._labels)
         self._progress.start()
         cv2.setNumThreads(1)  # the runner has as many workers as it was told there are cores
         warnings.filterwarnings("ignore", module="PIL")  # of broken metadata; broken images become rejects
 
     def process(self, group: tuple[tuple[str, int], Iterable[Row]]):
         (split, shard), rows = group
-        items = [Item(*row) for row in sorted(rows)]
+        ordered = sorted(rows)
+        digest = made_of(ordered, self._way)
+        found = kept.find(self._folder, shard_name(split, shard, self._num_shards[split]), digest) if digest else None
+        if found is None:
+            found = self._make(split, shard, [Item(*row) for row in ordered], digest)
+        else:
+            self._kept.inc(found.shard.records)
+            for _ in range(found.shard.records):
+                self._progress.add(is_new=False)
+        yield found.shard
+        for lost in found.rejects:
+            yield beam.pvalue.TaggedOutput(REJECTED, Reject(**dataclasses.asdict(lost)))
+
+    def _make(self, split: str, shard: int, items: list[Item], digest: str) -> Kept:
         rejects: list[Reject] = []
-        converted = convert_images(items, self._spec, self._labels, rejects)
-        yield save_shard(self._counted(converted), self._folder, split, shard, self._num_shards, self._claim)
-        for lost in rejects:
-            yield beam.pvalue.TaggedOutput(REJECTED, lost)
+        converted = self._counted(convert_images(items, self._spec, self._labels, rejects))
+        made = save_shard(converted, self._folder, split, shard, self._num_shards, self._claim)
+        stamp = storage.stamp(storage.join(self._folder, made.name), own=True)
+        done = Kept(
+            made_of=digest, stamp=stamp, shard=made, rejects=tuple(Lost(**dataclasses.asdict(lost)) for lost in rejects)
+        )
+        if digest:
+            kept.keep(self._folder, done)
+        return done
 
     def _counted(self, serialized: Iterable[bytes]) -> Iterator[bytes]:
         for record in serialized:
@@ -246,7 +306,7 @@ class ConvertShard(beam.DoFn):
 
 
 class WriteImages(beam.PTransform):
-    """From `Row`s to written shards: a PCollection of `manifest.Shard`s as dicts, and one of `Reject`s.
+    """From `Row`s to written shards: a PCollection of `Shard`s, and one of `Reject`s.
 
     Args:
         folder: the dataset's address.
@@ -268,7 +328,7 @@ class WriteImages(beam.PTransform):
         self._num_shards = num_shards
         self._convert = ConvertShard(folder, num_shards, spec, labels, claim)
 
-    def expand(self, rows) -> tuple[beam.PCollection[dict], beam.PCollection[Reject]]:
+    def expand(self, rows) -> tuple[beam.PCollection[Shard], beam.PCollection[Reject]]:
         written = (
             rows
             | "Place" >> beam.Map(place_image, self._num_shards)

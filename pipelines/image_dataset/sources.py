@@ -11,20 +11,27 @@ Every form gives an image the same key, split/synset/name, and so the same place
 
 from __future__ import annotations
 
-import collections
 import dataclasses
+import itertools
 import posixpath
 import re
+from collections.abc import Callable, Hashable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 from pipelines.image_dataset import ilsvrc
-from pipelines.image_dataset.parts import Part, TarError, list_part, list_twice
+from pipelines.image_dataset.parts import Part, TarError, list_twice
 from pipelines.transforms.rejects import Reject, reject
 from trainer import storage
 from trainer.errors import Denied, UserError
 from trainer.storage import recognize
 
+K = TypeVar("K", bound=Hashable)
+
 SPLITS = ("train", "val", "test")
+_ENOUGH = 32  # parts that are listed at the same time
+_THREADS = 16
 _TAR = re.compile(r"_img_(train|val|test)\w*\.tar$")
 _COMPRESSED = re.compile(r"_img_(train|val|test)\w*\.(?:tar\.\w+|tgz|tbz2?|txz|zip)$")
 _DEVKIT = re.compile(r"devkit.*(\.tar(\.gz)?|/)$|validation_ground_truth\.txt$|^LOC_val_solution\.csv$")
@@ -67,7 +74,12 @@ class Source:
         """The number of images, where deleting one leaves no other trace: in folders of a bucket. None elsewhere."""
         if not all(part.files and storage.is_remote(part.files.base) for part in self.parts):
             return None
-        return len(self.rejects) + sum(1 for part in self.parts for _ in list_part(part))
+        return len(self.rejects) + sum(part.count for part in self.parts)
+
+    def cut(self) -> list[Part]:
+        """The parts, large ones cut if there are few, to be listed at the same time."""
+        few = len(self.parts) < _ENOUGH
+        return [piece for part in self.parts for piece in (part.cut() if few else [part])]
 
 
 def _tar_parts(address: str, split: str, truth: str) -> tuple[list[Part], list[Reject]]:
@@ -76,12 +88,12 @@ def _tar_parts(address: str, split: str, truth: str) -> tuple[list[Part], list[R
     Raises:
         UserError: the tar is damaged: without all class names there are no labels.
     """
-    size = storage.entry(address).size
+    _, size, version, _ = storage.entry(address)
     try:
         found = list_twice(address, 0, size)
         first = next(found, None)
         if first is None or not first.name.endswith(".tar"):
-            return [Part(split=split, address=address, bytes=size, truth=truth)], []
+            return [Part(split=split, address=address, bytes=size, version=version, truth=truth)], []
         members = [first, *found]
     except TarError as error:
         raise UserError(f"{address}: {error}") from None
@@ -97,6 +109,7 @@ def _tar_parts(address: str, split: str, truth: str) -> tuple[list[Part], list[R
                 start=member.start,
                 bytes=member.size,
                 member=member.name,
+                version=version,
                 synset=synset,
             )
             parts.append(part)
@@ -105,20 +118,44 @@ def _tar_parts(address: str, split: str, truth: str) -> tuple[list[Part], list[R
     return parts, rejects
 
 
+def _measure(
+    selected: storage.Selection, key_of: Callable[[str], K], lost: dict[str, Denied]
+) -> dict[K, tuple[int, int]]:
+    """Bytes and number of the files of each key, which ``key_of`` makes of their names below the folder."""
+
+    def measure(part: storage.Selection) -> dict[K, tuple[int, int]]:
+        found: dict[K, tuple[int, int]] = {}
+        for address, size in part.scan(lost):
+            key = key_of(storage.relative(address, part.base))
+            sizes, count = found.get(key, (0, 0))
+            found[key] = sizes + size, count + 1
+        return found
+
+    parts = selected.cut() if storage.is_remote(selected.base) else [selected]
+    total: dict[K, tuple[int, int]] = {}
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for key, (size, count) in itertools.chain.from_iterable(found.items() for found in pool.map(measure, parts)):
+            sizes, counts = total.get(key, (0, 0))
+            total[key] = sizes + size, counts + count
+    return total
+
+
 def _tree_parts(folder: str, split: str, truth: str) -> list[Part]:
     """One part for each class folder, and one for the files directly in the split's folder.
 
     An object ``train//a.png`` is in no class: its folder has no name.
     """
-    sizes: collections.Counter[tuple[str, str]] = collections.Counter()
     lost: dict[str, Denied] = {}
-    for address, size in storage.scan(folder, lost=lost):
-        synset, slash, _ = storage.relative(address, folder).partition("/")
-        sizes[synset if slash else "", slash] += size
+
+    def class_of(name: str) -> tuple[str, str]:
+        synset, slash, _ = name.partition("/")
+        return synset if slash else "", slash
+
+    found = _measure(storage.Selection(folder), class_of, lost)
     if folder in lost:
         raise lost[folder]
     for address in lost:  # its part will tell
-        sizes[storage.relative(address, folder).partition("/")[0], "/"] += 0
+        found.setdefault((storage.relative(address, folder).partition("/")[0], "/"), (0, 0))
     return [
         Part(
             split=split,
@@ -126,10 +163,11 @@ def _tree_parts(folder: str, split: str, truth: str) -> list[Part]:
                 storage.join(folder, synset) if synset else folder, "" if synset else f"{slash}**" if slash else "*"
             ),
             bytes=size,
+            count=count,
             synset=synset,
             truth="" if synset else truth,
         )
-        for (synset, slash), size in sorted(sizes.items())
+        for (synset, slash), (size, count) in sorted(found.items())
     ]
 
 
@@ -139,10 +177,10 @@ def _other_images(selected: storage.Selection, splits: tuple[str, ...]) -> Sourc
     if len(splits) > 1 or not re.fullmatch(r"[\w-]+", split):
         raise UserError(f"--split: expected one name for images without splits. Received {','.join(splits)!r}.")
     lost: dict[str, Denied] = {}
-    sizes = [size for _, size in selected.scan(lost)]
-    if not sizes:
+    size, count = _measure(selected, lambda name: "", lost).get("", (0, 0))
+    if not count:
         raise next(iter(lost.values()), UserError(f"no image files in or below {selected.address}"))
-    return Source((Part(split=split, files=selected, bytes=sum(sizes)),))
+    return Source((Part(split=split, files=selected, bytes=size, count=count),))
 
 
 def _find_truth(folders: list[str]) -> str:

@@ -6,7 +6,6 @@ rejects              -> group -> sort -> rejects/<split>.jsonl                  
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import hashlib
 import itertools
@@ -17,7 +16,8 @@ import apache_beam as beam
 
 from pipelines.transforms.rejects import Reject, reject_lines
 from trainer import storage
-from trainer.data import records
+from trainer.data import kept, records
+from trainer.data.finished import in_threads
 from trainer.data.manifest import (
     MANIFEST,
     REJECTS,
@@ -85,20 +85,19 @@ def save_shard(
     shard: int,
     num_shards: dict[str, int],
     claim: Claim | None = None,
-) -> dict:
-    """Writes serialized records as one shard; returns its `Shard` as a dict."""
+) -> Shard:
+    """Writes serialized records as one shard."""
     count = itertools.count()
     data = records.frame_records(record for record, _ in zip(serialized, count, strict=False))
     name = shard_name(split, shard, num_shards[split])
     write_claimed(claim, storage.join(folder, name), data)
-    info = Shard(name=name, split=split, records=next(count), bytes=len(data), crc32c=storage.crc32c(data))
-    return dataclasses.asdict(info)
+    return Shard(name=name, split=split, records=next(count), bytes=len(data), crc32c=storage.crc32c(data))
 
 
 def write_shard(
     group: tuple[tuple[str, int], Iterable], folder: str, num_shards: dict[str, int], claim: Claim | None = None
-) -> dict:
-    """Writes one shard, records in key order; returns its `Shard` as a dict.
+) -> Shard:
+    """Writes one shard, records in key order.
 
     Args:
         group: (split, shard) and its (key, serialized) pairs.
@@ -121,9 +120,9 @@ def write_manifest(
     folder: str,
     fields: dict,
     num_shards: dict[str, int],
-    shards: list[dict],
-    rejects: list[tuple[str, int]],
-    statistics: list[dict],
+    shards: Iterable[Shard],
+    rejects: Iterable[tuple[str, int]],
+    statistics: Iterable[dict],
     claim: Claim | None = None,
 ) -> None:
     """Writes shards without records, then the manifest of ``inputs`` inputs; everything else it lists exists.
@@ -132,37 +131,37 @@ def write_manifest(
         UserError: there is no record at all, a shard or a file of rejects is gone, or another job has claimed the
             folder.
     """
-    lost = sum(lines for _, lines in rejects)
-    if not any(shard["records"] for shard in shards):
+    listed, lines = list(shards), dict(rejects)
+    lost = sum(lines.values())
+    if not any(shard.records for shard in listed):
         raise UserError(f"no input can be used: {lost} of {inputs} rejected, see {folder}/{REJECTS}")
-    written = {shard["name"] for shard in shards}
-    keys = [(split, shard) for split, count in num_shards.items() for shard in range(count)]
+    written = {shard.name for shard in listed}
+    keys = ((split, shard) for split, count in num_shards.items() for shard in range(count))
     empty = [key for key in keys if shard_name(*key, num_shards[key[0]]) not in written]
-    shards = [*shards, *(save_shard((), folder, *key, num_shards, claim) for key in empty)]
-    listed = sorted((Shard(**shard) for shard in shards), key=lambda shard: shard.name)
-    counts = {
-        "inputs": inputs,
-        "records": sum(s.records for s in listed),
-        "rejects": sum(lines for _, lines in rejects),
-    }
+    listed += in_threads(lambda key: save_shard((), folder, *key, num_shards, claim), empty)
+    listed.sort(key=operator.attrgetter("name"))
+    counts = {"inputs": inputs, "records": sum(shard.records for shard in listed), "rejects": lost}
     merged = {key: value for part in statistics for key, value in part.items()}
     manifest = Manifest(**fields, counts=counts, shards=tuple(listed), statistics=merged)
     files = {shard.name: (shard.bytes, shard.crc32c) for shard in listed}
-    claims.require_files(folder, {**files, **dict.fromkeys(name for name, _ in rejects)})
+    claims.require_files(folder, {**files, **dict.fromkeys(lines)})
     if not (claim is not None and claim.is_own) and has_manifest(folder):
         # The job has compared a finished dataset with its inputs. What else differs is how an earlier version said it.
         there = load_manifest(folder, manifest.kind)
-        if (there.shards, there.counts, there.synsets) == (manifest.shards, manifest.counts, manifest.synsets):
-            return
-    write = functools.partial(write_claimed, claim)
-    claims.publish(claim, storage.join(folder, MANIFEST), dump_manifest(manifest), write)
+        is_same = (there.shards, there.counts, there.synsets) == (manifest.shards, manifest.counts, manifest.synsets)
+    else:
+        is_same = False
+    if not is_same:
+        write = functools.partial(write_claimed, claim)
+        claims.publish(claim, storage.join(folder, MANIFEST), dump_manifest(manifest), write)
+    kept.forget(folder)
 
 
 class FinishDataset(beam.PTransform):
     """Completes a dataset whose shards are written: rejects, empty shards, and last the manifest.
 
-    Input: PCollections of shards as dicts, of `Reject`, of one int, the number of inputs, and optionally of dicts that
-    are merged into the manifest's statistics.
+    Input: PCollections of `Shard`, of `Reject`, of one int, the number of inputs, and optionally of dicts that are
+    merged into the manifest's statistics.
 
     Args:
         folder: the dataset's address.
@@ -184,7 +183,7 @@ class FinishDataset(beam.PTransform):
             | "WriteRejects" >> beam.Map(write_rejects, self._folder, self._claim)
         )
         statistics = rest[0] if rest else count.pipeline | "NoStatistics" >> beam.Create([])
-        written = [beam.pvalue.AsList(part) for part in (shards, rejected, statistics)]
+        written = [beam.pvalue.AsIter(part) for part in (shards, rejected, statistics)]
         return count | "WriteManifest" >> beam.Map(
             write_manifest, self._folder, self._fields, self._num_shards, *written, self._claim
         )

@@ -24,7 +24,7 @@ class ThreadMap(beam.DoFn):
         function: takes an element and ``arguments``; called from several threads at once.
         threads: number of threads.
         max_in_flight: total weight of the elements that may be waiting or running, which bounds memory. A heavier
-            element starts when all others are done, and the bundle waits for it.
+            element starts when all others are done; the bundle waits for it, and its results are not gathered.
         weigh: weight of an element, 1 by default.
     """
 
@@ -50,10 +50,11 @@ class ThreadMap(beam.DoFn):
     def process(self, element):
         weight = self._weigh(element)
         yield from self._results(self._max_in_flight - weight)
+        if weight > self._max_in_flight:
+            yield from self._function(element, *self._arguments)
+            return
         self._in_flight.append((self._pool.submit(self._call, element), weight))
         self._weight += weight
-        if weight > self._max_in_flight:
-            yield from self._results(0)
 
     def finish_bundle(self):
         for result in self._results(0):

@@ -11,18 +11,34 @@ inputs       none may have changed since the first shard was written, neither a 
 
 from __future__ import annotations
 
+import collections
 import json
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from trainer import storage
 from trainer.data.manifest import MANIFEST, REJECTS, Manifest, Shard
 from trainer.errors import NotFound, UserError
 
-_THREADS = 16
+T = TypeVar("T")
+R = TypeVar("R")
+
+_THREADS, _IN_FLIGHT = 16, 128
 _ADDRESSES = ("mask_files", "frames", "stills")  # among the options; earlier versions wrote them as they were typed
+
+
+def in_threads(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    """``map`` by threads, which holds a bounded number of results: those of 100,000 would take 200 MB."""
+    with ThreadPoolExecutor(_THREADS) as pool:
+        waiting: collections.deque[Future[R]] = collections.deque()
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) == _IN_FLIGHT:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,12 +97,15 @@ def require_same(folder: str, there: Manifest, expected: Expected) -> None:
 def damaged_files(folder: str, there: Manifest) -> list[str]:
     """Names of what a dataset's manifest lists and is not there any more as it was written."""
     written = storage.changed(storage.join(folder, MANIFEST))
-    sizes = dict(storage.scan(folder))
+    listed = {found.address: (found.size, found.checksum) for found in storage.Selection(folder).entries()}
 
     def is_whole(shard: Shard) -> bool:
         address = storage.join(folder, shard.name)
-        if sizes.get(address, shard.bytes) != shard.bytes:
+        size, checksum = listed.get(address, (shard.bytes, ""))
+        if size != shard.bytes:
             return False
+        if checksum == shard.crc32c:
+            return True
         if not storage.is_remote(address) and 0 < storage.changed(address) <= written:
             return True
         try:
@@ -94,12 +113,11 @@ def damaged_files(folder: str, there: Manifest) -> list[str]:
         except NotFound:
             return False
 
-    with ThreadPoolExecutor(_THREADS) as pool:
-        whole = pool.map(is_whole, there.shards)
+    whole = in_threads(is_whole, there.shards)
     damaged = [shard.name for shard, good in zip(there.shards, whole, strict=True) if not good]
     splits = dict.fromkeys(shard.split for shard in there.shards)
     rejects = [f"{REJECTS}/{split}.jsonl" for split in splits]
-    present = [name for name in rejects if storage.join(folder, name) in sizes]
+    present = [name for name in rejects if storage.join(folder, name) in listed]
     lines = sum(storage.read(storage.join(folder, name)).count(b"\n") for name in present)
     return damaged + (rejects if lines != there.counts["rejects"] else [])
 
@@ -112,7 +130,6 @@ def is_outdated(folder: str, there: Manifest, expected: Expected) -> bool:
     places = list(expected.places())
     if not places:
         return False
-    with ThreadPoolExecutor(_THREADS) as pool:
-        shards = pool.map(storage.changed, (storage.join(folder, shard.name) for shard in there.shards))
-        begun = min(shards, default=0.0)
-        return any(changed >= begun for changed in pool.map(lambda place: storage.changed(place, folder), places))
+    shards = in_threads(storage.changed, (storage.join(folder, shard.name) for shard in there.shards))
+    begun = min(shards, default=0.0)
+    return any(changed >= begun for changed in in_threads(lambda place: storage.changed(place, folder), places))

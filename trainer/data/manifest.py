@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import io
 import json
 import re
 from collections.abc import Iterable
@@ -26,7 +27,7 @@ REJECTS = "rejects"  # folder with the lines of the inputs that could not be use
 _FRAME = 16  # bytes that a shard has besides each record's own
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Shard:
     """One file of records: name in the dataset's folder, records in it, size, checksum."""
 
@@ -97,7 +98,7 @@ def shard_name(split: str, shard: int, num_shards: int) -> str:
     return f"{split}-{shard:05d}-of-{num_shards:05d}.tfrecord"
 
 
-_SHARD_NAME = re.compile(r"([^./\x00-\x1f\x7f-\x9f][^/\x00-\x1f\x7f-\x9f]*)-([0-9]{5})-of-([0-9]{5})\.tfrecord")
+_SHARD_NAME = re.compile(r"([^./\x00-\x1f\x7f-\x9f][^/\x00-\x1f\x7f-\x9f]*)-([0-9]{5,9})-of-([0-9]{5,9})\.tfrecord")
 
 
 def _check_shards(shards: Iterable[Shard]) -> None:
@@ -124,7 +125,12 @@ def _check_shards(shards: Iterable[Shard]) -> None:
 
 
 def dump_manifest(manifest: Manifest) -> bytes:
-    return json.dumps(dataclasses.asdict(manifest), indent=1, sort_keys=True).encode()
+    """The manifest's document. Of many shards, one at a time is held as a dict and as text."""
+    encoder = json.JSONEncoder(indent=1, sort_keys=True, default=dataclasses.asdict)
+    file = io.BytesIO()
+    for text in encoder.iterencode({part.name: getattr(manifest, part.name) for part in dataclasses.fields(manifest)}):
+        file.write(text.encode())
+    return file.getvalue()
 
 
 @dataclass(frozen=True)

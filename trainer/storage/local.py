@@ -44,7 +44,8 @@ class LocalStore:
             found = _unlisted(folder, error)
             if lost is None or not isinstance(found, Denied):
                 raise found from None
-            lost[error.filename] = found
+            if not span.part:  # all parts find it
+                lost[error.filename] = found
 
         skipped = len(folder.rstrip("/")) + 1
         for path in beneath.walk(folder, deep, enters, fail):

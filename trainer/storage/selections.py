@@ -24,6 +24,7 @@ _WILDCARD = re.compile(r"[*?\[]")
 _TOKEN = re.compile(r"(\*\*/|\*\*|\*|\?|\[!?\]?[^\]/]*\])")
 
 _PAGE = 1000  # files that one request lists
+_WIDE = 4  # requests that a part of a list is worth
 _LOCAL_PARTS = 8  # each lists the names of all, which takes a fourth of the time that their sizes do
 _MOST_LETTERS = 256  # that names are told apart by, at one place of them
 _THREADS = 16
@@ -136,27 +137,29 @@ def select(address: str) -> Selection:
 def cut_names(look: Callable[[str, str, int], list[str]], count: int) -> list[str]:
     """The first names of ranges that hold all names, in order; the first is empty.
 
-    Where more names than one request lists begin alike, the letters that follow are told apart, and so on until there
-    are ``count`` such beginnings. These are ranges of their own; of others, as many as one request lists are joined.
+    Where many more names than one request lists begin alike, the letters that follow are told apart, and so on until
+    there are ``count`` beginnings of so many. These are ranges of their own; others are joined.
 
     Args:
         look: returns the first names, so many (third argument), from one (first argument) on and before another
             (second argument; empty for no bound).
     """
 
-    def measure(prefix: str) -> int:
-        return len(look(prefix, _after(prefix), _PAGE))
+    def measure(prefix: str, most: int = _PAGE) -> int:
+        return len(look(prefix, _after(prefix), most))
 
-    sizes, large = {"": measure("")}, [""]
+    sizes, below = {"": measure("", _PAGE)}, [""]
     with ThreadPoolExecutor(_THREADS) as pool:
-        while large := [prefix for prefix in large if sizes[prefix] >= _PAGE]:
-            if len(large) >= count:
+        while sum(size >= _PAGE for size in sizes.values()) < count:
+            large = [prefix for prefix in below if sizes[prefix] >= _PAGE]
+            wide = pool.map(lambda prefix: measure(prefix, _WIDE * _PAGE) == _WIDE * _PAGE, large)
+            large = list(itertools.compress(large, wide))
+            if not large:
                 break
             below = [longer for found in pool.map(lambda prefix: _longer(look, prefix), large) for longer in found]
             for prefix in large:
                 del sizes[prefix]
             sizes.update(zip(below, pool.map(measure, below), strict=True))
-            large = below
     starts, size = [""], 0
     for prefix in sorted(sizes):
         size += sizes[prefix]
