@@ -137,7 +137,7 @@ def test_everything_together_is_binary_and_changes_the_ratio():
 @pytest.mark.parametrize(
     ("field", "value"),
     [("mask_dilate", -1), ("mask_shift", 1.0), ("mask_shift", -0.1), ("mask_crop", 0.0), ("mask_crop", 1.1)]
-    + [("streams", 0), ("streams", 4097), ("cache_gb", 0.0), ("cache_gb", float("nan"))],
+    + [("streams", -1), ("streams", 4097), ("cache_gb", 0.0), ("cache_gb", float("nan"))],
 )
 def test_values_out_of_range_are_refused(field, value):
     with pytest.raises(ValueError, match=rf"DataConfig\n{field}\n  Input should be .*input_value={value}"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
 import os
 import signal
@@ -201,7 +202,7 @@ def test_drafts_of_the_dead_are_removed_and_those_of_the_living_are_not(bucket, 
 
 
 def test_a_manifest_of_other_records_is_told(bucket, shards, folder):
-    wrong = Shard(**{**vars(shards[0]), "records": 5})
+    wrong = Shard(**{**dataclasses.asdict(shards[0]), "records": 5})
     with pytest.raises(storage.Corrupt, match=f"{bucket}/{shards[0].name}: expected 5 records.* Received 4"):
         ShardCache(10**6, str(folder)).open(bucket, wrong)
 
@@ -255,7 +256,7 @@ cache.close()
 
 def run_processes(bucket, folder, log, limit, shards, killed_at):
     """Exit codes of processes that read all shards in turns; number i is killed in its download ``killed_at[i]``."""
-    arguments = [repr(vars(shard)) for shard in shards]
+    arguments = [repr(dataclasses.asdict(shard)) for shard in shards]
     with contextlib.ExitStack() as stack:
         started = []
         for seed, last in enumerate(killed_at):

@@ -151,7 +151,7 @@ def test_automatic_streams_are_those_that_the_run_began_with(shards, tmp_path, m
 
     def plan(*settings):
         more = [part for key in settings for part in ("--set", key)]
-        return train.check(train.parse_arguments([*command, *more]))
+        return train.check(train.parser().parse_args([*command, *more]))
 
     first = plan("scaling.workers=4")
     assert first.config.data.streams == 4 and train.describe_change(first) is None

@@ -114,6 +114,7 @@ def check(arguments: argparse.Namespace) -> Plan:
         from trainer.model.vgg import load_weights
         from trainer.training.validation import find_held_out
     _check_run(run, (images, masks, val_images, val_masks))
+    folders.require_kind(run, folders.RUN)
     size, earlier = config.unet.image_size, runs.find_config(run)
     if not config.data.streams:  # a run keeps its order of examples
         streams = earlier.data.streams if earlier else fit_streams(images, masks, config.data, _numbers(config.scaling))
@@ -124,7 +125,6 @@ def check(arguments: argparse.Namespace) -> Plan:
     if needs_features(config.loss):
         load_weights(config.loss.vgg)
     storage.require_writable(run)
-    folders.require_kind(run, folders.RUN)
     try:
         runs.compare_config(run, config, arguments.allow_config_change)
     except ConfigChanged as error:
