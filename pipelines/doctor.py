@@ -169,12 +169,7 @@ def probe(address: str) -> tuple[str, str | None]:
         thing = recognize.look(address)
         if not storage.is_remote(address) and not os.path.isdir(address):
             return _describe_path(address, thing.what)
-        name = storage.join(address, f".doctor-{os.urandom(4).hex()}")
-        storage.create(name, b"doctor")
-        try:
-            storage.read(name, storage.crc32c(b"doctor"))
-        finally:
-            storage.delete(name)
+        storage.try_writing(address)
     except (UserError, Outage) as error:
         return "", str(error)
     what = "nothing there yet" if thing.what == "nothing" else thing.what

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from running import KILLED_IMAGENET
 
 from pipelines.build_imagenet import main
 from pipelines.image_dataset.convert import choose_num_shards
@@ -93,25 +94,13 @@ def test_every_runner_writes_the_same_bytes(runner, tar, written, tmp_path):
     assert contents(tmp_path / "set") == contents(written)
 
 
-KILLER = """
-import itertools, os, signal, sys
-from trainer import storage
-create, calls, last = storage.create, itertools.count(), int(sys.argv[1])
-def create_or_die(address, data):
-    if next(calls) == last:
-        os.kill(os.getpid(), signal.SIGKILL)
-    create(address, data)
-storage.create = create_or_die
-from pipelines.build_imagenet import main
-main(sys.argv[2:])
-"""
-
-
 @pytest.mark.parametrize("files", [0, 3, 7])  # none, half the shards, all but the manifest (6 shards, 1 of rejects)
 def test_killed_and_run_again_it_keeps_what_was_finished(files, tar, written, tmp_path):
     output = tmp_path / "set"
     options = ["--input", str(tar), "--output", str(output), "--num-shards", "6"]
-    killed = subprocess.run([sys.executable, "-c", KILLER, str(files), *options], timeout=600, capture_output=True)
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED_IMAGENET, str(files), *options], timeout=600, capture_output=True
+    )
     assert killed.returncode == -signal.SIGKILL
     before = {output / name: (output / name).stat().st_mtime_ns for name in contents(output)}
     assert len(before) == files and output / "manifest.json" not in before

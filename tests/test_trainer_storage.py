@@ -264,3 +264,13 @@ def test_local_folders_need_no_cloud_client(tmp_path):
         "assert 'google.cloud.storage' not in sys.modules and 'tensorflow' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, timeout=600)
+
+
+def test_a_place_that_cannot_be_written_is_told(bucket, tmp_path):
+    storage.try_writing(f"{bucket}/run")
+    assert storage.find(bucket) == []
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(UserError, match="cannot write to"):
+        storage.try_writing(str(tmp_path / "file" / "run"))
+    with pytest.raises(UserError, match="does not exist"):
+        storage.try_writing("gs://pconv-no-such-bucket/run")

@@ -175,12 +175,3 @@ def test_a_missing_or_cut_shard_is_named(tmp_path):
     shard.unlink()
     with pytest.raises(UserError, match="train-00000-of-00001.tfrecord is missing"):
         dry_run.check_shards(f"{tmp_path}/masks", "mask", "train")
-
-
-def test_a_place_that_cannot_be_written_is_told(bucket, tmp_path):
-    assert dry_run.check_writable(f"{bucket}/run").endswith("/run")
-    (tmp_path / "file").write_text("no folder")
-    with pytest.raises(UserError, match="cannot write to"):
-        dry_run.check_writable(str(tmp_path / "file" / "run"))
-    with pytest.raises(UserError, match="does not exist"):
-        dry_run.check_writable("gs://pconv-no-such-bucket/run")

@@ -180,7 +180,8 @@ def show_plan(plan: Plan) -> None:
         print(f"workers    {change}")
     for folder, kind, split in checks:
         print(dry_run.check_shards(folder, kind, split))
-    print(dry_run.check_writable(plan.run))
+    storage.try_writing(plan.run)
+    print(f"writable   {plan.run}")
     found = load_newest(plan.run)
     print(f"continues  after step {found.checkpoint.state['step']}" if found else "starts     at step 0")
 

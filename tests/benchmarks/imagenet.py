@@ -30,6 +30,9 @@ import cv2
 import numpy as np
 from _timing import SMALL, progress
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from running import KILLED_IMAGENET  # noqa: E402  (of the tests)
+
 PHOTOS = sorted((Path(__file__).resolve().parents[2] / "pipelines" / "photos").rglob("*.jpg"))
 SHRINK = ("--short-side", "256")
 TWO = ("--direct_running_mode", "multi_processing", "--direct_num_workers", "2")
@@ -150,20 +153,6 @@ def bench_memory(root: Path) -> None:
         print(f"tar of {megabytes:3} MB   peak {int(done.stdout.split()[-1]) / 1024:.0f} MB")
 
 
-KILLED = """
-import itertools, os, signal, sys
-from trainer import storage
-create, calls, last = storage.create, itertools.count(), int(sys.argv[1])
-def create_or_die(address, data):
-    if next(calls) == last:
-        os.kill(os.getpid(), signal.SIGKILL)
-    create(address, data)
-storage.create = create_or_die
-from pipelines.build_imagenet import main
-main(sys.argv[2:])
-"""
-
-
 def bench_again(root: Path, rounds: int) -> None:
     count, num_shards = (20, 10) if SMALL else (10_000, 20)
     write_photographs(root / "photos", count)
@@ -183,7 +172,7 @@ def bench_again(root: Path, rounds: int) -> None:
     for number in range(rounds):
         progress(f"round {number + 1} of {rounds}")
         whole = spend(f"whole-{number}", "-m", "pipelines.build_imagenet")
-        spend(f"again-{number}", "-c", KILLED, str(num_shards * 9 // 10))
+        spend(f"again-{number}", "-c", KILLED_IMAGENET, str(num_shards * 9 // 10))
         again = spend(f"again-{number}", "-m", "pipelines.build_imagenet")
         for path in (root / f"whole-{number}").rglob("*"):
             assert path.is_dir() or path.read_bytes() == (root / f"again-{number}" / path.name).read_bytes(), path

@@ -187,6 +187,8 @@ def bring(name: str) -> None:
     if path.exists():
         return
     for older in PLACE.glob(f"{name}-*"):
+        if not re.match(rf"{name}-v?\d", older.name):  # kuberay-operator is another tool than kuberay
+            continue
         shutil.rmtree(older) if older.is_dir() else older.unlink()
     try:
         TOOLS[name].make(TOOLS[name], new)

@@ -1,6 +1,5 @@
-"""Files at addresses, local or in buckets: ``gs://``, ``s3://``, ``az://``.
-
-`api` has the functions, `selections` what a user's address means, `recognize` what is there, `store` what schemes do.
+"""Files at addresses, local or in buckets: ``gs://``, ``s3://``, ``az://``. `api` has the functions, `selections` what
+a user's address means, `recognize` what is there, `store` what schemes do.
 """
 
 # ruff: noqa: F401
@@ -34,6 +33,7 @@ from trainer.storage.api import (
     stamp,
     store_of,
     sweep,
+    try_writing,
 )
 from trainer.storage.selections import Selection, is_there, select
 from trainer.storage.store import Entry, Store, crc32c

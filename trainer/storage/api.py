@@ -200,6 +200,16 @@ def require_writable(folder: str) -> None:
     store_of(folder).require_writable(folder)
 
 
+def try_writing(folder: str) -> None:
+    """Writes a small hidden file into ``folder``, reads it and deletes it; raises what one of these raises."""
+    address, data = join(folder, f".try-{os.urandom(4).hex()}"), b"writable"
+    create(address, data)
+    try:
+        read(address, crc32c(data))
+    finally:
+        delete(address)
+
+
 def confine(folder: str) -> None:
     """From now on this process writes and deletes nothing below ``folder`` through a link: that raises `UserError`.
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 
 import keras
 
-from trainer import presets, storage
+from trainer import presets
 from trainer.config import TrainConfig
 from trainer.data.batches import count_reads, fit_streams
 from trainer.data.manifest import check_sizes, load_manifest
@@ -105,21 +104,6 @@ def describe_change(config: TrainConfig, images: str, masks: str, earlier: int, 
 def _times(reads: dict[str, float]) -> str:
     first, *others = (f"{name} {value:.2f}" for name, value in reads.items())
     return ", of ".join([f"{first} times", *others])
-
-
-def check_writable(run: str) -> str:
-    """Writes, reads and deletes a file in the run's folder; returns a line that says so.
-
-    Raises:
-        UserError: one of these fails.
-    """
-    address = storage.join(run, f"dry-run-{os.urandom(4).hex()}")
-    storage.create(address, b"dry run")
-    try:
-        storage.read(address, storage.crc32c(b"dry run"))
-    finally:
-        storage.delete(address)
-    return f"writable   {run}"
 
 
 def describe_plan(config: TrainConfig, datasets: dict[str, tuple[str, str]], validation: str) -> list[str]:
