@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ast
 import errno
+import functools
 import os
 import pickle
+import time
 import traceback
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import pytest
 import ray
 import tensorflow as tf
 from apache_beam.options.pipeline_options import PipelineOptions
+from ray._private import services
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from pipelines import launch
@@ -45,9 +48,23 @@ def run_pipeline(kind: type, *options: str) -> None:
     )
 
 
+def wait_for_node(get_node, *node):
+    """Ray gives its own processes 30 seconds, which is nothing on a busy machine: ten minutes."""
+    deadline = time.monotonic() + 600
+    while True:
+        try:
+            return get_node(*node)
+        except RuntimeError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
+
+
 @pytest.fixture(scope="module")
 def cluster():
-    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="error")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(services, "get_node", functools.partial(wait_for_node, services.get_node))
+        ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="error")
     yield
     ray.shutdown()
 
