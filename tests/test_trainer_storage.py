@@ -273,4 +273,4 @@ def test_a_place_that_cannot_be_written_is_told(bucket, tmp_path):
     with pytest.raises(UserError, match="cannot write to"):
         storage.try_writing(str(tmp_path / "file" / "run"))
     with pytest.raises(UserError, match="does not exist"):
-        storage.try_writing("gs://pconv-no-such-bucket/run")
+        storage.try_writing(f"{bucket.partition('://')[0]}://pconv-no-such-bucket/run")
