@@ -33,7 +33,7 @@ demo: $(RUNTIME) ## train a small network on bundled photographs and write demo/
 	@$(BIN)/python -m pipelines.demo --output demo
 
 test: $(DEV) $(CHECKOV) ## run the tests
-	@$(BIN)/python -m pytest -q -rs --numprocesses 2 --dist loadfile --no-loadscope-reorder tests
+	@$(BIN)/python -m pytest -q -rs --numprocesses 3 --dist loadfile --no-loadscope-reorder tests
 
 soak: $(DEV) $(CHECKOV) ## run the same tests with far bigger counts (hours)
 	@$(BIN)/python -m pytest -q --soak --timeout 7200 tests

@@ -56,6 +56,10 @@ def pytest_collection_modifyitems(config, items):
     if config.getoption("--store") != "gs":
         config.hook.pytest_deselected(items=[item for item in items if not uses_buckets(item)])
         items[:] = filter(uses_buckets, items)
+    if not config.getoption("--soak"):
+        for item in items:
+            if item.get_closest_marker("soak"):
+                item.add_marker(pytest.mark.skip(reason="make soak runs it"))
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
 

@@ -116,7 +116,12 @@ def make_run(folder: str) -> str:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "how", [[], ["--processes", "2"], ["--portable"]], ids=["one process", "two processes", "portable"]
+    "how",
+    [
+        pytest.param([], marks=pytest.mark.soak, id="one process"),
+        pytest.param(["--processes", "2"], marks=pytest.mark.soak, id="two processes"),
+        pytest.param(["--portable"], id="portable"),
+    ],
 )
 def test_the_local_script_runs_the_jobs(how, tmp_path):
     for name, pixels in (("in", np.full((32, 32, 3), 90, np.uint8)), ("holes", np.full((32, 32), 255, np.uint8))):

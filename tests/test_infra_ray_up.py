@@ -96,9 +96,7 @@ class Cloud:
 
 
 @pytest.fixture
-def cloud(monkeypatch, soak):
-    if not soak:
-        pytest.skip("takes five minutes: make soak")
+def cloud(monkeypatch):
     machines.require()
     with contextlib.ExitStack() as stack:
         cloud = Cloud(stack)
@@ -156,6 +154,7 @@ class Training:
         return [int(step) for step in re.findall(r"step (\d+)/", self.output())]
 
 
+@pytest.mark.soak
 @pytest.mark.timeout(3600)
 def test_a_machine_is_taken_away_and_no_step_is_lost(cloud):
     build_datasets()

@@ -127,6 +127,7 @@ def test_overwrite_and_other_numbers_of_shards(written, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 def test_worker_processes_write_the_same_bytes(written, tmp_path):
     command = [sys.executable, "-m", "pipelines.build_masks", "--output", "set", *OPTIONS, "--num-shards", "3"]
     workers = ["--direct_running_mode", "multi_processing", "--direct_num_workers", "2"]

@@ -110,6 +110,7 @@ def test_sources_in_a_bucket_give_the_same_masks(bucket, files, from_masks, tmp_
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 def test_worker_processes_write_the_same_bytes(files, from_masks, tmp_path):
     command = [sys.executable, "-m", "pipelines.build_masks", "--output", "set", "--size", "64", *MASK_OPTIONS]
     workers = ["--direct_running_mode", "multi_processing", "--direct_num_workers", "2"]

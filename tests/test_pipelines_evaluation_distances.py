@@ -134,9 +134,8 @@ def test_cells_hold_the_distances_of_their_pictures(made, report):
 
 
 @pytest.mark.slow
-def test_two_processes_write_the_same_bytes(made, report, tmp_path, soak):
-    if not soak:
-        pytest.skip("takes half a minute: make soak")
+@pytest.mark.soak
+def test_two_processes_write_the_same_bytes(made, report, tmp_path):
     command = [sys.executable, "-m", "pipelines.evaluate", *arguments(made, tmp_path / "out", *TWO_PROCESSES)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr

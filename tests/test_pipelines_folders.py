@@ -185,7 +185,7 @@ def take_away(folder: Path) -> None:
     shutil.rmtree(folder.rename(folder.with_name("taken")), ignore_errors=True)
 
 
-@pytest.mark.parametrize("number", [1, 2, 3])
+@pytest.mark.parametrize("number", [2, *(pytest.param(one, marks=pytest.mark.soak) for one in (1, 3))])
 def test_outputs_that_are_gone_at_the_end_are_missed(number, files, run, monkeypatch):
     at_write(monkeypatch, ".png", number, lambda: take_away(files / "out"))
     with pytest.raises(UserError, match="out/.items/job.json is gone: the folder was removed or emptied"):

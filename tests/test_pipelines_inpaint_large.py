@@ -115,10 +115,9 @@ print(json.dumps([windows, int(peak) * 1024]))
 
 
 @pytest.mark.slow
-def test_memory_of_24_megapixels(soak):
+@pytest.mark.soak
+def test_memory_of_24_megapixels():
     """The paper's network; bytes at the peak of the process, TensorFlow included."""
-    if not soak:
-        pytest.skip("takes a minute: make soak")
     done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stderr
     windows, peak = json.loads(done.stdout.splitlines()[-1])

@@ -125,7 +125,9 @@ def test_runs_in_a_folder_whose_name_has_wildcards(place):
         fill(home, f"{home}/ru[n]", output=f"{home}/none")
 
 
-@pytest.mark.parametrize("name", ["me@work", "a@best", "lr=0.1", "r@1"])
+@pytest.mark.parametrize(
+    "name", ["r@1", *(pytest.param(name, marks=pytest.mark.soak) for name in ("me@work", "a@best", "lr=0.1"))]
+)
 def test_runs_whose_addresses_have_signs_of_the_option(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_run(str(tmp_path / name), small_config(32))

@@ -43,8 +43,8 @@ def job(tmp_path: Path, scratch: Path, *options: str) -> Running:
     ("options", "number", "code", "line"),
     [
         ([], signal.SIGINT, 130, "interrupted\n"),
-        ([], signal.SIGTERM, 143, "interrupted by SIGTERM\n"),
-        (THREADS, signal.SIGINT, 130, "interrupted\n"),
+        pytest.param([], signal.SIGTERM, 143, "interrupted by SIGTERM\n", marks=pytest.mark.soak),
+        pytest.param(THREADS, signal.SIGINT, 130, "interrupted\n", marks=pytest.mark.soak),
         (PORTABLE, signal.SIGINT, 130, "interrupted\n"),
         (TWO_PROCESSES, signal.SIGINT, 130, "interrupted\n"),
         (TWO_PROCESSES, signal.SIGTERM, 143, "interrupted by SIGTERM\n"),
@@ -62,8 +62,15 @@ def test_a_job_that_is_told_to_stop_does_with_all_it_started(tmp_path, scratch, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
-@pytest.mark.parametrize("moment", ["while they start", "while they work"])
+@pytest.mark.parametrize(
+    ("number", "moment"),
+    [
+        (signal.SIGKILL, "while they start"),
+        (signal.SIGSEGV, "while they work"),
+        pytest.param(signal.SIGSEGV, "while they start", marks=pytest.mark.soak),
+        pytest.param(signal.SIGKILL, "while they work", marks=pytest.mark.soak),
+    ],
+)
 def test_a_job_whose_worker_process_is_killed_fails_in_one_line(tmp_path, scratch, number, moment):
     with job(tmp_path, scratch, *TWO_PROCESSES) as running:
         while len(workers := running.below(WORKER)) < 2:

@@ -75,7 +75,9 @@ def draw_cases():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("config", [CONFIG, OTHER], ids=["paper", "other"])
+@pytest.mark.parametrize(
+    "config", [pytest.param(CONFIG, id="paper"), pytest.param(OTHER, marks=pytest.mark.soak, id="other")]
+)
 def test_every_format_computes_what_the_network_does(tmp_path, config, capsys):
     run, cases = str(tmp_path / "run"), draw_cases()
     network = make_run(run, config)

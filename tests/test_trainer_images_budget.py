@@ -220,7 +220,7 @@ def test_masks_in_records_are_bounded(tmp_path):
     assert max(wide[1], other[1]) < SPARE
 
 
-@pytest.mark.parametrize("own_depth", [True, False])
+@pytest.mark.parametrize("own_depth", [True, pytest.param(False, marks=pytest.mark.soak)])
 def test_what_is_announced_is_not_less_than_what_is_taken(own_depth, tmp_path):
     """Of nine megapixels in every format: the peak of a process against the estimate and what an empty one takes."""
     side, call = 3000, "picture" if own_depth else "rgb"

@@ -187,6 +187,7 @@ def accumulated(place):
         return {name: run.result()[0] for name, run in runs.items()}
 
 
+@pytest.mark.soak
 @both_divisions
 def test_four_parts_of_four_are_a_batch_of_sixteen(place, accumulated, divided):
     one, four = (of(accumulated[run], "StepDone") for run in (ONE, divided))
