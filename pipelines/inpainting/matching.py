@@ -56,7 +56,7 @@ def match_all(where: Inputs, extension: str = "") -> Iterator[Item | Reject]:
 
 
 def match_files(
-    images: Collection[str], masks: Collection[str] | None, sources: Sources, extension: str
+    images: Collection[str], masks: Collection[str] | None, sources: Sources, extension: str, share: str = ""
 ) -> Iterator[Item | Reject]:
     """Items of the files of one root; a file without a counterpart, or with unclear ones, becomes a `Reject`.
 
@@ -65,17 +65,18 @@ def match_files(
         masks: paths below the folder of all masks; None if each image has the mask ``where.masks``, or none.
         sources: where they are. If one image is named, masks of others are no inputs.
         extension: of the outputs.
+        share: of the items.
     """
     where = sources.where
     address, mask_address = sources.image_address, sources.mask_address
     if masks is None:
         outputs = _outputs(images, extension)
-        yield from (Item(address(name), where.masks, outputs[name]) for name in sorted(images))
+        yield from (Item(address(name), where.masks, outputs[name], (), share) for name in sorted(images))
         return
     if len(images) == len(masks) == 1 and where.match == "stem" and (sources.apart or images != masks):
         (image,), (mask,) = images, masks
         if (stem := stem_of(image)) == stem_of(mask):  # as nearly all are: what follows says the same, more slowly
-            yield Item(address(image), mask_address(mask), stem + extension)
+            yield Item(address(image), mask_address(mask), stem + extension, (), share)
             return
     shared = set() if sources.apart else set(images) & set(masks)
     if where.match == "path":
@@ -88,7 +89,7 @@ def match_files(
     for name, mine in sorted(matched.masks.items()):
         if mine:
             first, *more = map(mask_address, mine)
-            yield Item(address(name), first, outputs[name], tuple(more))
+            yield Item(address(name), first, outputs[name], tuple(more), share)
         else:
             stem = stem_of(name)
             wanted = name if where.match == "path" else f"{stem}.*, {stem}_mask.* or {name}.*"
@@ -109,7 +110,7 @@ def _outputs(names: Iterable[str], extension: str) -> dict[str, str]:
 
 
 def match_listed(
-    pairs: Iterable[tuple[str, str]], base: str, needs_mask: bool, extension: str
+    pairs: Iterable[tuple[str, str]], base: str, needs_mask: bool, extension: str, share: str = ""
 ) -> Iterator[Item | Reject]:
     """Items of the listed pairs of one stem; an image that needs a mask and has none becomes a `Reject`."""
     listed: dict[str, list[str]] = {}
@@ -119,8 +120,8 @@ def match_listed(
     for image, masks in listed.items():
         output = outputs[storage.relative(image, base)]
         if not needs_mask:
-            yield Item(image, "", output)
+            yield Item(image, "", output, (), share)
         elif masks:
-            yield Item(image, masks[0], output, tuple(masks[1:]))
+            yield Item(image, masks[0], output, tuple(masks[1:]), share)
         else:
             yield reject(image, "match", MatchError("expected a mask in the list. Found none."))

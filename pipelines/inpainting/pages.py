@@ -9,6 +9,8 @@ parts of the lists -> pages, and a `Survey` of each -> pages of shares -> by sha
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import hashlib
 import json
 import posixpath
@@ -77,6 +79,18 @@ def merge_surveys(surveys: Iterable[Survey]) -> Survey:
         folders |= set(survey.folders)
         folders = {min(folders), max(folders)} if folders else folders
     return Survey(images, tuple(sorted(folders, key=lambda folder: folder.split("/"))))
+
+
+@contextlib.contextmanager
+def uncollected() -> Iterator[None]:
+    """Without the collector of cycles, which would go through a share's names again and again and find none."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def pack(page: Page) -> bytes:

@@ -65,6 +65,7 @@ def report_name(name: str, share: str) -> str:
     return f"{stem}-{int(share, 16):05d}-of-{16 ** len(share):05d}{dot}{extension}" if share else name
 
 
+@pages.uncollected()
 def merge(group: tuple[str, Iterable[bytes]], job: Reporting) -> Summary:
     """Writes the reports of one share.
 
@@ -147,7 +148,9 @@ def _gather(
 
 def _said(record: Record) -> dict:
     # Records of earlier versions have no field that says so.
-    return {**told(record), "without_holes": record.get("hole_ratio") == 0}
+    said = told(record)
+    said["without_holes"] = record.get("hole_ratio") == 0
+    return said
 
 
 def _join(rings: list[Ring]) -> tuple[int, Ring] | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -99,6 +99,35 @@ class _Share:
         self.marks.update((begin + name, mark) for name, mark in zip(page.names, page.marks, strict=True) if mark)
 
 
+class _Asked(NamedTuple):
+    """An item whose files a list does not tell enough of, and the records that may be of its output."""
+
+    item: Item
+    known: list[Record]
+
+
+@dataclass
+class _Found:
+    """What is known of the items of a share."""
+
+    lines: list[Line] = field(default_factory=list)
+    todo: list[Item] = field(default_factory=list)
+    asked: list[_Asked] = field(default_factory=list)
+    before: Page = field(default_factory=lambda: Page(pages.FINISHED, [], [], []))
+
+    def add(self, one: Item | Line | _Asked | Record) -> None:
+        if isinstance(one, Item):
+            self.todo.append(one)
+        elif isinstance(one, Line):
+            self.lines.append(one)
+        elif isinstance(one, _Asked):
+            self.asked.append(one)
+        else:  # the record of what is finished, of which these three are kept
+            self.before.names.append(one["output"])
+            self.before.marks.append(one["crc32c"])
+            self.before.sizes.append(one["bytes"])
+
+
 def resolve(group: tuple[str, Iterable[bytes]], survey: Survey, job: Resuming) -> Iterator[Line | Chunk | Before]:
     """What is to be done of a share, what is not, and the lines of what is known already.
 
@@ -106,29 +135,19 @@ def resolve(group: tuple[str, Iterable[bytes]], survey: Survey, job: Resuming) -
         group: a share and its pages.
         survey: of all inputs.
     """
-    share, mine = group[0], _Share()
-    for data in group[1]:
-        mine.add(pages.unpack(data), job.sources)
-    items: dict[str, list[Item]] = {}
-    is_local = not storage.is_remote(job.books.output)
-    for matched in _match(mine, survey, job):
-        if isinstance(matched, Line):
-            yield matched
-        else:
-            name = pages.as_path(matched.output) if is_local else matched.output
-            items.setdefault(name, []).append(matched if name == matched.output else matched._replace(output=name))
-    todo, before = list[Item](), Page(pages.FINISHED, [], [], [])
-    for found in _look_up(items, mine, share, job):
-        if isinstance(found, Item):
-            todo.append(found)
-        elif isinstance(found, Line):
-            yield found
-        else:
-            before.names.append(found["output"])
-            before.marks.append(found["crc32c"])
-            before.sizes.append(found["bytes"])
-    yield Before(share, len(before.names), pages.pack(before))
-    yield from pack_items(todo)
+    share, mine, found = group[0], _Share(), _Found()
+    with pages.uncollected():
+        for data in group[1]:
+            mine.add(pages.unpack(data), job.sources)
+        for one in _look_up(_match_all(mine, survey, job, found), mine, share, job):
+            found.add(one)
+    if found.asked:
+        with ThreadPoolExecutor(_THREADS) as pool:
+            for one in pool.map(lambda asked: _recall(asked, mine, job), found.asked):
+                found.add(one)
+    yield from found.lines
+    yield Before(share, len(found.before.names), pages.pack(found.before))
+    yield from pack_items(found.todo)
 
 
 def pack_items(items: list[Item]) -> Iterator[Chunk]:
@@ -148,6 +167,19 @@ def unpack_items(chunk: Chunk) -> Iterator[Item]:
 # Matching
 
 
+def _match_all(mine: _Share, survey: Survey, job: Resuming, found: _Found) -> dict[str, list[Item]]:
+    """Items of a share by their output; what has no counterpart is added to ``found``."""
+    items = dict[str, list[Item]]()
+    is_local = not storage.is_remote(job.books.output)
+    for matched in _match(mine, survey, job):
+        if isinstance(matched, Line):
+            found.add(matched)
+        else:
+            name = pages.as_path(matched.output) if is_local else matched.output
+            items.setdefault(name, []).append(matched if name == matched.output else matched._replace(output=name))
+    return items
+
+
 def _match(mine: _Share, survey: Survey, job: Resuming) -> Iterator[Item | Line]:
     """Items of a share, and the lines of what has no counterpart."""
     where, is_local = job.sources.where, not storage.is_remote(job.books.output)
@@ -157,7 +189,7 @@ def _match(mine: _Share, survey: Survey, job: Resuming) -> Iterator[Item | Line]
             stems.setdefault(stem_of(storage.relative(pair[0], base)), []).append(pair)
         for stem, pairs in stems.items():
             digits = hash_of(root_in(stem, is_local))
-            yield from _with_share(match_listed(pairs, base, job.needs_mask, job.extension), digits)
+            yield from _booked(match_listed(pairs, base, job.needs_mask, job.extension, digits), digits)
         return
     roots: dict[str, tuple[list[str], list[str]]] = {}
     for part, found in enumerate((mine.images, mine.masks)):
@@ -166,25 +198,26 @@ def _match(mine: _Share, survey: Survey, job: Resuming) -> Iterator[Item | Line]
     has_masks = pages.MASKS in job.sources.kinds
     for root, (images, masks) in roots.items():
         digits = hash_of(pages.as_path(root) if is_local else root)
-        matched = match_files(images, masks if has_masks else None, job.sources, job.extension)
-        yield from _with_share(matched, digits)
+        matched = match_files(images, masks if has_masks else None, job.sources, job.extension, digits)
+        yield from _booked(matched, digits)
 
 
-def _with_share(found: Iterable[Item | Reject], digits: str) -> Iterator[Item | Line]:
+def _booked(found: Iterable[Item | Reject], digits: str) -> Iterator[Item | Line]:
     for one in found:
-        yield Line(digits, one) if isinstance(one, Reject) else one._replace(share=digits)
+        yield Line(digits, one) if isinstance(one, Reject) else one
 
 
 # Looking up
 
 
-def _look_up(items: dict[str, list[Item]], mine: _Share, share: str, job: Resuming) -> Iterator[Item | Line | Record]:
-    """Items that are to be made, records of those that are finished, and lines of rejects."""
+def _look_up(
+    items: dict[str, list[Item]], mine: _Share, share: str, job: Resuming
+) -> Iterator[Item | Line | _Asked | Record]:
+    """Items that are to be made or asked about, records of those that are finished, and lines of rejects."""
     lines: dict[str, list[bytes]] = {}
     for _, output, line in read_parts(job.books, mine.parts, share):
         if output in items:
             lines.setdefault(output, []).append(line)
-    asked = list[tuple[Item, list[Record]]]()
     for name, alike in sorted(items.items()):
         item, known = alike[0], [record for line in lines.get(name, ()) if (record := parse_record(line))]
         if len(alike) > 1:
@@ -200,21 +233,17 @@ def _look_up(items: dict[str, list[Item]], mine: _Share, share: str, job: Resumi
         if record := next(seen, None):
             yield record
         elif known or (job.books.has_old and name in mine.outputs):
-            asked.append((item, known))
+            yield _Asked(item, known)
         else:
             yield item
-    if not asked:
-        return
-    with ThreadPoolExecutor(_THREADS) as pool:
-        yield from pool.map(lambda one: _recall(one[0], one[1], mine, job), asked)
 
 
-def _recall(item: Item, known: Sequence[Record], mine: _Share, job: Resuming) -> Item | Line | Record:
+def _recall(asked: _Asked, mine: _Share, job: Resuming) -> Item | Line | Record:
     """The record of an item if it is finished, a line for the books if that is not in them; or the item.
 
     A line, too, if its output was made of other files.
     """
-    output = job.books.output
+    (item, known), output = asked, job.books.output
     try:
         with blame(item.image, "resume", (*FAULTS, KeyError, TypeError)):
             # A bucket's list may be stale: what it lacks is asked for by name.

@@ -23,7 +23,6 @@ _MASK_FIRST = re.compile(r"masks?(?:[ _.-]+|(?=\d))(?P<rest>.+)", re.IGNORECASE 
 _MASK_LAST = re.compile(r"(?P<rest>.+?)(?:[ _.-]+masks?|[ ]?\(masks?\))(?:[ _.-]*\d+)?", re.IGNORECASE | re.DOTALL)
 _IMAGE_FIRST = re.compile(r"(?:image|img)(?:[ _.-]+|(?=\d))(?P<rest>.+)", re.IGNORECASE | re.DOTALL)
 _IMAGE_LAST = re.compile(r"(?P<rest>.+?)[ _.-]+(?:image|img)", re.IGNORECASE | re.DOTALL)
-_WORDS = re.compile(r"mask|image|img", re.IGNORECASE)
 _EXTENSIONS = re.compile(r"\.(?:avif|bmp|gif|hei[cf]|jpe?g|jp2|mpo|png|p[bgnp]m|tiff?|webp)", re.IGNORECASE)
 
 
@@ -70,8 +69,10 @@ def root_of(name: str) -> str:
     """What the names of an image and of all its masks have in common, so that files can be grouped before matching."""
     root, shorter = None, stem_of(name)
     last = name[name.rfind("/") + 1 :]
-    if last.count(".") < 2 and not _WORDS.search(last):  # as most names are: the loop says the same, more slowly
-        return shorter
+    if last.count(".") < 2 and last.isascii():  # as most names are: the loop says the same, more slowly
+        lower = last.lower()
+        if "mask" not in lower and "im" not in lower:
+            return shorter
     while root != shorter:
         root = shorter
         stem, extension = posixpath.splitext(root)

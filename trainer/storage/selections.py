@@ -66,14 +66,17 @@ class Selection:
         if self.span == EVERYTHING and not self.glob:
             yield from api.entries(self.address, lost=lost)
             return
-        pattern = self.glob or "**"
-        matches, may_hold = compile_glob(pattern).fullmatch, _compile_folders(pattern)
+        if not self.glob:
+            yield from api.folder_entries(self.base, True, None, lost, self.span)
+            return
+        matches, may_hold = compile_glob(self.glob).fullmatch, _compile_folders(self.glob)
+        skipped = len(api.join(self.base, ""))
 
         def enters(folder: str) -> bool:
-            return may_hold(api.relative(folder, self.base))
+            return may_hold(folder[skipped:])
 
         for found in api.folder_entries(self.base, self._is_deep, enters, lost, self.span):
-            if matches(api.relative(found.address, self.base)):
+            if matches(found.address[skipped:]):
                 yield found
 
     @property
@@ -93,9 +96,11 @@ class Selection:
             parts = min(count, _LOCAL_PARTS)
             return [dataclasses.replace(self, span=Span(part=part, parts=parts)) for part in range(parts)]
 
+        skipped = len(api.join(self.base, ""))
+
         def look(start: str, end: str, most: int) -> list[str]:
             found = api.store_of(self.base).entries(self.base, self._is_deep, span=Span(start, end, most=most))
-            return [api.relative(one.address, self.base) for one in itertools.islice(found, most)]
+            return [one.address[skipped:] for one in itertools.islice(found, most)]
 
         starts = cut_names(look, count)
         spans = [Span(start, end) for start, end in zip(starts, [*starts[1:], ""], strict=True)]
