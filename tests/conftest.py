@@ -37,9 +37,11 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    # A shell starts what it runs in the background with SIGINT ignored, and so would be what tests start and interrupt.
-    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    # A shell starts what it runs in the background with SIGINT ignored, nohup with SIGHUP, and so would be what tests
+    # start and interrupt.
+    for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, handler)
     clouds.chosen = clouds.CLOUDS[config.getoption("--store")]
 
 

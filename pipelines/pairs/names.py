@@ -68,16 +68,19 @@ def without_mask(name: str) -> str | None:
 def root_of(name: str) -> str:
     """What the names of an image and of all its masks have in common, so that files can be grouped before matching."""
     root, shorter = None, stem_of(name)
-    last = name[name.rfind("/") + 1 :]
-    if last.count(".") < 2 and last.isascii():  # as most names are: the loop says the same, more slowly
-        lower = last.lower()
-        if "mask" not in lower and "im" not in lower:
-            return shorter
+    if _is_plain(name[name.rfind("/") + 1 :]):  # as most names are: the loop says the same, more slowly
+        return shorter
     while root != shorter:
         root = shorter
         stem, extension = posixpath.splitext(root)
         shorter = stem if _EXTENSIONS.fullmatch(extension) else _strip(root, *_RULES) or root
     return root
+
+
+def _is_plain(last: str) -> bool:
+    """Whether the last part of a path has neither one of the words nor two extensions."""
+    lower = last.lower()  # of ASCII alone what the rules take for lower case
+    return last.isascii() and last.count(".") < 2 and "mask" not in lower and "im" not in lower
 
 
 _RULES = (_MASK_LAST, _MASK_FIRST, _IMAGE_LAST, _IMAGE_FIRST)
