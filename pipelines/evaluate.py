@@ -213,13 +213,15 @@ def _show(output: str) -> int:
 
 def main(argv: Sequence[str]) -> int:
     with quiet_imports():
-        from pipelines.evaluation.earlier import require_same
-        from pipelines.evaluation.job import FILES, METRICS, build
         from pipelines.launch import parse_options, require_written, run_pipeline
         from trainer import storage
         from trainer.storage import claims
 
     ours, options = parse_options(parser(), argv)
+    with quiet_imports():  # Keras, for seconds: --help does without
+        from pipelines.evaluation.earlier import require_same
+        from pipelines.evaluation.job import FILES, METRICS, build
+
     job = _make_job(ours)
     require_same(job, ours.overwrite)
     job = dataclasses.replace(job, claim=claims.take(job.output, replaces=True))
