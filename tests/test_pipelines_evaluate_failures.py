@@ -204,10 +204,8 @@ def test_networks_know_where_they_come_from(made):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "runner",
-    [pytest.param(TWO_PROCESSES, marks=pytest.mark.soak, id="two-processes"), pytest.param(PORTABLE, id="portable")],
-)
+@pytest.mark.soak
+@pytest.mark.parametrize("runner", [TWO_PROCESSES, PORTABLE], ids=["two-processes", "portable"])
 def test_every_runner_writes_the_same_bytes_over_those_of_another_run(made, in_process, runner, tmp_path):
     names = ["metrics.json", "pairs.jsonl", "report.html", "table.md"]
     assert sorted(path.name for path in in_process.iterdir()) == names

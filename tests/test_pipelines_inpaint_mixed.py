@@ -268,7 +268,7 @@ def run(folder: str, *command: str) -> tuple[int, str]:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "runner",
-    [pytest.param(TWO_PROCESSES, id="two-processes"), pytest.param(PORTABLE, marks=pytest.mark.soak, id="portable")],
+    [pytest.param(TWO_PROCESSES, marks=pytest.mark.soak, id="two-processes"), pytest.param(PORTABLE, id="portable")],
 )
 def test_the_same_bytes_on_every_runner(files, done, runner, tmp_path):
     code, said = run(files[0], "-m", "pipelines.inpaint", *options(files[0], str(tmp_path / "out"), *runner))

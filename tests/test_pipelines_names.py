@@ -72,6 +72,7 @@ def bar_listing(monkeypatch, *names: str) -> None:
 # Wildcards
 
 
+@pytest.mark.parametrize("place", ["folder", pytest.param("bucket", marks=pytest.mark.soak)], indirect=True)
 def test_images_and_datasets_in_a_folder_whose_name_has_wildcards(place, run):
     home = f"{place}/{ODD}"
     make(home, ["a.png", "b [1].png", "sub*/c.png"])

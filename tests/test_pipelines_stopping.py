@@ -47,7 +47,7 @@ def job(tmp_path: Path, scratch: Path, *options: str) -> Running:
         pytest.param(THREADS, signal.SIGINT, 130, "interrupted\n", marks=pytest.mark.soak),
         (PORTABLE, signal.SIGINT, 130, "interrupted\n"),
         (TWO_PROCESSES, signal.SIGINT, 130, "interrupted\n"),
-        (TWO_PROCESSES, signal.SIGTERM, 143, "interrupted by SIGTERM\n"),
+        pytest.param(TWO_PROCESSES, signal.SIGTERM, 143, "interrupted by SIGTERM\n", marks=pytest.mark.soak),
     ],
 )
 def test_a_job_that_is_told_to_stop_does_with_all_it_started(tmp_path, scratch, options, number, code, line):
@@ -97,7 +97,7 @@ def test_worker_processes_end_with_a_job_that_is_killed(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [[], TWO_PROCESSES])
+@pytest.mark.parametrize("options", [[], pytest.param(TWO_PROCESSES, marks=pytest.mark.soak)])
 def test_a_job_leaves_no_temporary_files(tmp_path, scratch, options):
     (scratch / "beam-pipeline-temp-of-another").mkdir()
     for size, code in (("64", 0), ("1", 2)):

@@ -144,6 +144,7 @@ def proxies(hosts, gcs_server):
         proxy.close()
 
 
+@pytest.mark.soak
 def test_worker_1_continues_without_reading_a_byte(hosts, tmp_path, bucket, proxies):
     write_noise(tmp_path, 32, num_images=9, num_masks=7)
     run = f"{bucket}/run"

@@ -202,6 +202,7 @@ def test_four_parts_of_four_are_a_batch_of_sixteen(place, accumulated, divided):
             np.testing.assert_allclose(parts.variables[part][name], array, rtol=1e-5, atol=1e-5, err_msg=name)
 
 
+@pytest.mark.soak
 def test_a_nan_on_one_worker_stops_all_at_the_same_step(place):
     one, two = train(place, "planted", 2, "initial.steps=6", "finetune.steps=0", "skip_nonfinite=1")
     for events in (one, two):

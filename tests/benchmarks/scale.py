@@ -38,10 +38,10 @@ with quiet_imports():
     from trainer.config import PhaseConfig, TrainConfig
     from trainer.inference.pins import ModelPin
 
-COUNTS = {"resume": (300, 2000), "images": (40,), "kills": (60,)} if SMALL else {}
+COUNTS = {"resume": (300,), "images": (40,), "kills": (60,)} if SMALL else {}
 COUNTS = COUNTS or {"resume": (1_000_000, 10_000_000), "images": (100_000,), "kills": (20_000,)}
 ARGUMENTS = ["--images", f"{ROOT}/in", "--masks", f"{ROOT}/holes", "--hole", "black", "--output", f"{ROOT}/out"]
-KILLS = 2 if SMALL else 10
+KILLS = 1 if SMALL else 10
 
 
 class Network:
