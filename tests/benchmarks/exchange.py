@@ -1,11 +1,11 @@
 """Exchange of gradients between two workers over a slow link: in packs during the backward pass, and after it at once.
 
-    python tests/benchmarks/exchange.py [--gbit 1] [--rounds 7] [--settings KEY=VALUE ...]
+    python tests/benchmarks/exchange.py [--gbit 1] [--delay-ms 1] [--rounds 7] [--settings KEY=VALUE ...]
 
 As root on Linux. Each worker has a network namespace and a core of its own; the link between them lets through so many
-gigabits a second each way. Both take the same steps of a network without perceptual terms; the ways of exchange take
-turns within one process. The baseline waits for the backward pass and exchanges float32 gradients as one tensor, as
-``tf.distribute`` does by itself.
+gigabits a second each way, and each packet arrives after a delay. Both take the same steps of a network without
+perceptual terms; the ways of exchange take turns within one process. The baseline waits for the backward pass and
+exchanges float32 gradients as one tensor, as ``tf.distribute`` does by itself.
 """
 
 from __future__ import annotations
@@ -21,7 +21,13 @@ import tempfile
 import time
 from pathlib import Path
 
+import _slow_link
+
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "infra" / "local"))
+
+from hosts import Hosts, choose_prefix  # noqa: E402
+
 SMALL = bool(os.environ.get("SMALL"))
 NETWORK = ["unet.filters=4,8", "unet.kernels=5,3"] if SMALL else ["unet.filters=64,128,256,512,512"]
 SETTINGS = [*NETWORK, f"unet.image_size={32 if SMALL else 64}", f"global_batch_size={4 if SMALL else 8}"]
@@ -77,9 +83,29 @@ def work(settings: list[str], rounds: int) -> None:
         print(json.dumps({"parameters": state.model.count_params(), "seconds": seconds}), flush=True)
 
 
+def make_link(hosts: Hosts, gbit: float, delay: float) -> list[str]:
+    """Two hosts on a link of their own; their addresses on it."""
+    ends, addresses = [], []
+    for number, host in enumerate(("node1", "node2"), start=1):
+        hosts.add(host)
+        device, address = f"{hosts.bridge}t{number}", f"{hosts.prefix}{200 + number}"
+        ends.append(_slow_link.open_tun(device))
+        subprocess.run(["ip", "link", "set", device, "netns", f"{hosts.bridge}-{host}"], check=True)
+        for command in (
+            f"ip address add {address}/30 dev {device}",
+            f"ip link set {device} mtu {_slow_link.MTU} up",
+            f"tc qdisc add dev {device} root tbf rate {gbit}gbit burst 256kb latency 50ms",
+        ):
+            subprocess.run(hosts.on(host, command.split()), check=True)
+        addresses.append(address)
+    _slow_link.connect(*ends, delay)
+    return addresses
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gbit", type=float, default=1, help="of the link, each way (default: 1)")
+    parser.add_argument("--delay-ms", type=float, default=1, help="of each packet (default: 1)")
     parser.add_argument("--rounds", type=int, default=1 if SMALL else 7)
     parser.add_argument("--settings", nargs="*", default=[], metavar="KEY=VALUE")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
@@ -88,21 +114,14 @@ def main() -> None:
     if arguments.worker:
         work(settings, arguments.rounds)
         return
-    if os.geteuid() or not shutil.which("tc"):
-        print("skipped: namespaces and links of a given speed need root and the programs ip and tc (iproute2)")
+    if os.geteuid() or not shutil.which("tc") or not Path("/dev/net/tun").exists():
+        print("skipped: a link of a given speed needs root, the programs ip and tc (iproute2) and /dev/net/tun")
         return
-    sys.path.insert(0, str(ROOT / "infra" / "local"))
-    from hosts import Hosts, choose_prefix
-
     with tempfile.TemporaryDirectory() as folder:
         hosts = Hosts(folder, f"pcx{os.getpid()}", choose_prefix())
         try:
             hosts.make_bridge()
-            for host in ("node1", "node2"):
-                hosts.add(host)
-                shape = ["tc", "qdisc", "add", "dev", "eth0", "root", "tbf", "rate", f"{arguments.gbit}gbit"]
-                subprocess.run(hosts.on(host, [*shape, "burst", "256kb", "latency", "50ms"]), check=True)
-            addresses = [f"{hosts.address(host)}:{PORT}" for host in ("node1", "node2")]
+            addresses = [f"{address}:{PORT}" for address in make_link(hosts, arguments.gbit, arguments.delay_ms / 1e3)]
             started = {}
             for rank, host in enumerate(("node1", "node2")):
                 task = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": rank}}
@@ -118,7 +137,10 @@ def main() -> None:
             hosts.remove()
     median = {name: statistics.median(seconds) for name, seconds in told["seconds"].items()}
     volume = 4 * told["parameters"]
-    print(f"{told['parameters']:,} parameters, {volume / 1e6:.1f} MB of gradients, {arguments.gbit:g} Gbit/s each way")
+    print(
+        f"{told['parameters']:,} parameters, {volume / 1e6:.1f} MB of gradients, {arguments.gbit:g} Gbit/s each way"
+        f", {arguments.delay_ms:g} ms"
+    )
     for name, seconds in median.items():
         print(f"{name:36}{1e3 * seconds:9.1f} ms a step   {median[BASELINE] / seconds:5.2f} x the first")
 
