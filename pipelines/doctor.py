@@ -28,6 +28,7 @@ from trainer.command import FAILURE, ArgumentParser, run_command
 from trainer.config import ScalingConfig
 from trainer.errors import Outage, UserError, no_gpu
 from trainer.storage import recognize
+from trainer.storage.objects.services import AZURE, S3, Service
 
 OK, ABSENT, FAULT = "ok", "-", "fault"
 _ANSWER_S = 180.0  # for one question: importing TensorFlow takes 5 s of a core, and the machine may be busy
@@ -149,6 +150,23 @@ def check_credentials() -> Finding:
     return Finding(OK, "gs://", f"credentials of {found['who']} ({project})")
 
 
+def check_service(service: Service) -> Finding:
+    """Which credentials of S3 or Azure a command would use, if any; a machine's own are not asked for."""
+    subject = f"{service.scheme}://"
+    if importlib.util.find_spec("obstore") is None:
+        return Finding(ABSENT, subject, f"obstore is not installed: pip install 'pconv[{service.extra}]'")
+    endpoint = next((f"{os.environ[name]} ({name}), " for name in service.endpoints if os.environ.get(name)), "")
+    for first, *others in service.credentials:
+        if not os.environ.get(first):
+            continue
+        if missing := [name for name in others if not os.environ.get(name)]:
+            return Finding(FAULT, subject, f"{endpoint}{first} is set: expected {' and '.join(missing)}, too")
+        return Finding(OK, subject, f"{endpoint}credentials of {first}")
+    return Finding(
+        ABSENT, subject, f"{endpoint}no credentials but those of the machine, if it has some: {service.hint}"
+    )
+
+
 # What was asked for
 
 
@@ -211,6 +229,7 @@ def check_all(addresses: Sequence[str], cluster: str | None) -> list[Finding]:
         ("HEIC", partial(check_library, "HEIC", "pillow_heif", "heic", "photographs of phones")),
         ("ONNX", partial(check_library, "ONNX", "tf2onnx", "onnx", "export to ONNX")),
         ("gs://", check_credentials),
+        *((f"{service.scheme}://", partial(check_service, service)) for service in (S3, AZURE)),
         (f"Ray at {cluster}" if cluster else "local Ray", partial(check_ray, cluster)),
         *((address, partial(check_address, address)) for address in addresses),
     ]

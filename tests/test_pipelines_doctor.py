@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import socket
 import stat
@@ -12,6 +13,7 @@ import pytest
 
 from pipelines import doctor
 from trainer import storage
+from trainer.storage.objects.services import AZURE, S3
 
 
 def call(*arguments, **variables):
@@ -92,6 +94,46 @@ def test_credentials_that_are_named_and_broken_are_a_fault(tmp_path, monkeypatch
         monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / name))
         found = doctor.check_credentials()
         assert found.state == doctor.FAULT and str(tmp_path / name) in found.text
+
+
+@pytest.mark.parametrize(
+    ("service", "variables", "expected"),
+    [
+        (S3, {}, ("-", "no credentials but those of the machine")),
+        (S3, {"AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s"}, ("ok", "credentials of AWS_ACCESS_KEY_ID")),
+        (S3, {"AWS_ACCESS_KEY_ID": "k"}, ("fault", "AWS_ACCESS_KEY_ID is set: expected AWS_SECRET_ACCESS_KEY, too")),
+        (
+            S3,
+            {"AWS_ENDPOINT_URL": "http://h:9", "AWS_WEB_IDENTITY_TOKEN_FILE": "f", "AWS_ROLE_ARN": "r"},
+            ("ok", "http://h:9 (AWS_ENDPOINT_URL), credentials of AWS_WEB_IDENTITY_TOKEN_FILE"),
+        ),
+        (AZURE, {"AZURE_STORAGE_ACCOUNT_NAME": "a"}, ("-", "no credentials but those of the machine")),
+        (
+            AZURE,
+            {"AZURE_CLIENT_SECRET": "secret", "AZURE_CLIENT_ID": "i"},
+            ("fault", "AZURE_CLIENT_SECRET is set: expected AZURE_TENANT_ID and AZURE_STORAGE_ACCOUNT_NAME, too"),
+        ),
+    ],
+)
+def test_credentials_of_other_stores_are_told_and_their_secrets_are_not(monkeypatch, service, variables, expected):
+    for name in [name for name in os.environ if name.startswith(("AWS_", "AZURE_"))]:
+        monkeypatch.delenv(name)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    found = doctor.check_service(service)
+    assert (found.state, found.subject) == (expected[0], f"{service.scheme}://")
+    assert found.text.startswith(expected[1]) and "secret" not in found.text
+    assert (found.text.endswith(service.hint)) == (found.state == "-")
+
+
+def test_a_store_whose_client_is_not_installed_says_what_to_install(monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "obstore" else find(name))
+    assert doctor.check_service(AZURE) == (
+        "-",
+        "az://",
+        "obstore is not installed: pip install 'pconv[azure]'",
+    )
 
 
 def test_a_driver_without_a_gpu_that_tensorflow_can_use_is_a_fault(tmp_path, monkeypatch):

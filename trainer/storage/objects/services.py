@@ -27,6 +27,7 @@ class Service:
         endpoints: variables with the server's address.
         bucket: what a bucket's name is.
         hint: what to set where there are no credentials.
+        credentials: variables with credentials: of each group all are needed.
     """
 
     scheme: str
@@ -36,6 +37,7 @@ class Service:
     endpoints: tuple[str, ...]
     bucket: re.Pattern[str]
     hint: str
+    credentials: tuple[tuple[str, ...], ...]
 
 
 S3 = Service(
@@ -46,6 +48,12 @@ S3 = Service(
     ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"),
     re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]"),
     "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or what gives the machine a role, and AWS_REGION",
+    (
+        ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"),
+        ("AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_ROLE_ARN"),
+        ("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",),
+        ("AWS_CONTAINER_CREDENTIALS_FULL_URI",),
+    ),
 )
 AZURE = Service(
     "az",
@@ -55,6 +63,13 @@ AZURE = Service(
     ("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT"),
     re.compile(r"[a-z0-9](-?[a-z0-9]){2,62}"),
     "AZURE_STORAGE_ACCOUNT_NAME, and AZURE_STORAGE_ACCOUNT_KEY or what gives the machine an identity",
+    (
+        ("AZURE_STORAGE_ACCOUNT_KEY", "AZURE_STORAGE_ACCOUNT_NAME"),
+        ("AZURE_STORAGE_SAS_TOKEN", "AZURE_STORAGE_ACCOUNT_NAME"),
+        ("AZURE_CLIENT_SECRET", "AZURE_CLIENT_ID", "AZURE_TENANT_ID", "AZURE_STORAGE_ACCOUNT_NAME"),
+        ("AZURE_FEDERATED_TOKEN_FILE", "AZURE_CLIENT_ID", "AZURE_TENANT_ID", "AZURE_STORAGE_ACCOUNT_NAME"),
+        ("AZURE_USE_AZURE_CLI", "AZURE_STORAGE_ACCOUNT_NAME"),
+    ),
 )
 
 
