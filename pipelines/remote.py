@@ -60,7 +60,7 @@ def wait(result: PipelineResult, is_remote: bool) -> None:
         is_remote: whether the job is a service's, as `outlives_us` says.
 
     Raises:
-        Outage: it was canceled; or it failed, and the service says why.
+        Outage: it was canceled or failed; with what the service says of that.
         Exception: what a runner of this process raises if it failed.
     """
     try:
@@ -68,19 +68,26 @@ def wait(result: PipelineResult, is_remote: bool) -> None:
     except Exception as error:
         state = _state_of(result)
         if state == PipelineState.CANCELLED:
-            raise Outage(f"the job {_id_of(result)} ended in the state {state}") from None
+            said = is_remote and not isinstance(error, grpc.RpcError)
+            raise _ended(result, state, reason_in(str(error)) if said else "") from None
         if not is_remote or user_error_in(error) or outage_in(error):
             raise
         if isinstance(error, grpc.RpcError):
             raise Outage(f"the job {_id_of(result)}: its service does not answer any more") from None
-        raise Outage(f"the job {_id_of(result)} ended in the state {state}: {reason_in(str(error))}") from None
+        raise _ended(result, state, reason_in(str(error))) from None
     if (state := _state_of(result)) in (PipelineState.CANCELLED, PipelineState.FAILED):
-        raise Outage(f"the job {_id_of(result)} ended in the state {state}")
+        raise _ended(result, state)
+
+
+def _ended(result: PipelineResult, state: str, reason: str = "") -> Outage:
+    return Outage(f"the job {_id_of(result)} ended in the state {state}{reason and f': {reason}'}")
 
 
 def reason_in(text: str) -> str:
-    """What a service says of a job that failed; of a traceback its last line."""
+    """What a service says of a job that failed; of a traceback its last line; empty if it says nothing."""
     text = _BEAMS_WORDS.sub("", text, count=1).strip()
+    if text == "None":  # Beam's client, of a job without messages
+        return ""
     if "Traceback (most recent call last)" in text:
         lines = text.splitlines()
         return ([line for line in lines if _ERROR.match(line)] or lines)[-1].strip()

@@ -86,7 +86,7 @@ TRACEBACK = "Traceback (most recent call last):\n  File 'a.py', line 1, in f\nKe
         ),
         (f"Dataflow pipeline failed. State: FAILED, Error:\n{TRACEBACK}", "KeyError: 'a'"),
         (f"Pipeline job-001[job] failed in state FAILED: bundle inst-1 failed: {TRACEBACK}\n", "KeyError: 'a'"),
-        ("Dataflow pipeline failed. State: FAILED, Error:\nNone", "None"),
+        ("Dataflow pipeline failed. State: FAILED, Error:\nNone", ""),
         ("", ""),
     ],
 )
