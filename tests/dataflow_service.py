@@ -14,6 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 JOB = "2026-11-26_00_00_00-123"
+COMMIT = "abc"
 VARIABLES = {
     **{"PROJECT": "some-project", "REGION": "us-central1", "SUBNETWORK": "regions/r/subnetworks/s", "TAG": "1"},
     **{"REPOSITORY": "r/pconv", "SCRATCH": "gs://s"},
@@ -29,7 +30,7 @@ class DataflowService(http.server.ThreadingHTTPServer):
         errors: the messages of that job, all of them errors.
         requests: the jobs it was sent.
         asked: last words of the paths that it was asked for.
-        on_job: called with each of ``requests``, before it is answered.
+        on_asked: called with each of ``asked``, before it is answered.
     """
 
     def __init__(self) -> None:
@@ -39,11 +40,11 @@ class DataflowService(http.server.ThreadingHTTPServer):
         self.errors: list[str] = []
         self.requests: list[dict] = []
         self.asked: list[str] = []
-        self.on_job: Callable[[dict], None] = lambda request: None
+        self.on_asked: Callable[[str], None] = lambda asked: None
 
     def command(self, *arguments: object, **variables: str) -> tuple[list[str], dict[str, str]]:
         """The command line and the environment of dataflow.sh for this service."""
-        environment = {**os.environ, "PYTHON": sys.executable, "PYTHONPATH": str(ROOT), "PCONV_COMMIT": "abc"}
+        environment = {**os.environ, "PYTHON": sys.executable, "PYTHONPATH": str(ROOT), "PCONV_COMMIT": COMMIT}
         environment |= {f"PCONV_{name}": value for name, value in {**VARIABLES, **variables}.items()}
         command = ["bash", ROOT / "infra/beam/dataflow.sh", *arguments]
         command += ["--dataflow_endpoint", self.address, "--no_auth"]
@@ -63,8 +64,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         asked = self.path.partition("?")[0].rpartition("/")[2]
         if sent and asked == "jobs":
             self.server.requests.append(json.loads(sent))
-            self.server.on_job(self.server.requests[-1])
         self.server.asked.append(asked)
+        self.server.on_asked(asked)
         job = {"id": JOB, "projectId": "some-project", "location": "us-central1", "currentState": self.server.state}
         message = {"time": "2026-11-26T00:00:00Z", "messageImportance": "JOB_MESSAGE_ERROR"}
         messages = [message | {"id": str(n), "messageText": text} for n, text in enumerate(self.server.errors)]

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from dataflow_service import COMMIT
 from engines import tools
 from engines.images import Pool
 from storage_server import serve_storage
@@ -68,6 +69,7 @@ def make_cloud(folder: Path, image: str, prism: Path) -> Iterator[Cloud]:
         url = opened.enter_context(serve_storage(here, folder))
         patch = opened.enter_context(pytest.MonkeyPatch.context())
         patch.setenv("STORAGE_EMULATOR_HOST", url)
+        patch.setenv("PCONV_COMMIT", COMMIT)  # it stands in what jobs write, whoever submits them
         patch.setattr(attempts, "_DOUBT", 0.1)  # this server is right about what it does not have
         opened.callback(gcs.client.cache_clear)
         gcs.client.cache_clear()

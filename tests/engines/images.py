@@ -56,9 +56,11 @@ def build(name: str, **variables: str) -> str:
         raise tools.Missing("images are made as root")
     for program in ("buildah", "debootstrap"):
         tools.find(program)
-    if name == "beam":
-        variables["BOOT"] = str(tools.find("boot"))
-    tag = tag_of(variables)
+    boot = tools.find("boot") if name == "beam" else None
+    # Another checkout has the same image: it depends on the program's version, not on where it is.
+    tag = tag_of({**variables, "BOOT": boot.name} if boot else variables)
+    if boot:
+        variables["BOOT"] = str(boot)
     full = f"localhost/pconv/{name}:{tag}"
     if subprocess.run(["buildah", "inspect", "--type", "image", full], capture_output=True).returncode:
         call("bash", "infra/local/build_images.sh", name, TAG=tag, **variables)
