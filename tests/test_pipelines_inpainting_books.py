@@ -38,6 +38,20 @@ def test_what_belongs_together_is_in_one_share(image, masks, output):
     }
 
 
+def test_images_of_one_output_are_in_one_share_or_both_are_known_to_be_contested():
+    """Of all names of some parts: an output is the stem, or the name where others have the stem, and an extension."""
+    parts = [".jpg", ".xyz", ".7", "_mask", ".mask", "_image.tiff"]
+    names = ["a" + "".join(ends) for count in range(4) for ends in itertools.product(parts, repeat=count)]
+    possible: dict[str, set[str]] = {}
+    for name in names:
+        for output in (posixpath.splitext(name)[0] + ".png", name + ".png"):
+            possible.setdefault(output, set()).add(name)
+    apart = [output for output, images in possible.items() if len({root_of(name) for name in images}) > 1]
+    assert "a.xyz.png" in apart and all(pages.is_contested(output) for output in apart)
+    plain = ["a.png", "a.jpg.png", "x.y/a.png", "a_mask.png", "a.tif_mask.png", ".png"]
+    assert [name for name in plain if pages.is_contested(name)] == []
+
+
 def test_objects_that_become_one_file_are_in_one_share():
     assert pages.root_in("a//b.jpg", True) == pages.root_in("/a/b.jpg", True) == "a/b"
     assert pages.root_in("a//b.jpg", False) == "a//b"
@@ -228,6 +242,45 @@ def test_many_shares_make_what_one_makes(files, run, monkeypatch):
     monkeypatch.undo()
     assert inpaint(files, run) == 3 and counts(f"{files}/out")["finished_before"] == 12
     assert [path.name for path in (files / "out").glob("items*")] == ["items.jsonl"]
+
+
+TAKEN = ["a.jpg", "a.xyz", "a.xyz.gif", "b.c.png", "d.0001.png", "d.0002", "d.0002.tif", "d.0003"]
+ALONE = {"a.jpg": "a.jpg.png", "b.c.png": "b.c.png", "d.0001.png": "d.0001.png", "d.0003": "d.0003.png"}
+
+
+@pytest.mark.parametrize("per_share", [pages.PER_SHARE, 1])
+def test_images_of_several_shares_that_would_have_one_output_are_rejected(per_share, tmp_path, run, monkeypatch):
+    """First without those that collide: so outputs are there of which it is no longer clear whose they are."""
+    monkeypatch.setattr(pages, "PER_SHARE", per_share)
+    save_mask(f"{tmp_path}/hole.png", block(30, 40))
+    where = ["--images", f"{tmp_path}/in", "--masks", f"{tmp_path}/hole.png", "--hole", "black", "--run", run]
+    where += ["--output", f"{tmp_path}/out"]
+
+    def fill(names: list[str]) -> dict[str, dict]:
+        for name in names:
+            save(f"{tmp_path}/{name}.png", noise(30, 40, 3, TAKEN.index(name)))
+            (tmp_path / "in").mkdir(exist_ok=True)
+            (tmp_path / f"{name}.png").rename(tmp_path / "in" / name)
+        main(where)
+        items = {posixpath.basename(line["image"]): line for line in read_reports(tmp_path / "out", "items")}
+        found = counts(f"{tmp_path}/out")
+        assert found["inputs"] == found["outputs"] + found["rejects"] == len(items)
+        return items
+
+    first = fill([name for name in TAKEN if name not in ("a.xyz.gif", "d.0002.tif")])
+    assert {name: line["output"] for name, line in first.items()} == {
+        **ALONE,
+        "a.xyz": "a.xyz.png",
+        "d.0002": "d.0002.png",
+    }
+    assert per_share > 1 or len({pages.hash_of(root_of(name))[0] for name in ("a.xyz", "a.xyz.gif")}) == 2
+    second = fill(["a.xyz.gif", "d.0002.tif"])
+    assert {name: line["output"] for name, line in second.items() if line["status"] != "rejected"} == ALONE
+    assert {line["status"] for name, line in second.items() if name in ALONE} == {"finished before"}
+    for pair in (("a.xyz", "a.xyz.gif"), ("d.0002", "d.0002.tif")):
+        both = ", ".join(f"{tmp_path}/in/{name}" for name in pair)
+        for name in pair:
+            assert f"expected one image for each output. Received 2 for {pair[0]}.png: {both}." in second[name]["error"]
 
 
 @pytest.mark.parametrize("moments", [(3, 5)])

@@ -1,7 +1,7 @@
 """The inpainting job's transforms: image files and mask files in, inpainted files out.
 
 lists -> pages -> shares -> resolve --> chunks -> read -> load ---> RunInference ---> write -+-> books
-                              |                    |       |  no hole: as it is -------^     |
+                            settle                 |       |  no hole: as it is -------^     |
                               +-- finished, rejects+-------+---------------------------------+
 lists of outputs and of books, once all that is written -> shares -> merge -> reports -> manifest
 
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import apache_beam as beam
 from apache_beam.ml.inference.base import KeyedModelHandler, RunInference
@@ -25,7 +25,7 @@ from pipelines.inpainting.books import Books, Line, Writer
 from pipelines.inpainting.inputs import Sources
 from pipelines.inpainting.loading import Settings, Task
 from pipelines.inpainting.reports import Reporting
-from pipelines.inpainting.resume import Before, Chunk, Resuming
+from pipelines.inpainting.resume import Before, Chunk, Contested, Resuming
 from pipelines.transforms.model_handler import BATCH_PIXELS, Filled, FillModelHandler
 from pipelines.transforms.progress import Progress
 from pipelines.transforms.rejects import Reject
@@ -33,7 +33,7 @@ from pipelines.transforms.thread_map import ThreadMap
 from trainer.images import EXTENSIONS
 from trainer.storage.claims import Claim
 
-LINES, HOLELESS, BEFORE = "lines", "holeless", "before"  # tags of outputs beside the main one
+LINES, HOLELESS, BEFORE, CONTESTED = "lines", "holeless", "before", "contested"  # tags of outputs beside the main one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,23 +77,15 @@ class InpaintFiles(beam.PTransform):
         surveys = listed.pages | "Surveys" >> beam.Keys()
         survey = beam.pvalue.AsSingleton(surveys | "Survey" >> beam.CombineGlobally(pages.merge_surveys))
         found = (listed.pages, known.pages) | "Pages" >> beam.Flatten() | "Spread" >> SpreadPages(job.sources, survey)
-        resuming = Resuming(
-            sources=job.sources,
-            books=job.books,
-            extension=EXTENSIONS[job.settings.format],
-            needs_mask=job.settings.holes is None,
-        )
-        shares = found.shares | "Shares" >> beam.GroupByKey()
-        tags = {Line: LINES, Before: BEFORE}
-        resolved = shares | "Resolve" >> _tagged(resume.resolve, survey, resuming, tags=tags, main="chunks")
-        lines = [listed[LINES], known[LINES], found[LINES], resolved[LINES], resolved[BEFORE]]
+        resolved = found.shares | ResolveShares(job, survey)
+        lines = [listed[LINES], known[LINES], found[LINES], *resolved.lines]
         total = (*lines, resolved.chunks) | "Total" >> Sum(_count)
         lines += resolved.chunks | "Make" >> MakeOutputs(job)
         # Each is written before they are put together, which waits for all of them.
         sides = beam.pvalue.AsSingleton(total), survey
         kept = [part | f"KeepBooks{n}" >> beam.ParDo(keeper, *sides) for n, part in enumerate(lines)]
         written = tuple(kept) | "Written" >> Sum(int)
-        return written | "Report" >> WriteReports(job, survey, resolved[BEFORE])
+        return written | "Report" >> WriteReports(job, survey, resolved.before)
 
 
 class ListPages(beam.PTransform):
@@ -132,6 +124,55 @@ class SpreadPages(beam.PTransform):
 
     def expand(self, found) -> beam.pvalue.DoOutputsTuple:
         return found | beam.Values() | _tagged(pages.spread, self._survey, self._sources, main="shares")
+
+
+class Resolved(NamedTuple):
+    """PCollections of what is to be done, and of what is not.
+
+    Attributes:
+        chunks: of items to be made.
+        before: `Before`s.
+        lines: of `Line`s, and those that have the `Before`s.
+    """
+
+    chunks: beam.PCollection
+    before: beam.PCollection
+    lines: list[beam.PCollection]
+
+
+class ResolveShares(beam.PTransform):
+    """From (share, page) to `Resolved`; see `resume`.
+
+    Args:
+        survey: of all inputs, a side input.
+    """
+
+    def __init__(self, job: Inpainting, survey: Any):
+        super().__init__()
+        self._survey = survey
+        self._resuming = Resuming(
+            sources=job.sources,
+            books=job.books,
+            extension=EXTENSIONS[job.settings.format],
+            needs_mask=job.settings.holes is None,
+        )
+
+    def expand(self, shares) -> Resolved:
+        tags = {Line: LINES, Before: BEFORE}
+        found = (
+            shares
+            | "Shares" >> beam.GroupByKey()
+            | "Resolve"
+            >> _tagged(resume.resolve, self._survey, self._resuming, tags=tags | {Contested: CONTESTED}, main="chunks")
+        )
+        contested = found[CONTESTED] | "Contested" >> beam.Map(_for_home) | "Homes" >> beam.GroupByKey()
+        settled = contested | "Settle" >> _tagged(resume.settle, tags=tags, main="chunks")
+        parts = found, settled
+        return Resolved(
+            tuple(part.chunks for part in parts) | "Chunks" >> beam.Flatten(),
+            tuple(part[BEFORE] for part in parts) | "Finished" >> beam.Flatten(),
+            [part[tag] for part in parts for tag in (LINES, BEFORE)],
+        )
 
 
 class MakeOutputs(beam.PTransform):
@@ -273,6 +314,10 @@ def _one(element: Any) -> Iterator[Any]:
 
 def _page_of(before: Before) -> tuple[str, bytes]:
     return before.share, before.page
+
+
+def _for_home(contested: Contested) -> tuple[str, bytes]:
+    return contested.share, contested.found
 
 
 def _count(found: Line | Before | Chunk) -> int:

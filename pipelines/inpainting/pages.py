@@ -21,7 +21,7 @@ from typing import NamedTuple
 from pipelines.inpainting.books import Line, list_parts, part_prefix
 from pipelines.inpainting.inputs import Sources, common_folder, inside, list_files, list_pairs
 from pipelines.pairs.lists import find_lists, read_pairs
-from pipelines.pairs.names import root_of
+from pipelines.pairs.names import root_of, stem_of
 from pipelines.transforms.rejects import Reject
 from trainer import storage
 from trainer.storage import Entry, Selection, names
@@ -196,6 +196,16 @@ def as_path(name: str) -> str:
 def root_in(name: str, is_local: bool) -> str:
     """`root_of` an image, a mask or an output; ``is_local``: whether outputs are local files."""
     return as_path(root_of(name)) if is_local else root_of(name)
+
+
+def is_contested(output: str) -> bool:
+    """Whether images of several roots, and so of several shares, may have this output.
+
+    ``a.xyz`` beside ``a.jpg`` has ``a.xyz.png``, which has another root, as ``xyz`` is no image's extension; and so has
+    ``a.xyz.gif``, whose root is that of the output.
+    """
+    stem = stem_of(output)
+    return "." in stem and root_of(stem) != root_of(output)
 
 
 def hash_of(root: str) -> str:

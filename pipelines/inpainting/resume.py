@@ -2,11 +2,15 @@
 
 images, masks ---> match -> items -> finished before?  yes: a page of their outputs
 outputs, records ---------------------^               no: chunks of items, for whoever has time
+
+Images of two shares may have one output: ``a.xyz`` beside ``a.jpg``, and ``a.xyz.gif``. What is found of those that
+may is settled by the share of the output.
 """
 
 from __future__ import annotations
 
 import json
+import pickle
 import zlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -31,13 +35,14 @@ from pipelines.pairs.names import root_of, stem_of
 from pipelines.transforms.rejects import FAULTS, Reject, Rejected, blame, reject
 from trainer import storage
 from trainer.errors import UserError
+from trainer.storage.names import printable
 
 _THREADS = 16  # that wait for storage, where a list does not tell what has changed
 _LARGEST_CHUNK, _CHUNKS = 256, 128  # items of a chunk, and chunks of a share that is smaller
 
 
 class Chunk(NamedTuple):
-    """Items of one share that are to be made, so many, packed: see `unpack_items`."""
+    """Items that are to be made, so many, packed: see `unpack_items`."""
 
     number: int
     items: bytes
@@ -49,6 +54,13 @@ class Before(NamedTuple):
     share: str
     number: int
     page: bytes
+
+
+class Contested(NamedTuple):
+    """What is found of items whose outputs other shares may have, too, packed, for the share of the outputs' names."""
+
+    share: str
+    found: bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +118,17 @@ class _Asked(NamedTuple):
     known: list[Record]
 
 
+class _Finished(NamedTuple):
+    """What is kept of the record of an output that is finished."""
+
+    output: str
+    crc32c: str
+    bytes: int
+
+
+_Outcome = Item | Line | _Finished  # of an item: itself if it is to be made
+
+
 @dataclass
 class _Found:
     """What is known of the items of a share."""
@@ -127,8 +150,21 @@ class _Found:
             self.before.marks.append(one["crc32c"])
             self.before.sizes.append(one["bytes"])
 
+    def finish(self, one: _Finished) -> None:
+        self.before.names.append(one.output)
+        self.before.marks.append(one.crc32c)
+        self.before.sizes.append(one.bytes)
 
-def resolve(group: tuple[str, Iterable[bytes]], survey: Survey, job: Resuming) -> Iterator[Line | Chunk | Before]:
+    def tell(self, share: str) -> Iterator[Line | Chunk | Before]:
+        """All of it; ``share``: where the books have it."""
+        yield from self.lines
+        yield Before(share, len(self.before.names), pages.pack(self.before))
+        yield from pack_items(self.todo)
+
+
+def resolve(
+    group: tuple[str, Iterable[bytes]], survey: Survey, job: Resuming
+) -> Iterator[Line | Chunk | Before | Contested]:
     """What is to be done of a share, what is not, and the lines of what is known already.
 
     Args:
@@ -139,15 +175,16 @@ def resolve(group: tuple[str, Iterable[bytes]], survey: Survey, job: Resuming) -
     with pages.uncollected():
         for data in group[1]:
             mine.add(pages.unpack(data), job.sources)
-        for one in _look_up(_match_all(mine, survey, job, found), mine, share, job):
+        items = _match_all(mine, survey, job, found)
+        for one in _look_up(items, mine, share, job):
             found.add(one)
     if found.asked:
         with ThreadPoolExecutor(_THREADS) as pool:
             for one in pool.map(lambda asked: _recall(asked, mine, job), found.asked):
                 found.add(one)
-    yield from found.lines
-    yield Before(share, len(found.before.names), pages.pack(found.before))
-    yield from pack_items(found.todo)
+    if share:  # else it has all images
+        yield from _contest(items, found, share, not storage.is_remote(job.books.output))
+    yield from found.tell(share)
 
 
 def pack_items(items: list[Item]) -> Iterator[Chunk]:
@@ -162,6 +199,75 @@ def unpack_items(chunk: Chunk) -> Iterator[Item]:
     """The items of a chunk."""
     for image, mask, output, more_masks, share, earlier in json.loads(zlib.decompress(chunk.items)):
         yield Item(image, mask, output, tuple(more_masks), share, tuple(earlier))
+
+
+# Outputs that several shares may have
+
+
+def _contest(items: dict[str, list[Item]], found: _Found, share: str, is_local: bool) -> Iterator[Contested]:
+    """Takes out of ``found`` what is known of outputs that other shares may have, too."""
+    contested = {name: alike for name, alike in items.items() if pages.is_contested(name)}
+    if not contested:
+        return
+    outcomes: dict[str, _Outcome | None] = {
+        printable(item.image): None for alike in contested.values() for item in alike
+    }
+
+    def takes(image: str, outcome: _Outcome) -> bool:
+        if is_ours := image in outcomes:
+            outcomes[image] = outcome
+        return is_ours
+
+    before, found.before = found.before, Page(pages.FINISHED, [], [], [])
+    for row in map(_Finished, before.names, before.marks, before.sizes):
+        if row.output not in contested or not takes(printable(contested[row.output][0].image), row):
+            found.finish(row)
+    found.todo = [item for item in found.todo if not takes(printable(item.image), item)]
+    found.lines = [line for line in found.lines if not takes(_image_of(line), line)]
+    homes: dict[str, list[tuple[Item, _Outcome | None]]] = {}
+    for name, alike in contested.items():
+        home = hash_of(root_in(name, is_local))[: len(share)]
+        homes.setdefault(home, []).extend((item, outcomes[printable(item.image)]) for item in alike)
+    yield from (Contested(home, zlib.compress(pickle.dumps(rows), 1)) for home, rows in homes.items())
+
+
+def _image_of(line: Line) -> str:
+    return line.outcome.source if isinstance(line.outcome, Reject) else printable(line.outcome["image"])
+
+
+def settle(group: tuple[str, Iterable[bytes]]) -> Iterator[Line | Chunk | Before]:
+    """What is to be done of outputs that several shares may have, and what is not.
+
+    Args:
+        group: a share, and what all shares have found of outputs whose names are in it, see `Contested`.
+    """
+    share, outputs = group[0], dict[str, list[tuple[Item, _Outcome]]]()
+    for data in group[1]:
+        for item, outcome in pickle.loads(zlib.decompress(data)):
+            outputs.setdefault(item.output, []).append((item, outcome))
+    shares: dict[str, _Found] = {}
+    for _, alike in sorted(outputs.items()):
+        if len(alike) > 1:
+            alike = [(item, line) for item, line in _collide(item for item, _ in alike)]
+        for item, outcome in alike:
+            found = shares.setdefault(item.share[: len(share)], _Found())
+            if isinstance(outcome, _Finished):
+                found.finish(outcome)
+            else:
+                found.add(outcome)
+    for booked, found in shares.items():
+        yield from found.tell(booked)
+
+
+def _collide(alike: Iterable[Item]) -> Iterator[tuple[Item, Line]]:
+    """The rejects of images that would have one output."""
+    alike = sorted(alike)
+    images = ", ".join(item.image for item in alike[:4]) + (", ..." if len(alike) > 4 else "")
+    error = MatchError(
+        f"expected one image for each output. Received {len(alike)} for {alike[0].output}: {images}. Rename them, or "
+        "inpaint them into folders of their own."
+    )
+    yield from ((item, Line(item.share, reject(item.image, "match", error))) for item in alike)
 
 
 # Matching
@@ -221,8 +327,7 @@ def _look_up(
     for name, alike in sorted(items.items()):
         item, known = alike[0], [record for line in lines.get(name, ()) if (record := parse_record(line))]
         if len(alike) > 1:
-            error = MatchError(f"expected one image for each output. Received {len(alike)} for {item.output}.")
-            yield from (Line(one.share, reject(one.image, "match", error)) for one in sorted(alike))
+            yield from (line for _, line in _collide(alike))
             continue
         files = files_of(item)
         seen = (
@@ -232,7 +337,7 @@ def _look_up(
         )
         if record := next(seen, None):
             yield record
-        elif known or (job.books.has_old and name in mine.outputs):
+        elif known or (job.books.has_old and (name in mine.outputs or (share and pages.is_contested(name)))):
             yield _Asked(item, known)
         else:
             yield item
@@ -246,7 +351,7 @@ def _recall(asked: _Asked, mine: _Share, job: Resuming) -> Item | Line | Record:
     (item, known), output = asked, job.books.output
     try:
         with blame(item.image, "resume", (*FAULTS, KeyError, TypeError)):
-            # A bucket's list may be stale: what it lacks is asked for by name.
+            # A list may be stale, or have it in another share: what it lacks is asked for by name.
             if item.output not in mine.outputs and not storage.exists(storage.join(output, item.output)):
                 return item
             old = None if known else read_record(item, output)
