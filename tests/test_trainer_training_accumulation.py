@@ -10,7 +10,8 @@ import tensorflow as tf
 from trainer.config import LossConfig, UNetConfig
 from trainer.model.layers import BatchNormalization
 from trainer.model.unet import build_unet
-from trainer.training.step import Health, LossScale, WeightAverage, make_train_step
+from trainer.training.carried import LossScale, WeightAverage
+from trainer.training.step import Health, make_train_step
 
 UNET = UNetConfig(image_size=16, filters=(4, 6), kernels=(5, 3))
 LOSS = LossConfig(perceptual=0, style_output=0, style_composite=0)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pickle
 
 import pytest
+import tensorflow as tf
 
+from trainer.metrics import validation_metrics
 from trainer.metrics.intervals import ALL
 from trainer.training.progress.events import (
     CheckpointAwaited,
@@ -13,15 +15,20 @@ from trainer.training.progress.events import (
     CheckpointUnreadable,
     Exported,
     LogsFailed,
+    Pace,
     PreemptionNotice,
     Speed,
     Started,
     StepDone,
     StepSkipped,
+    Straggler,
     SummaryWritten,
     WorkerError,
+    WorkersMissing,
 )
-from trainer.training.progress.meter import Meter
+from trainer.training.progress.meter import Meter, OwnTime, find_straggler
+from trainer.training.progress.metrics import METRICS, Metrics
+from trainer.training.step import StepResult
 from trainer.training.validation import Validated
 
 SKIPPED = StepSkipped(
@@ -38,6 +45,10 @@ def test_a_progress_line_has_all_there_is_to_know():
     speed = Speed(images_per_second=85.44, data_wait=0.031, eta_seconds=3725.2)
     assert str(StepDone(**step, speed=speed)) == (
         "initial step 20/600  total 1.2346  hole 0.5000  85.4 images/s  waiting for data 3%  1:02:05 left"
+    )
+    slow = Straggler(worker=3, seconds=1.53, others=0.75)
+    assert str(StepDone(**step, speed=speed, straggler=slow)).endswith(
+        "1:02:05 left  worker 3 is slow: 1.5 s a step on its own, the others 0.75 s"
     )
     first = Speed(images_per_second=None, data_wait=0.9, eta_seconds=None)
     assert str(StepDone(**step, speed=first)).endswith("hole 0.5000  compiled")
@@ -78,6 +89,7 @@ def test_validation_is_one_line():
         (Exported(step=7, address="gs://b/e"), "export gs://b/e"),
         (SummaryWritten(address="gs://b/s"), "summary gs://b/s"),
         (WorkerError(worker=1, message="it is broken"), "it is broken"),
+        (WorkersMissing(cost="1 worker instead of 2: it costs"), "1 worker instead of 2: it costs"),
     ],
 )
 def test_what_happened_is_told_on_the_other_side_of_a_queue(event, line):
@@ -112,6 +124,7 @@ def test_rate_waiting_and_time_left():
     assert reading.images_per_second == pytest.approx(4.0)
     assert reading.data_wait == pytest.approx(0.25)
     assert reading.eta_seconds == pytest.approx(95 * 2.0)
+    assert reading.step_seconds == pytest.approx(2.0) and first.step_seconds is None
     assert meter.seconds == pytest.approx(28.5)
 
 
@@ -126,3 +139,92 @@ def test_validation_is_no_training_time():
     assert meter.read(8).images_per_second == pytest.approx(4.0)
     clock.now += 8
     assert meter.read(12).images_per_second == pytest.approx(4.0)  # excluded once
+
+
+def steps(*times):
+    """What steps return that needed the others and had their gradients at such seconds."""
+    return [StepResult({}, None, None, tf.constant(each, tf.float64)) for each in times]
+
+
+def test_a_workers_own_time_is_that_between_two_exchanges():
+    own = OwnTime()
+    first, second, third, fourth, fifth = steps((10, 50), (53, 60), (64, 70), (170, 180), (181, 190))
+    for result in (first, second):
+        own.follow(result)
+        assert own.read() is None  # of the second nothing is known before the third is begun
+    own.follow(third)
+    assert own.read() == 3
+    own.pause()  # for validation, which takes 100 s
+    own.follow(fourth)
+    assert own.read() == 4
+    own.follow(fifth)
+    assert own.read() is None
+    own.follow(fifth)
+    assert own.read() == 1
+    alone = OwnTime()
+    for _ in range(3):
+        alone.follow(StepResult({}, None, None))
+    assert alone.read() is None
+
+
+@pytest.mark.parametrize(
+    ("seconds", "straggler"),
+    [
+        ([0.5, 0.5, 0.9, 0.6], Straggler(worker=2, seconds=0.9, others=0.5)),
+        ([0.2, 0.6], Straggler(worker=1, seconds=0.6, others=0.2)),
+        ([0.5, 0.5, 0.7, 0.6], None),
+        ([0.01, 0.05], None),  # nobody minds
+        ([0.5, float("nan")], None),
+        ([0.5], None),
+    ],
+)
+def test_the_worker_that_others_wait_for_is_named(seconds, straggler):
+    assert find_straggler(seconds) == straggler
+
+
+class Gauge:
+    """Keeps what it is set to, by name and labels, and counts."""
+
+    values: dict = {}
+    count = 0
+
+    def __init__(self, name, description, tag_keys):
+        assert description
+        self.name, self.keys = name, set(tag_keys)
+
+    def set(self, value, tags):
+        assert set(tags) == self.keys
+        Gauge.values[(self.name, *(tags[key] for key in sorted(tags) if key != "run"))] = value
+        Gauge.count += 1
+
+
+def test_metrics_are_set_by_events_and_by_nothing_else():
+    clock = Clock()
+    metrics = Metrics("gs://b/run", 1, Gauge, clock)
+    metrics.record(Started(step=5, total_steps=9, parameters=7))
+    assert Gauge.values["pconv_train_saved_time_seconds", "1"] == 100
+    speed = Speed(images_per_second=80.0, data_wait=0.25, eta_seconds=3.0, step_seconds=0.1)
+    metrics.record(Pace(worker=1, speed=speed, own_seconds=0.05))
+    metrics.record(StepDone(step=6, total_steps=9, phase="initial", terms={"total": 2.0, "hole": 0.5}, speed=speed))
+    clock.now = 400.0
+    metrics.record(CheckpointSaved(step=6, address="gs://b/1", best=True, seconds=30.0))
+    scores = dict.fromkeys(validation_metrics(), 0.5) | {"psnr": 20.0, "l1": float("nan")}
+    metrics.record(Validated(step=6, cells={ALL: scores}))
+    metrics.record(SKIPPED)
+    named = {name.removeprefix("pconv_train_"): value for (name, *_), value in Gauge.values.items()}
+    assert named.keys() == METRICS.keys()
+    assert Gauge.values["pconv_train_loss", "hole", "1"] == 0.5
+    assert Gauge.values["pconv_train_validation", "psnr", "1"] == 20.0
+    assert ("pconv_train_validation", "l1", "1") not in Gauge.values
+    assert (named["step"], named["own_seconds"], named["step_seconds"], named["data_wait_ratio"]) == (
+        6,
+        0.05,
+        0.1,
+        0.25,
+    )
+    assert (named["checkpoint_seconds"], named["checkpoint_step"], named["saved_time_seconds"]) == (30, 6, 370)
+    before = Gauge.count
+    metrics.record(PreemptionNotice(step=7))
+    first = Speed(images_per_second=None, data_wait=0.9, eta_seconds=None)
+    metrics.record(Pace(worker=1, speed=first, own_seconds=None))
+    assert Gauge.count == before + 1  # the waiting

@@ -13,7 +13,8 @@ import tensorflow as tf
 
 from trainer.config import LossConfig, PhaseConfig, TrainConfig, UNetConfig
 from trainer.model.unet import build_unet, freeze_encoder_bn
-from trainer.training.step import Health, LossScale, WeightAverage, learning_rate_at, make_train_step
+from trainer.training.carried import LossScale, WeightAverage
+from trainer.training.step import Health, learning_rate_at, make_train_step
 
 UNET = UNetConfig(image_size=16, filters=(4, 6), kernels=(5, 3))
 L1 = LossConfig(perceptual=0, style_output=0, style_composite=0, total_variation=0)

@@ -20,9 +20,9 @@ from samples import write_noise
 from trainer import checkpoints
 
 STEPS, FINETUNE = 50, 20
-# On worker 1 of two, one example of step 4 is planted with a NaN.
+# Worker 1 of two waits half a second for each batch, and one example of steps 2 and 6 is planted with a NaN.
 PROGRAM = """
-import dataclasses, json, sys
+import dataclasses, json, sys, time
 import numpy as np
 import tensorflow as tf
 from trainer import presets
@@ -39,8 +39,9 @@ if run == "planted" and worker == 1:
     real = data.training_batches
     def planted(*args, **kwargs):
         for number, (target, *rest) in enumerate(real(*args, **kwargs), start=1):
+            time.sleep(0.5)
             nan = tf.tensor_scatter_nd_update(target, [[2, 3, 3, 0]], [np.nan])
-            yield (nan if number in (2, 4) else target, *rest)
+            yield (nan if number in (2, 6) else target, *rest)
     data.training_batches = planted
 events, folders = [], (f"{root}/images", f"{root}/masks", f"{root}/{run}")
 report = lambda event: events.append({"event": type(event).__name__, **dataclasses.asdict(event)})
@@ -204,10 +205,10 @@ def test_four_parts_of_four_are_a_batch_of_sixteen(place, accumulated, divided):
 
 @pytest.mark.soak
 def test_a_nan_on_one_worker_stops_all_at_the_same_step(place):
-    one, two = train(place, "planted", 2, "initial.steps=6", "finetune.steps=0", "skip_nonfinite=1")
+    one, two = train(place, "planted", 2, "initial.steps=7", "finetune.steps=0", "skip_nonfinite=1")
     for events in (one, two):
         raised = events[-1]["message"]
-        assert raised.startswith("step 4: non-finite loss (total nan, ") and "after 1 skipped step" in raised
+        assert raised.startswith("step 6: non-finite loss (total nan, ") and "after 1 skipped step" in raised
     assert "examples of worker 1: " in two[-1]["message"] and two[-1]["message"].count(".jpg") == 1
     assert (
         [event["step"] for event in of(one, "StepSkipped")]
@@ -215,3 +216,7 @@ def test_a_nan_on_one_worker_stops_all_at_the_same_step(place):
         == [event["step"] for event in of(two, "StepSkipped")]
     )
     assert np.isfinite(of(one, "StepDone")[-1]["terms"]["total"])
+    own = [[event["own_seconds"] for event in of(events, "Pace")] for events in (one, two)]
+    assert own[0][:2] == own[1][:2] == [None, None]  # compiling
+    # Steps take equally long on both, and the slow one is known all the same.
+    assert len(own[0]) == len(own[1]) == 5 and min(own[1][2:]) > 0.49 and min(own[0][2:]) < 0.49, own

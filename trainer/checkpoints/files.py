@@ -56,7 +56,7 @@ class State(TypedDict, total=False):
     step: Required[Count]  # optimizer steps done
     phase: Annotated[str, Field(pattern=f"^({'|'.join(PHASES)})$")]
     examples: Count  # seen by all workers
-    # See `step.LossScale.state`; float32 holds no larger one.
+    # See `carried.LossScale.state`; float32 holds no larger one.
     loss_scale: Annotated[list[Annotated[float, Field(ge=0, lt=2**128)]], Field(min_length=2, max_length=2)]
     skipped: Count  # steps with a loss that was not finite
 

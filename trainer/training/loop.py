@@ -17,8 +17,8 @@ from trainer.model import losses, unet, vgg
 from trainer.runs import summarized_step
 from trainer.training.devices import divide_batch, make_strategy
 from trainer.training.preemption import Notice
-from trainer.training.progress.events import PreemptionNotice, Report, Started, StepDone
-from trainer.training.progress.meter import Meter
+from trainer.training.progress.events import Pace, PreemptionNotice, Report, Started, StepDone, Straggler
+from trainer.training.progress.meter import Meter, OwnTime, find_straggler
 from trainer.training.progress.monitor import Monitor
 from trainer.training.progress.watch import FiniteWatch
 from trainer.training.state.restoring import restore
@@ -48,7 +48,7 @@ def train(
         run: address of the run's folder; worker 0 writes checkpoints, logs, the export and the summary into it.
         worker, workers: index of this worker and their number. All must call this with the same config.
         devices: of this process, among which a worker that is alone divides its batch (see `devices`).
-        report: called with the events of `progress.events`; by workers other than 0 for skipped steps only.
+        report: called with the events of `progress.events`; by workers other than 0 for skipped steps and their pace.
         held_out: what to validate on.
         get_notice: returns the seconds until a machine is taken away, None while none is to be. A checkpoint is saved
             at once, and training waits to be ended. All workers call it together, every ``log_every`` steps.
@@ -131,6 +131,8 @@ class _Loop:
         self.monitor, self.writer, self.report = monitor, writer, report
         self.notice = Notice(get_notice)
         self.meter = Meter(config.examples_per_step, config.total_steps)
+        self.own = OwnTime()
+        self.sum = make_sum(strategy)
         self.watch = FiniteWatch(worker, config.skip_nonfinite, state.skipped, report)
 
     def run_steps(self, batches: Iterator) -> dict[str, float]:
@@ -141,11 +143,13 @@ class _Loop:
             if self.config.phase_at(state.step) != phase:
                 phase = self.config.phase_at(state.step)
                 train_step = self.make_step(phase)
+                self.own.pause()
             state.optimizer.learning_rate.assign(learning_rate_at(self.config, state.step))
             batch = self.meter.next(batches)
             result = train_step(*divide_batch(self.strategy, *batch[:2]))
             state.step += 1
             self.watch.follow(state.step, result, batch)
+            self.own.follow(result)
             if state.step % self.config.log_every == 0 or state.step == last:
                 terms = self.show(phase, result)
             if self.saves_now():
@@ -183,9 +187,20 @@ class _Loop:
         if state.loss_scale:
             scalars["optimizer/loss_scale"] = float(state.loss_scale.value)
         speed, total = self.meter.read(state.step), self.config.total_steps
-        done = StepDone(step=state.step, total_steps=total, phase=phase, terms=terms, speed=speed)
+        own = self.own.read()
+        self.report(Pace(worker=self.worker, speed=speed, own_seconds=own))
+        slow = self.find_straggler(own)
+        done = StepDone(step=state.step, total_steps=total, phase=phase, terms=terms, speed=speed, straggler=slow)
         self.monitor.show_step(done, scalars)
         return terms
+
+    def find_straggler(self, own: float | None) -> Straggler | None:
+        """Whom all workers waited for; they call this together, with what each measured itself."""
+        if self.config.scaling.workers == 1:
+            return None
+        values = np.zeros(self.config.scaling.workers)
+        values[self.worker] = np.nan if own is None else own
+        return find_straggler(self.sum(values).tolist())
 
     def saves_now(self) -> bool:
         """Whether a checkpoint is due: every validated step has one, so that the best of them can be kept."""
@@ -206,6 +221,7 @@ class _Loop:
 
     def save(self, phase: str, batch: tuple) -> None:
         """Validates if it is time to, then saves."""
+        self.own.pause()
         state, score = self.state, None
         self.watch.check()
         state.skipped = self.watch.skipped

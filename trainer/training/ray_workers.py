@@ -24,7 +24,8 @@ from trainer.runs import RunLog
 from trainer.training.devices import prepare_devices
 from trainer.training.dry_run import describe_change
 from trainer.training.loop import train
-from trainer.training.progress.events import WorkerError, WorkersMissing
+from trainer.training.progress.events import Pace, WorkerError, WorkersMissing
+from trainer.training.progress.metrics import Metrics
 from trainer.training.ray_session import open_session
 
 # Workers that meet the same error report it within this time of the first.
@@ -45,6 +46,7 @@ def train_loop_per_worker(job: dict[str, Any]) -> None:
             ``ray.util.queue.Queue`` for the pickled events of `loop.train`.
     """
     import ray.train
+    from ray.util.metrics import Gauge
 
     context, config, devices = ray.train.get_context(), presets.from_json(job["config"]), job["devices"]
     prepare_devices(config.scaling.device, devices, config.scaling.cpus_per_worker)
@@ -58,9 +60,13 @@ def train_loop_per_worker(job: dict[str, Any]) -> None:
         tf.config.optimizer.set_jit("autoclustering")
     worker = context.get_world_rank()
 
+    metrics = Metrics(job["run"], worker, Gauge)
+
     def report(event) -> None:
+        metrics.record(event)
         # As bytes: to unpack an event the queue's process would import TensorFlow, and hold 791 MB instead of 123.
-        job["events"].put(pickle.dumps(event))
+        if not isinstance(event, Pace):
+            job["events"].put(pickle.dumps(event))
 
     try:
         if worker == 0 and devices == 1 and scaling.workers < (asked := job_scaling.workers):

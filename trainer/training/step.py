@@ -1,9 +1,9 @@
-"""One optimizer step under a distribution strategy, and what it carries along: rate, loss scale, weight averages."""
+"""One optimizer step under a distribution strategy, of one part or of several."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -12,13 +12,11 @@ import numpy as np
 import tensorflow as tf
 
 from trainer.config import LossConfig, ScalingConfig, TrainConfig
-from trainer.errors import UserError
 from trainer.model import losses
 from trainer.model.layers import BatchNormalization
 from trainer.training import exchange
+from trainer.training.carried import LossScale, WeightAverage
 from trainer.training.devices import num_devices
-
-INITIAL_SCALE, GROWTH_STEPS, MIN_SCALE, MAX_SCALE = 2.0**15, 2000, 1.0, 2.0**24
 
 
 def learning_rate_at(config: TrainConfig, step: int) -> float:
@@ -36,85 +34,6 @@ def learning_rate_at(config: TrainConfig, step: int) -> float:
     return rate
 
 
-class LossScale:
-    """Dynamic loss scale for float16, whose gradients would otherwise underflow below 6e-8.
-
-    The loss is multiplied by the scale before gradients are taken, and the gradients are divided by it. The scale
-    halves when gradients overflow and doubles after ``growth_steps`` steps in a row without overflow; it stays in
-    [`MIN_SCALE`, `MAX_SCALE`]. Micikevicius et al., "Mixed Precision Training", arXiv 1710.03740, section 3.2.
-
-    Not ``keras.optimizers.LossScaleOptimizer``: that one checks a worker's gradients before they are summed over the
-    workers, so one worker may skip a step on which the others wait for it; its scale has no bounds; and it cannot
-    undo BatchNorm's statistics of a skipped step.
-
-    Args:
-        initial: the first scale; a power of two, so that scaling rounds nothing.
-        growth_steps: steps in a row without overflow after which the scale doubles.
-    """
-
-    def __init__(self, initial: float = INITIAL_SCALE, growth_steps: int = GROWTH_STEPS):
-        # One variable per process: all compute the same value from gradients that are already summed over workers.
-        self.value = tf.Variable(initial, trainable=False, dtype=tf.float32)
-        self._good = tf.Variable(0, trainable=False, dtype=tf.int64)
-        self._growth_steps = growth_steps
-
-    def update(self, finite: tf.Tensor) -> None:
-        """Adjusts the scale after a step; ``finite``: bool scalar, whether its gradients were finite."""
-        good = tf.where(finite, self._good + 1, 0)
-        grows = good >= self._growth_steps
-        grown = tf.where(grows, tf.minimum(self.value * 2, MAX_SCALE), self.value)
-        self.value.assign(tf.where(finite, grown, tf.maximum(self.value / 2, MIN_SCALE)))
-        self._good.assign(tf.where(grows, tf.zeros_like(good), good))
-
-    def state(self) -> list[float]:
-        """The scale and the steps since the last change, as JSON for `restore`."""
-        return [float(self.value), int(self._good)]
-
-    def restore(self, state: list[float]) -> None:
-        self.value.assign(state[0])
-        self._good.assign(int(state[1]))
-
-
-class WeightAverage:
-    """Exponential moving average (EMA) of all variables of a model, in float32.
-
-        average = decay * average + (1 - decay) * variable        after every step
-
-    The averages start at the variables' values. So that they do not cling to that start, step t uses
-    min(decay, (1 + t) / (10 + t)), as ``tf.train.ExponentialMovingAverage`` does with ``num_updates``.
-
-    Not Keras's ``use_ema``: it averages trainable variables only, without BatchNorm's statistics, and has no warm-up.
-
-    Args:
-        model: the network, with its initial values.
-        decay: in [0, 1).
-    """
-
-    def __init__(self, model: keras.Model, decay: float):
-        self._variables, self._decay = model.variables, decay
-        # Plain variables of this process, not of the strategy: all workers compute the same values.
-        self._averages = [tf.Variable(np.asarray(v), trainable=False, dtype=tf.float32) for v in self._variables]
-
-    def update(self, step: tf.Tensor) -> None:
-        """Moves the averages; ``step``: int scalar, the number of steps done."""
-        step = tf.cast(step, tf.float32)
-        rate = 1 - tf.minimum(self._decay, (1 + step) / (10 + step))
-        for average, variable in zip(self._averages, self._variables, strict=True):
-            average.assign_add((tf.convert_to_tensor(variable) - average) * rate)
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        """The averages by path of the variable they belong to."""
-        return {v.path: a.numpy() for v, a in zip(self._variables, self._averages, strict=True)}
-
-    def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Inverse of `arrays`; raises `UserError` if names or shapes differ from the model's."""
-        ours = {v.path: tuple(v.shape) for v in self._variables}
-        if ours != {name: array.shape for name, array in arrays.items()}:
-            raise UserError("the averages of the checkpoint (ema) do not fit the config's network")
-        for variable, average in zip(self._variables, self._averages, strict=True):
-            average.assign(arrays[variable.path])
-
-
 class StepResult(NamedTuple):
     """What a step computed; tensors, so that reading one waits for the step.
 
@@ -122,11 +41,14 @@ class StepResult(NamedTuple):
         terms: loss terms by name, means over all workers: float32 scalars.
         gradient_norm: norm of the gradient of all workers before clipping: float32 scalar.
         health: bool [3], see `Health`.
+        times: float64 [2], Unix seconds at which this worker first needed the others, and at which it had their
+            gradients; None if it is the only one.
     """
 
     terms: dict[str, tf.Tensor]
     gradient_norm: tf.Tensor
     health: tf.Tensor
+    times: tf.Tensor | None = None
 
 
 class Health(NamedTuple):
@@ -143,9 +65,14 @@ class Health(NamedTuple):
     sound_here: bool
 
 
-def _mean_over_replicas(x: tf.Tensor) -> tf.Tensor:
-    context = tf.distribute.get_replica_context()
-    return context.all_reduce(tf.distribute.ReduceOp.MEAN, x) if context.num_replicas_in_sync > 1 else x
+def _time_of(x: tf.Tensor, *others: tf.Tensor) -> tf.Tensor:
+    """Unix seconds, float64 scalar, at which ``x``, a small tensor, and ``others`` are computed."""
+    with tf.control_dependencies(others):
+        x = tf.identity(x)
+    with tf.device("CPU:0"):  # a copy waits for what was only launched on a GPU so far
+        copy = tf.identity(x)
+    with tf.control_dependencies([copy]):
+        return tf.timestamp()
 
 
 StepFunction = Callable[[tf.Tensor, tf.Tensor], StepResult]
@@ -208,8 +135,18 @@ class _TrainStep:
         self.statistics = [v for layer in self.model.layers if layer.trainable for v in layer.non_trainable_variables]
         for layer in self.model.layers:
             if isinstance(layer, BatchNormalization):
-                layer.mean_over_replicas = _mean_over_replicas
+                layer.mean_over_replicas = self.mean_over_replicas
         self.names: list[str] = []  # of the loss terms, known once the step is traced
+        self.measures = self.strategy.num_replicas_in_sync > num_devices(self.strategy)
+        self.needed: tf.Tensor | None = None  # while it is traced: when other workers are first needed
+
+    def mean_over_replicas(self, x):
+        context = tf.distribute.get_replica_context()
+        if context.num_replicas_in_sync == 1:
+            return x
+        if self.measures and self.needed is None:
+            self.needed = _time_of(x)
+        return context.all_reduce(tf.distribute.ReduceOp.MEAN, x)
 
     def run(self, target, mask):
         scale, before = self.scale(), self.read_statistics()
@@ -222,7 +159,7 @@ class _TrainStep:
     def finish(self, found, scale, keep, undo):
         """Updates the weights, or leaves them: ``keep`` and ``undo`` see to BatchNorm's statistics."""
         local, loss_scale = self.strategy.experimental_local_results, self.loss_scale
-        values, gradients, norm, here = found
+        values, gradients, norm, here, times = found
         values, norm = local(values)[0], local(norm)[0]
         here = tf.reduce_all(tf.stack(local(here)))
         loss_finite, gradient_finite = tf.reduce_all(tf.math.is_finite(values)), tf.math.is_finite(norm)
@@ -238,10 +175,15 @@ class _TrainStep:
             loss_scale.update(gradient_finite)
             sound = loss_finite & (gradient_finite | (scale > 1))
         terms = dict(zip(self.names, tf.unstack(values), strict=True))
-        return StepResult(terms, norm, tf.stack([sound, finite, here]))
+        times = local(times)[0] if self.measures else None
+        return StepResult(terms, norm, tf.stack([sound, finite, here]), times)
 
     def compute_gradients(self, target, mask, scale):
-        """Of one replica: loss values and clipped gradients of all replicas, the norm, whether its own are finite."""
+        """Of one replica: loss values and clipped gradients of all replicas, the norm, whether its own are finite.
+
+        And last, `StepResult.times`.
+        """
+        self.needed = None
         values, gradients = self.differentiate(target, mask, scale)
         return self.exchange(values, gradients, scale)
 
@@ -257,13 +199,17 @@ class _TrainStep:
 
     def exchange(self, values, gradients, scale):
         """Of one replica: what `compute_gradients` returns, from what `differentiate` does."""
+        if self.measures and self.needed is None:  # no statistics were exchanged
+            self.needed = _time_of(values, *gradients)
         values_sum, *gradients = self.add(values / self.strategy.num_replicas_in_sync, gradients)
         if self.loss_scale:
             gradients = [gradient / scale for gradient in gradients]
         norm = tf.linalg.global_norm(gradients)
         if self.clip_norm:
             gradients, _ = tf.clip_by_global_norm(gradients, self.clip_norm, use_norm=norm)
-        return values_sum, gradients, norm, tf.reduce_all(tf.math.is_finite(values))
+        here = tf.reduce_all(tf.math.is_finite(values))
+        times = tf.stack([self.needed, _time_of(norm)]) if self.measures else tf.zeros(0)
+        return values_sum, gradients, norm, here, times
 
     def apply(self, gradients):
         optimizer = self.optimizer
@@ -307,35 +253,43 @@ class _Accumulation:
         return self._finish(*sums)
 
     def _zeros(self):
-        """The values, gradients and statistics of no part."""
-        step = self._step
+        """The values, gradients and statistics of no part, and no time."""
+        step, count = self._step, 1 + sum(map(bool, self._step.config.weights.values()))
 
         def make():
-            return tf.zeros(1 + sum(map(bool, step.config.weights.values()))), [
-                tf.zeros(x.shape) for x in step.variables
-            ]
+            return tf.zeros(count), [tf.zeros(x.shape) for x in step.variables], tf.zeros((), tf.float64)
 
-        return *step.strategy.run(make), [tf.zeros(x.shape) for x in step.statistics]
+        *sums, needed = step.strategy.run(make)
+        return *sums, [tf.zeros(x.shape) for x in step.statistics], needed
 
-    def _add_part(self, values, gradients, statistics, target, mask, part):
+    def _add_part(self, values, gradients, statistics, needed, target, mask, part):
         step = self._step
         scale, before = step.scale(), step.read_statistics()
 
-        def add(values, gradients, target, mask):
+        def add(values, gradients, needed, target, mask):
             size = target.shape[0] // self._parts
             target, mask = (x[part * size : (part + 1) * size] for x in (target, mask))
+            step.needed = None
             more, others = step.differentiate(target, mask, scale / self._parts)
-            return values + more / self._parts, [x + y for x, y in zip(gradients, others, strict=True)]
+            if step.needed is not None:
+                needed = tf.where(part == 0, step.needed, needed)
+            return values + more / self._parts, [x + y for x, y in zip(gradients, others, strict=True)], needed
 
-        values, gradients = step.strategy.run(add, (values, gradients, target, mask))
+        values, gradients, needed = step.strategy.run(add, (values, gradients, needed, target, mask))
+        self._synchronizes = step.needed is not None
         statistics = [x + y / self._parts for x, y in zip(statistics, step.read_statistics(), strict=True)]
         step.set_statistics(before)  # each part begins where the step did
-        return values, gradients, statistics
+        return values, gradients, statistics, needed
 
-    def _update(self, values, gradients, statistics):
+    def _update(self, values, gradients, statistics, needed):
         step = self._step
         scale = step.scale()
-        found = step.strategy.run(step.exchange, (values, gradients, scale))
+
+        def exchange(values, gradients, needed):
+            step.needed = needed if self._synchronizes else None
+            return step.exchange(values, gradients, scale)
+
+        found = step.strategy.run(exchange, (values, gradients, needed))
         return step.finish(found, scale, lambda: step.set_statistics(statistics), lambda: None)
 
 

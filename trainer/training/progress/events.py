@@ -44,11 +44,13 @@ class Speed:
         images_per_second: over all workers; None at the first reading, whose time includes compiling the step.
         data_wait: fraction of the time spent waiting for data, in [0, 1].
         eta_seconds: time left for training steps alone; None at the first reading.
+        step_seconds: of one step, on average; None at the first reading.
     """
 
     images_per_second: float | None
     data_wait: float
     eta_seconds: float | None
+    step_seconds: float | None = None
 
     def __str__(self) -> str:
         if self.images_per_second is None or self.eta_seconds is None:
@@ -58,18 +60,47 @@ class Speed:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Straggler:
+    """A worker that the others wait for: ``seconds`` of a step before it meets them, which the ``others`` have not."""
+
+    worker: int
+    seconds: float
+    others: float
+
+    def __str__(self) -> str:
+        return f"worker {self.worker} is slow: {self.seconds:.2g} s a step on its own, the others {self.others:.2g} s"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pace:
+    """How fast one worker is, since its last reading. Every worker has some, and no line is printed of it.
+
+    Attributes:
+        speed: as this worker measured it.
+        own_seconds: of a step, on average, from one exchange of gradients until this worker next needs the others: it
+            waits for its data then, and computes. None if it is the only one, and at the first reading.
+    """
+
+    worker: int
+    speed: Speed
+    own_seconds: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class StepDone:
-    """A logged step: its phase and loss terms, and the speed since the last one."""
+    """A logged step: its phase and loss terms, the speed since the last one, and whom all workers waited for."""
 
     step: int
     total_steps: int
     phase: str
     terms: dict[str, float]
     speed: Speed
+    straggler: Straggler | None = None
 
     def __str__(self) -> str:
         terms = "  ".join(f"{name} {value:.4f}" for name, value in self.terms.items())
-        return f"{self.phase} step {self.step}/{self.total_steps}  {terms}  {self.speed}"
+        slow = f"  {self.straggler}" if self.straggler else ""
+        return f"{self.phase} step {self.step}/{self.total_steps}  {terms}  {self.speed}{slow}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from trainer import checkpoints
 from trainer.checkpoints.files import State
 from trainer.config import TrainConfig
 from trainer.model import unet
-from trainer.training.step import LossScale, WeightAverage
+from trainer.training.carried import LossScale, WeightAverage
 
 
 @dataclass(eq=False)
