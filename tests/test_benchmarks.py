@@ -82,7 +82,7 @@ PRINTED = {
     ],
     "scale.py": [
         r"300 images: .*; sim://b/out",
-        r"resume 300: # s, # us an item, launcher # MB and # requests, job # MB, # requests",
+        r"resume 300: # s, # us an item \(# of them the bucket's\), launcher # MB and # requests, job # MB, # requests",
         r"40 images: 40 inpainted; sim://b/out",
         r"images 40 of 48 x 48: # ms each by itself, overhead # ms, # requests an image, job # MB",
         r"kills 60: 1 kills, 60 outputs \+ 0 rejects, none written twice, 0 of the books made again, # that were "
