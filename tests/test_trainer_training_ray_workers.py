@@ -14,11 +14,14 @@ import cv2
 import numpy as np
 import pytest
 from google.cloud.storage.exceptions import DataCorruption
+from ray.exceptions import RaySystemError
+from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, WorkerHealthCheckFailedError
 
 from samples import image_record, mask_record, write_dataset
 from trainer import presets
 from trainer.errors import Outage, UserError
 from trainer.training import ray_workers
+from trainer.training.progress import failures
 from trainer.training.progress.events import Exported, SummaryWritten, WorkerError
 
 
@@ -62,6 +65,27 @@ def test_an_error_of_one_worker_ends_a_training_that_would_wait_for_ever(monkeyp
     with pytest.raises(UserError, match="^a.tfrecord is corrupt$"):
         follow([error(1, "a.tfrecord is corrupt"), EXPORT], Fit(over=False))
     assert capsys.readouterr().out == "export gs://b/e\n"  # what came after is still told
+
+
+def test_why_a_worker_failed_is_one_line():
+    died = RaySystemError(
+        "The actor died unexpectedly before finishing this task.\n\tclass_name: RayTrainWorker\n\tpid: 7\n"
+        "The actor is dead because its worker process has died. Worker exit detail: " + 40 * "many words "
+    )
+    events = queue.Queue()
+    failures.TellFailures(events).after_exception(
+        None,
+        {
+            1: WorkerHealthCheckFailedError("health check", died),
+            0: UserExceptionWithTraceback(RuntimeError("a\nb"), "Traceback ..."),
+            2: UserExceptionWithTraceback(UserError("the user's"), "Traceback ..."),
+        },
+    )
+    first, second = str(pickle.loads(events.get_nowait())), str(pickle.loads(events.get_nowait()))
+    assert first == "worker 0 has failed: RuntimeError: a b" and events.empty()
+    assert second.startswith("worker 1 has failed: RaySystemError: ") and "class_name" not in second
+    assert "before finishing this task. The actor is dead because" in second
+    assert second.endswith(" ...") and len(second) < 350
 
 
 def test_what_all_workers_say_is_said_once():

@@ -262,6 +262,7 @@ def test_a_run_that_loses_a_worker_a_host_and_its_command_equals_one_that_did_no
 
     attempts = read_attempts(place)
     assert len(attempts) >= len(failures) + 1
+    assert re.search(r"^worker [01] has failed: \w+: \S", command.output(), re.MULTILINE)
     names, masks, terms = what_counts(attempts, steps)
     for found, count in ((names, IMAGES), (masks, MASKS)):
         for epoch in range(len(found) // count):

@@ -209,6 +209,7 @@ class _Fit:
         from ray.train import ScalingConfig as RayScalingConfig
         from ray.train.tensorflow import TensorflowTrainer
 
+        from trainer.training.progress.failures import TellFailures
         from trainer.training.tensorflow_cluster import ClusterConfig
 
         scaling, devices = self._scaling, self._job["devices"]
@@ -232,6 +233,7 @@ class _Fit:
                 name="pconv",
                 storage_path=self._scratch,
                 failure_config=FailureConfig(max_failures=scaling.max_failures),
+                callbacks=[TellFailures(self._job["events"])],  # type: ignore[list-item]  # as above
             ),
         )
 

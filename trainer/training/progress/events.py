@@ -212,6 +212,17 @@ class SummaryWritten:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WorkerFailed:
+    """A worker, or its machine, is gone: all workers start again, if they may; ``why`` is one line."""
+
+    worker: int
+    why: str
+
+    def __str__(self) -> str:
+        return f"worker {self.worker} has failed: {self.why}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class WorkerError:
     """A worker stopped for a reason that the user can fix; ``outage``: a disk that is full, not a wrong use."""
 
