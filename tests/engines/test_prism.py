@@ -66,6 +66,7 @@ def books(output: str) -> set[str]:
     return {json.loads(line)["output"] for part in parts for line in storage.read(part).splitlines()}
 
 
+@pytest.mark.soak  # it takes a minute, and Prism may wait for ever for a worker that is lost while it sends to it
 def test_a_killed_worker_fails_the_job_and_the_next_run_makes_only_the_rest(cloud, expected, figure):
     wanted, output = expected("inpaint"), f"{cloud.bucket}/killed"
     images = [name for name in wanted if name.endswith(".png")]
