@@ -1,7 +1,7 @@
 """A link that takes time: what one TUN device is given, the other receives so many seconds later.
 
-For kernels without the queueing discipline ``netem``. Its packets are as large as IPv4 has them, so that Python, which
-carries each, takes a few percent of a core at 1 Gbit/s.
+For kernels without the queueing discipline ``netem``. Its packets are as large as IPv4 has them, for Python carries
+each.
 """
 
 from __future__ import annotations
