@@ -15,6 +15,13 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 # Checks infra/terraform. It needs other versions than ours, so it has an environment of its own.
 CHECKOV_VERSION := 3.2.533
 CHECKOV := $(VENV)/checkov/.installed-$(CHECKOV_VERSION)
+# Keras's other backend, and what the notebook draws with. TensorFlow and Keras import either where they find it, which
+# would cost each process 0.6 s, so they have folders of their own.
+JAX := $(VENV)/jax/.installed
+MATPLOTLIB := $(VENV)/matplotlib/.installed
+
+# Bytecode, which hundreds of processes would each make for themselves where PYTHONDONTWRITEBYTECODE is set.
+COMPILE := $(BIN)/python -m compileall -q masks trainer pipelines
 
 CANDIDATES := $(or $(PYTHON),python3 python3.13 python3.12 python3.11 python3.10)
 SUITABLE := import sys; v = sys.version_info[:2]; \
@@ -32,10 +39,11 @@ help: ## list these commands
 demo: $(RUNTIME) ## train a small network on bundled photographs and write demo/report/report.html
 	@$(BIN)/python -m pipelines.demo --output demo
 
-test: $(DEV) $(CHECKOV) ## run the tests
+test: $(DEV) $(CHECKOV) $(JAX) $(MATPLOTLIB) ## run the tests
+	@$(COMPILE)
 	@$(BIN)/python -m pytest -q -rs --numprocesses 3 --dist loadfile --no-loadscope-reorder tests
 
-soak: $(DEV) $(CHECKOV) ## run the same tests with far bigger counts (hours)
+soak: $(DEV) $(CHECKOV) $(JAX) $(MATPLOTLIB) ## run the same tests with far bigger counts (hours)
 	@$(BIN)/python -m pytest -q --soak --timeout 7200 tests
 
 engines: $(DEV) ## run the tests of tests/engines on real engines, which it brings into .engines/
@@ -77,6 +85,13 @@ $(CHECKOV): | $(BIN)/python
 	@$(BIN)/python -m venv --clear $(VENV)/checkov && \
 	$(VENV)/checkov/bin/python -m pip --quiet --disable-pip-version-check install checkov==$(CHECKOV_VERSION) && \
 	touch $@ || echo "checkov $(CHECKOV_VERSION) could not be installed: its test will be skipped" >&2
+
+# The packages that they need and no other does.
+$(JAX): PACKAGES := jax jaxlib
+$(MATPLOTLIB): PACKAGES := matplotlib contourpy cycler fonttools kiwisolver
+$(JAX) $(MATPLOTLIB): constraints.txt | $(DEV)
+	@echo "Installing $(firstword $(PACKAGES)) into $(@D)"
+	@$(PIP) install --upgrade --target $(@D) --no-deps -c constraints.txt $(PACKAGES) && touch $@
 
 # A candidate counts only if it runs: version managers put names on the PATH that do not.
 # An environment whose interpreter is gone is made anew.

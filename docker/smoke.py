@@ -1,6 +1,6 @@
 """Imports every module of the project inside an image and prints the main versions; exit code 1 if an import fails.
 
-Where Ray is missing, the modules of training that need it are left out.
+Where Ray is missing, the modules that need it are left out.
 
 docker run --rm --network none --entrypoint python IMAGE /opt/pconv/smoke.py
 """
@@ -14,6 +14,8 @@ import pkgutil
 import sys
 
 VERSIONS = ("pconv", "tensorflow", "keras", "apache-beam", "ray", "opencv-python-headless", "numpy")
+# Packages that alone need Ray, which the image of Beam's workers has not.
+NEED_RAY = ("trainer.training.", "pipelines.engines.on_ray.")
 
 
 def main() -> int:
@@ -28,8 +30,7 @@ def main() -> int:
         try:
             importlib.import_module(name)
         except ModuleNotFoundError as error:
-            # Training alone knows Ray, and the image of the Beam jobs has none.
-            if error.name != "ray" or not name.startswith("trainer.training."):
+            if error.name != "ray" or not name.startswith(NEED_RAY):
                 raise
             names.remove(name)
 

@@ -68,10 +68,11 @@ def main(argv: Sequence[str]) -> int:
             require_apart,
             run_pipeline,
         )
-        from pipelines.mask_dataset.sampling import SHEET, SampleMasks, SampleMasksFromSources, write_summary
+        from pipelines.mask_dataset.pieces import MaskShards, WriteMasks
+        from pipelines.mask_dataset.sampling import SHEET, SampleMasksFromSources, write_summary
         from pipelines.mask_dataset.sources import find_files
-        from pipelines.transforms.dataset_writer import WriteDataset
-        from pipelines.transforms.progress import ReportProgress
+        from pipelines.transforms.dataset_writer import FinishDataset, WriteDataset
+        from pipelines.transforms.report_progress import ReportProgress
         from trainer import storage
         from trainer.data.finished import Expected
         from trainer.storage import claims, recognize
@@ -91,18 +92,20 @@ def main(argv: Sequence[str]) -> int:
     fields = {**expected.fields, "code_version": code_version()}
 
     def build(pipeline):
-        rejects = pipeline | "Unmatched" >> beam.Create(unmatched)
-        masks = (plan.specs, plan.count, plan.split)
+        made = (output, num_shards, fields, claim)
         if files:
-            found, tally, unused = pipeline | SampleMasksFromSources(*masks, files, reading)
-            rejects = (rejects, unused) | "Rejects" >> beam.Flatten()
+            sampled = SampleMasksFromSources(plan.specs, plan.count, plan.split, files, reading)
+            found, tally, unused = pipeline | sampled
+            found = found | "Progress" >> beam.ParDo(ReportProgress("masks", plan.count))
+            write: beam.PTransform = WriteDataset(*made)
         else:
-            found, tally = pipeline | SampleMasks(*masks)
-        found = found | "Progress" >> beam.ParDo(ReportProgress("masks", plan.count))
+            found, tally = pipeline | WriteMasks(MaskShards(plan, num_shards[plan.split], output, claim))
+            unused, write = pipeline | "Unused" >> beam.Create([]), FinishDataset(*made)
+        rejects = (pipeline | "Unmatched" >> beam.Create(unmatched), unused) | "Rejects" >> beam.Flatten()
         # Inputs are the masks, and the files that no mask could start from.
         inputs = rejects | beam.combiners.Count.Globally() | "Inputs" >> beam.Map(lambda n: n + plan.count)
         statistics = tally | "Summary" >> beam.Map(write_summary, output, claim)
-        (found, rejects, inputs, statistics) | WriteDataset(output, num_shards, fields, claim)
+        (found, rejects, inputs, statistics) | write
 
     with claims.held(claim, goes_on=ours.no_wait):
         run_pipeline(options, build, wait=not ours.no_wait)

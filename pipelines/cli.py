@@ -58,6 +58,7 @@ COMMANDS = {
     "export": Command("trainer.export", "export a checkpoint: .keras, SavedModel, ONNX"),
     "import": Command("trainer.import_weights", "make a run of the weights of another implementation"),
     "demo": Command("pipelines.demo", "every stage for real, on a small scale"),
+    "try": Command("pipelines.try_out", "a page to paint holes on and see them filled"),
     "doctor": Command("pipelines.doctor", "say what works here, what does not, and what to do"),
 }
 

@@ -228,6 +228,7 @@ def check_all(addresses: Sequence[str], cluster: str | None) -> list[Finding]:
         ("Ray", partial(check_library, "Ray", "ray", "ray", "training")),
         ("HEIC", partial(check_library, "HEIC", "pillow_heif", "heic", "photographs of phones")),
         ("ONNX", partial(check_library, "ONNX", "tf2onnx", "onnx", "export to ONNX")),
+        ("page", partial(check_library, "page", "aiohttp", "try", "page to paint on, pconv try")),
         ("gs://", check_credentials),
         *((f"{service.scheme}://", partial(check_service, service)) for service in (S3, AZURE)),
         (f"Ray at {cluster}" if cluster else "local Ray", partial(check_ray, cluster)),

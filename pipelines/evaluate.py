@@ -6,14 +6,12 @@
 Writes report.html (tables, curves and images in one file that needs no network), table.md, metrics.json
 and pairs.jsonl; the same command replaces them, --overwrite those of another evaluation. With --hole, or
 --pairs, image files are scored with their own mask files, found as by pipelines.inpaint. --run RUN takes a
-run's newest checkpoint, RUN@best its best, RUN@400 that of step 400, MODEL.keras an export; NAME=RUN names
-and pairs.jsonl; the same command replaces them, --overwrite those of another evaluation. With --hole, or
---pairs, image files are scored with their own mask files, found as by pipelines.inpaint. --run RUN takes a
-run's newest checkpoint, RUN@best its best, RUN@400 that of step 400, MODEL.keras an export; NAME=RUN names
-it; a run called me@work or lr=0.1 is meant by its name. --run may be given several times: differences to the
-first network, with their standard errors, are of the same pairs. The same datasets, networks and seed give
-the same numbers on any runner. A pair that a method gives no finite image for counts as failed and enters no
-mean; the exit code is then 3. A storage or a disk that fails is no such pair: the job ends, exit code 1.
+run's newest checkpoint, RUN@best its best, RUN@400 that of step 400, MODEL.keras an export, starter the model
+that comes with this package; NAME=RUN names it; a run called me@work or lr=0.1 is meant by its name. --run,
+or --model, may be given several times: differences to the first network, with their standard errors, are of
+the same pairs. The same datasets, networks and seed give the same numbers on any runner. A pair that a method
+gives no finite image for counts as failed and enters no mean; the exit code is then 3. A storage or a disk that
+fails is no such pair: the job ends, exit code 1.
 """
 
 from __future__ import annotations
@@ -24,6 +22,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from pipelines.engines import choice
 from trainer.command import SOME_REJECTED, ArgumentParser, code_version, fraction, integer, quiet_imports, run_command
 from trainer.errors import UserError
 from trainer.images import HOLE_LABEL_HELP, HOLES, MAX_PIXELS_HELP, MOST_PIXELS, THRESHOLD_HELP
@@ -50,7 +49,15 @@ def parser() -> ArgumentParser:
     add("--hole", choices=HOLES, help="what marks holes in mask files (default: as stated in their manifest.json)")
     add("--hole-label", help=HOLE_LABEL_HELP)
     add("--threshold", type=fraction, help=THRESHOLD_HELP.format("0.5"))
-    add("--run", required=True, action="append", help="[NAME=]RUN[@CHECKPOINT] or [NAME=]MODEL.keras; repeatable")
+    add(
+        "--run",
+        "--model",
+        dest="run",
+        required=True,
+        action="append",
+        help="[NAME=]RUN[@CHECKPOINT], [NAME=]MODEL.keras, or [NAME=]starter, the small model that comes with this "
+        "package; repeatable",
+    )
     add("--output", required=True, help="folder for the report")
     add("--split", default="val", help="split of the image records (default val)")
     add("--mask-split", default="val", help="split of the mask records (default val)")
@@ -73,6 +80,7 @@ def parser() -> ArgumentParser:
     add("--fid", metavar="FILE", help="FID weights (.npz or .pth); FID is skipped if not given")
     add("--batch-size", type=_batch_size, help="pairs per batch (default: what suits the device)")
     add("--overwrite", action="store_true", help="replace the report of another evaluation")
+    choice.add_options(parser)
     return parser
 
 
@@ -212,28 +220,21 @@ def _show(output: str) -> int:
 
 
 def main(argv: Sequence[str]) -> int:
-    with quiet_imports():
-        from pipelines.launch import parse_options, require_written, run_pipeline
-        from trainer import storage
-        from trainer.storage import claims
-
-    ours, options = parse_options(parser(), argv)
+    ours, engine = choice.parse_options(parser(), argv)
     with quiet_imports():  # Keras, for seconds: --help does without
         from pipelines.evaluation.earlier import require_same
-        from pipelines.evaluation.job import FILES, METRICS, build
+        from pipelines.evaluation.job import FILES, METRICS
+        from trainer import storage
+        from trainer.storage import claims
 
     job = _make_job(ours)
     require_same(job, ours.overwrite)
     job = dataclasses.replace(job, claim=claims.take(job.output, replaces=True))
     storage.sweep(job.output, FILES.__contains__)
-    metrics = storage.join(job.output, METRICS)
-    storage.delete(metrics)  # an earlier one's: without it there is no report
-    with claims.held(job.claim, goes_on=ours.no_wait):
-        run_pipeline(options, lambda pipeline: build(pipeline, job), wait=not ours.no_wait)
-    if ours.no_wait:
-        return 0
-    require_written(metrics)
-    return _show(job.output)
+    storage.delete(storage.join(job.output, METRICS))  # an earlier one's: without it there is no report
+    with claims.held(job.claim, goes_on=not engine.waits):
+        engine.evaluate(job)
+    return _show(job.output) if engine.waits else 0
 
 
 if __name__ == "__main__":

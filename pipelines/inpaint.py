@@ -4,6 +4,7 @@
         --run gs://B/runs/a --output gs://B/out
     python -m pipelines.inpaint --pairs gs://B/pairs.csv --hole white --run gs://B/runs/a --output gs://B/out
     python -m pipelines.inpaint --images photos --holes color=#ff00ff --model exports/step-00000400 --output out
+    python -m pipelines.inpaint --images a.jpg --masks hole.png --hole white --model starter --output out
 
 An image and its mask have the same path below their folders, except for the extension: the mask of a.jpg is a.png, or
 a_mask.png (a-mask, a.mask, mask_a), or a.jpg.png; the holes of a_mask_1.png, a_mask_2.png are joined. One mask file is
@@ -26,6 +27,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from pipelines.engines import RAY, choice
 from pipelines.inpainting import MATCHES
 from trainer import storage
 from trainer.command import SOME_REJECTED, ArgumentParser, code_version, fraction, integer, quiet_imports, run_command
@@ -61,9 +63,7 @@ def parser() -> ArgumentParser:
         help="find holes in the images: alpha[,N] (pixels whose alpha is less than N, 1-255; default 255, all that can "
         "be seen through) or color=#rrggbb[,tolerance 0-255]",
     )
-    network = parser.add_mutually_exclusive_group(required=True)
-    network.add_argument("--run", help="folder of a training run")
-    network.add_argument("--model", help="an exported .keras file, or its folder")
+    add_network(parser)
     add = parser.add_argument
     add("--output", required=True, help="folder for the outputs")
     add(
@@ -88,7 +88,6 @@ def parser() -> ArgumentParser:
         "if --masks is a file, else stem)",
     )
     add("--resize-masks", action="store_true", help="resize masks of another size to the image's (nearest neighbor)")
-    add("--checkpoint", help="checkpoint of the run: best, latest or a step (default: best if there is one)")
     add(
         "--format",
         type=_parse_format,
@@ -96,18 +95,51 @@ def parser() -> ArgumentParser:
         choices=FORMATS,
         help="format of the outputs; png (default) and webp are lossless",
     )
+    add(
+        "--pack",
+        choices=("tar",),
+        help="write outputs into tars of WebDataset's layout, packs/*.tar, which manifest.json names, instead of a "
+        "file each; a job that is writing there ends",
+    )
+    add("--pack-mb", type=integer(1, 1000), help="with --pack: MB of a tar, at most about (default 100)")
     add("--quality", type=integer(1, 100), default=95, help="JPEG quality, 1-100 (default 95)")
     add("--overwrite", action="store_true", help="compute all outputs again; a job that is writing there ends")
+    add_computing(parser)
+    add("--batch-size", type=integer(1), help="images of 512 x 512 computed together (default: 8 on a GPU, else 1)")
+    choice.add_options(parser)
+    return parser
+
+
+def add_network(parser: ArgumentParser) -> None:
+    """Adds the options that name the network."""
+    network = parser.add_mutually_exclusive_group(required=True)
+    network.add_argument("--run", help="folder of a training run")
+    network.add_argument(
+        "--model",
+        help="an exported .keras file, or its folder; or starter, the small model that comes with this package",
+    )
+    parser.add_argument(
+        "--checkpoint", help="checkpoint of the run: best, latest or a step (default: best if there is one)"
+    )
+
+
+def add_computing(parser: ArgumentParser) -> None:
+    """Adds the options of what is computed with the network, and of how much."""
+    add = parser.add_argument
     add("--precision", choices=PRECISIONS, help="precision of the network (default: as trained)")
     add("--device", default="auto", choices=DEVICES, help="device to compute on (default auto: a GPU if there is one)")
-    add("--batch-size", type=integer(1), help="images of 512 x 512 computed together (default: 8 on a GPU, else 1)")
     add(
         "--window",
         type=integer(64, 8192),
         help="longest side computed at once, in pixels (default: twice the side of the training crops, at most 1024)",
     )
     add("--max-pixels", type=integer(1, MOST_PIXELS), default=100_000_000, help=MAX_PIXELS_HELP)
-    return parser
+
+
+def check_network(ours: argparse.Namespace) -> None:
+    """Raises `UserError` for options that name it and contradict each other."""
+    if ours.checkpoint and ours.model:
+        raise UserError("--checkpoint: cannot be combined with --model")
 
 
 def _parse_format(text: str) -> str:
@@ -128,8 +160,11 @@ def _check(ours: argparse.Namespace) -> None:
         raise UserError("--images: also needs --masks or --holes")
     if ours.match and (ours.match == "csv") != bool(ours.pairs):
         raise UserError("--match: csv goes with --pairs, and all others go without")
-    if ours.checkpoint and ours.model:
-        raise UserError("--checkpoint: cannot be combined with --model")
+    if ours.pack_mb and not ours.pack:
+        raise UserError("--pack-mb: expected with --pack, of whose tars it is the size")
+    if ours.pack and ours.engine == RAY:
+        raise UserError("--pack: expected without --engine ray, which writes each output into a file of its own")
+    check_network(ours)
 
 
 def _make_settings(ours: argparse.Namespace, where: Inputs, masks: Iterable[str]) -> Settings:
@@ -155,11 +190,12 @@ def _make_settings(ours: argparse.Namespace, where: Inputs, masks: Iterable[str]
     return settings
 
 
-def _find_network(ours: argparse.Namespace) -> ModelPin:
+def find_network(ours: argparse.Namespace) -> ModelPin:
+    """The network that the options name, fixed. Raises `UserError` if there is none."""
     from trainer.inference import pins
 
     if ours.model:
-        return pins.find_export(storage.normalize(ours.model))
+        return pins.find_given(ours.model)
     return pins.find_model(storage.normalize(ours.run), ours.checkpoint)
 
 
@@ -186,16 +222,14 @@ def _report(output: str) -> int:
 
 
 def main(argv: Sequence[str]) -> int:
+    ours, engine = choice.parse_options(parser(), argv)
     with quiet_imports():
-        from pipelines import remote
-        from pipelines.inpainting.inputs import MANIFEST, Sources, check_outputs, find_inputs
-        from pipelines.inpainting.job import InpaintFiles, Inpainting
+        from pipelines.inpainting.inputs import Sources, check_outputs, find_inputs
+        from pipelines.inpainting.job import Inpainting
         from pipelines.inpainting.outputs import claim_output, open_books
         from pipelines.inpainting.reports import Reporting
-        from pipelines.launch import parse_options, require_written, run_pipeline
         from pipelines.transforms.model_handler import FillModelHandler
 
-    ours, options = parse_options(parser(), argv)
     _check(ours)
     output = storage.normalize(ours.output)
     recognize.require_folder("--output", output)
@@ -203,15 +237,17 @@ def main(argv: Sequence[str]) -> int:
     settings = _make_settings(ours, where, (mask for _, mask in pairs if mask))
     files = (address for pair in pairs for address in pair if address)
     check_outputs(files, where.patterns, output, EXTENSIONS[settings.format])
-    network = _find_network(ours)
+    network = find_network(ours)
     model = {"address": network.checkpoint.address, "crc32c": network.checkpoint.crc32c}
     parameters = {
         **dataclasses.asdict(settings),
         "precision": ours.precision or network.config.precision,
         "window": ours.window,
     }
+    if ours.pack:
+        parameters["pack"] = ours.pack
     description = {"model": model, **parameters}
-    claim = claim_output(output, description, ours.overwrite)
+    claim = claim_output(output, description, ours.overwrite, alone=bool(ours.pack))
     fields = {
         "code_version": code_version(),
         "model": model,
@@ -224,16 +260,14 @@ def main(argv: Sequence[str]) -> int:
             network, ours.batch_size, precision=ours.precision, device=ours.device, window=ours.window
         ),
         replaces=claim.is_own,
-        reporting=Reporting(books=open_books(output), job=description, fields=fields, claim=claim),
+        reporting=Reporting(
+            books=open_books(output), job=description, fields=fields, claim=claim, packs=bool(ours.pack)
+        ),
+        pack_bytes=(ours.pack_mb or 100) * 1_000_000 if ours.pack else None,
     )
-    if not remote.outlives_us(options):
-        job.handler.prepare()
-    with claims.held(claim, goes_on=ours.no_wait):
-        run_pipeline(options, lambda pipeline: pipeline | InpaintFiles(job), wait=not ours.no_wait)
-    if ours.no_wait:
-        return 0
-    require_written(storage.join(output, MANIFEST))
-    return _report(output)
+    with claims.held(claim, goes_on=not engine.waits):
+        engine.inpaint(job)
+    return _report(output) if engine.waits else 0
 
 
 if __name__ == "__main__":

@@ -34,8 +34,8 @@ DEFAULT_RUNNER = "FnApiRunner"
 # Of a dataset: the files that a job of another split, or one that was killed, may have left.
 _SHARD = re.compile(r"([^/]+)-\d{5,}-of-\d{5,}\.tfrecord")
 _OURS = re.compile(
-    rf"(?:{re.escape(kept.FOLDER)}/)?{_SHARD.pattern}(?:\.json)?|{manifest.REJECTS}/[^/]+\.jsonl|manifest\.json|"
-    r"contact_sheet\.png"
+    rf"(?:{re.escape(kept.FOLDER)}/)?{_SHARD.pattern}(?:\.json|\.\w+\.\d+\.piece)?|"
+    rf"{manifest.REJECTS}/[^/]+\.jsonl|manifest\.json|contact_sheet\.png"
 )
 DATASET_FILES = (manifest.MANIFEST, manifest.shard_name("train", 0, 1), "contact_sheet.png")
 # Runners whose jobs get a thread of their own: an interrupt then finds the main thread here, and not in a library that
@@ -95,7 +95,7 @@ def parse_options(parser: ArgumentParser, argv: Sequence[str]) -> tuple[argparse
     add_options(parser)
     parser.epilog = "Options of Apache Beam (--runner, --direct_num_workers, --region ...) may follow."
     ours, rest = parser.parse_known_args(argv)
-    _require_known(argv, rest, parser)
+    require_known(argv, rest, parser)
     options = PipelineOptions(rest)
     standard = options.view_as(StandardOptions)
     if standard.runner is None:
@@ -123,7 +123,7 @@ def parse_options(parser: ArgumentParser, argv: Sequence[str]) -> tuple[argparse
     return ours, options
 
 
-def _require_known(argv: Sequence[str], rest: Sequence[str], parser: ArgumentParser) -> None:
+def require_known(argv: Sequence[str], rest: Sequence[str], parser: ArgumentParser) -> None:
     """Raises `UserError` for one of ``rest`` that Beam does not know or cannot parse; ``parser`` has the job's own."""
     beams = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     for kind in dict.fromkeys(PipelineOptions.__subclasses__()):

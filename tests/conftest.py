@@ -21,6 +21,8 @@ from engines import tools
 
 # For the processes that tests start; TensorFlow's log is not what they look at.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# Ray gives its server 30 s to start, which is nothing on a busy machine.
+os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "600")
 
 
 collect_ignore = ["engines"]  # unless it is asked for, as `make engines` does
@@ -159,9 +161,10 @@ class Browser:
         phone = width < 800
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=phone)
 
-    def open(self, url: str) -> None:
+    def open(self, url: str, has: str = "#theme") -> None:
+        """Opens a page that has an element which the selector ``has`` finds."""
         self.call("Page.navigate", url=url)
-        while not self.run("document.readyState == 'complete' && document.querySelector('#theme') != null"):
+        while not self.run(f"document.readyState == 'complete' && document.querySelector('{has}') != null"):
             time.sleep(0.05)
 
     def press(self, x: float, y: float, to: float | None = None) -> None:
@@ -185,8 +188,8 @@ class Browser:
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
     if CHROMIUM is None:
-        pytest.skip("no Chromium here (Debian: apt-get install chromium): the report was not opened in a browser")
-    pytest.importorskip("websockets", reason="no websockets here: the report was not opened in a browser")
+        pytest.skip("no Chromium here (Debian: apt-get install chromium): the page was not opened in a browser")
+    pytest.importorskip("websockets", reason="no websockets here: the page was not opened in a browser")
     found = Browser(tmp_path_factory.mktemp("chromium"))
     yield found
     found.close()

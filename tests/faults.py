@@ -6,6 +6,7 @@ import contextlib
 import gc
 import http.client
 import http.server
+import json
 import re
 import threading
 import urllib.parse
@@ -67,12 +68,18 @@ class Proxy:
 
     Attributes:
         lines: the requests it has seen.
+        headers: of each of them.
+        clients: their addresses, of each of them.
+        written: names of the objects that were written, as Cloud Storage answers uploads that it has taken.
         sent: bytes of all answers.
     """
 
     def __init__(self, upstream: str, host: str = "127.0.0.1"):
         self.faults: list[Fault] = []
         self.lines: list[str] = []
+        self.headers: list[http.client.HTTPMessage] = []
+        self.clients: list[str] = []
+        self.written: list[str] = []
         self.drops: set[str] = set()  # headers of requests that are not passed on
         self.sent = 0
         self._upstream = urllib.parse.urlsplit(upstream).netloc
@@ -108,6 +115,8 @@ class Proxy:
         body = request.rfile.read(int(request.headers.get("Content-Length") or 0))
         line = f"{request.command} {request.path}"
         self.lines.append(line)
+        self.headers.append(request.headers)
+        self.clients.append(request.client_address[0])
         # Every fault counts, whatever the others do.
         (kind,) = [fault.kind for fault in self.faults if fault.takes(line)][:1] or [None]
         if kind == "closed":
@@ -117,6 +126,8 @@ class Proxy:
             return
         status, headers, data = self._forward(request, body)
         self.sent += len(data)
+        if status == 200 and "/upload/" in line and data:
+            self.written.append(json.loads(data)["name"])
         if kind == "lost":
             return
         if request.command == "HEAD" and kind in ("cut", "short", "empty"):  # there is no body to spoil

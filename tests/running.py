@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -100,6 +101,16 @@ class Running:
             return pid in parents and (parents[pid] == self.process.pid or descends(parents[pid]))
 
         return [pid for pid in found if descends(pid)]
+
+
+def processes_with(variable: str) -> list[int]:
+    """Those that have an environment variable, given as ``NAME=VALUE``."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):  # gone by now
+            if variable.encode() in path.read_bytes().split(b"\0"):
+                found.append(int(path.parent.name))
+    return found
 
 
 def is_alive(pid: int) -> bool:

@@ -23,6 +23,14 @@ NUMBER = r"-?[\d,]+(\.\d+)?"
 
 # By command line, regular expressions of the lines on stdout; # is a number, a space any number of them.
 PRINTED = {
+    "classical.py": [
+        r"1 photographs of 64 x 64, 1 masks each per interval",
+        *(
+            line
+            for method in ("Telea", "Navier-Stokes")
+            for line in (rf"{method} 1 3", *6 * [r"\(0\.\d+, 0\.\d\] # #"], r"all # #")
+        ),
+    ],
     "draw_masks.py shapes": [
         r"masks of 64 x 64 per second on one core \(ratio to plain\), medians of 1",
         r"draw draw \+ encode",
@@ -63,6 +71,9 @@ PRINTED = {
         r"bare draw \+ encode, one process \(baseline\) # masks/s 1\.00",
         r"job, 1 process # masks/s # \(24 masks in # s with the start\)",
     ],
+    "metrics.py": [
+        r"step of 1 x 32 x 32: # ms, with metrics # ms, ratio #; to tell of one takes # us, #% of it",
+    ],
     "network.py float32": [
         r"",
         r"layers, float32, batch 1, forward and backward, ms \(ratio to plain\)",
@@ -80,6 +91,11 @@ PRINTED = {
             for what in ("step", "step with VGG", "inference")
         ),
     ],
+    "ray_engine.py tiny": [r"tiny images: Beam in process # ms each \(baseline\), Ray # ms each, # times"],
+    "ray_engine.py large": [
+        rf"2 images of 0 megapixels, {engine}: at most # GB, of processes # GB, of the object store # GB; # s an image"
+        for engine in ("beam", "ray")
+    ],
     "scale.py": [
         r"300 images: .*; sim://b/out",
         r"resume 300: # s, # us an item \(# of them the bucket's\), launcher # MB and # requests, job # MB, # requests",
@@ -88,6 +104,7 @@ PRINTED = {
         r"kills 60: 1 kills, 60 outputs \+ 0 rejects, none written twice, 0 of the books made again, # that were "
         r"written but not yet in the books",
     ],
+    "starter.py": [r"skipped: --output OUT trains for hours"],
     "reader.py 128": [
         r"128 pixels, 7 kB examples/s: plain # reused # reader # reader over plain #, over reused #",
         r"target # ms, decoder alone, at full size # ms, mask # ms",
@@ -106,8 +123,15 @@ def check_lines(lines: list[str], patterns: list[str]) -> None:
         assert re.fullmatch(pattern.replace("#", NUMBER), " ".join(line.split())), (line, pattern)
 
 
+# Those that take longest, of which other tests use what they measure.
+LONG = ("evaluate.py demo", "exchange.py", "inpaint.py float32", "metrics.py", "network.py float32")
+LONG += ("ray_engine.py tiny", "ray_engine.py large")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("command", PRINTED)
+@pytest.mark.parametrize(
+    "command", [pytest.param(name, marks=pytest.mark.soak if name in LONG else ()) for name in PRINTED]
+)
 def test_a_benchmark_prints_its_form(command):
     script, *arguments = command.split()
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""cluster.yaml by Ray's own validation, pods of rayjob.yaml by Kubernetes' schemas; engines/ has a real API server."""
+"""cluster.yaml by Ray's own validation, pods of RayJobs by Kubernetes' schemas; engines/ has a real API server."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
+from trainer.command import SOME_REJECTED
 from trainer.config import DataConfig
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -24,11 +25,14 @@ VALUES = {
     "PCONV_REPOSITORY": "us-central1-docker.pkg.dev/some-project/pconv",
     "PCONV_TAG": "1",
     "PCONV_RAY_HEAD_ACCOUNT": "pconv-ray-head@some-project.iam.gserviceaccount.com",
+    "PCONV_RAY_WORKER_ACCOUNT": "pconv-ray-worker@some-project.iam.gserviceaccount.com",
     "PCONV_TRAINER_ACCOUNT": "pconv-trainer@some-project.iam.gserviceaccount.com",
+    "PCONV_INFERENCE_ACCOUNT": "pconv-inference@some-project.iam.gserviceaccount.com",
     "PCONV_SSH_PUBLIC_KEY": "ssh-ed25519 AAAA ray",
     "PCONV_VM_IMAGE": "projects/some/global/images/family/other",
     "PCONV_DATA": "gs://some-data",
     "PCONV_RUNS": "gs://some-runs",
+    "PCONV_BATCH": "gs://some-batch",
 }
 
 
@@ -86,7 +90,7 @@ def test_the_cluster_is_closed():
     assert config["file_mounts"]["/run/pconv/auth_token"] == "~/.ray/auth_token"
     for name, kind in config["available_node_types"].items():
         node = kind["node_config"]
-        account = "pconv-ray-head" if name == "head" else "pconv-trainer"
+        account = "pconv-ray-head" if name == "head" else "pconv-ray-worker"
         assert [a["email"].split("@")[0] for a in node["serviceAccounts"]] == [account]
         assert [set(face) for face in node["networkInterfaces"]] == [{"subnetwork", "nicType"}]
         assert node["tags"] == {"items": ["pconv-ray"]}
@@ -129,46 +133,131 @@ def test_a_machine_with_a_gpu_waits_for_its_driver_and_the_others_do_not(tmp_pat
     assert done.returncode == 1 and "no NVIDIA driver" in done.stderr
 
 
-def split_job() -> tuple[list[dict], dict]:
-    *core, job = filled("infra/kuberay/rayjob.yaml")
-    assert [item["kind"] for item in core] == ["Namespace", "ServiceAccount", "NetworkPolicy"]
-    return core, job
+JOBS = ("rayjob.yaml", "inpaint.yaml")
+
+
+def namespace() -> list[dict]:
+    return filled("infra/kuberay/namespace.yaml")
+
+
+def job_of(name: str, **values: str) -> dict:
+    (job,) = filled(f"infra/kuberay/{name}", **values)
+    return job
+
+
+def groups_of(job: dict) -> list[dict]:
+    """The head, and the kinds of workers."""
+    cluster = job["spec"]["rayClusterSpec"]
+    return [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
 
 
 def pods_of(job: dict) -> list[dict]:
-    cluster = job["spec"]["rayClusterSpec"]
-    groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
-    templates = [*(group["template"] for group in groups), job["spec"]["submitterPodTemplate"]]
+    """Of the groups and of what submits."""
+    templates = [*(group["template"] for group in groups_of(job)), job["spec"]["submitterPodTemplate"]]
     return [{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "pod"}, **template} for template in templates]
 
 
 def test_kubernetes_objects_and_pods_fit_their_schemas():
     validate = pytest.importorskip("kubernetes_validate", reason="pip install kubernetes-validate").validate
-    core, job = split_job()
-    for item in [*core, *pods_of(job)]:
+    core = namespace()
+    for item in [*core, *(pod for name in JOBS for pod in pods_of(job_of(name)))]:
         validate(item, "1.31", strict=True)
-    core[2]["spec"]["ingres"] = []
+    core[-1]["spec"]["ingres"] = []
     with pytest.raises(Exception, match="ingres"):
-        validate(core[2], "1.31", strict=True)
+        validate(core[-1], "1.31", strict=True)
 
 
-def test_the_job_ends_and_is_closed():
-    core, job = split_job()
-    spec = job["spec"]
+@pytest.mark.parametrize(("name", "account"), [("rayjob.yaml", "trainer"), ("inpaint.yaml", "inference")])
+def test_a_job_ends_and_is_closed(name, account):
+    job = job_of(name)
+    spec, cluster = job["spec"], job["spec"]["rayClusterSpec"]
     assert spec["shutdownAfterJobFinishes"] is True and 0 < spec["activeDeadlineSeconds"] <= 7 * 86400
-    cluster = spec["rayClusterSpec"]
     assert cluster["authOptions"] == {"mode": "token"} and cluster["headGroupSpec"]["serviceType"] == "ClusterIP"
-    (workers,) = cluster["workerGroupSpecs"]
-    assert f"scaling.workers={workers['replicas']} " in spec["entrypoint"]
     for pod in pods_of(job):
-        assert pod["spec"]["serviceAccountName"] == "trainer" and pod["spec"]["securityContext"]["runAsNonRoot"] is True
+        assert pod["spec"]["serviceAccountName"] == account and pod["spec"]["automountServiceAccountToken"] is False
+        # What Pod Security asks for at the level restricted.
+        assert pod["spec"]["securityContext"]["runAsNonRoot"] is True
+        assert pod["spec"]["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
         for container in pod["spec"]["containers"]:
-            assert container["securityContext"]["allowPrivilegeEscalation"] is False
+            assert container["securityContext"] == {
+                "allowPrivilegeEscalation": False,
+                "capabilities": {"drop": ["ALL"]},
+            }
             assert container["image"] == VALUES["PCONV_REPOSITORY"] + "/ray:1"
-    limits = pods_of(job)[1]["spec"]["containers"][0]["resources"]["limits"]
-    assert limits["nvidia.com/gpu"] == "1"
-    policy = core[2]["spec"]
-    assert policy["podSelector"] == {} and policy["ingress"][1]["ports"] == [{"protocol": "TCP", "port": 8265}]
+
+
+def test_the_namespace_is_closed_and_each_kind_of_job_acts_as_its_own_account():
+    space, *accounts, policy = namespace()
+    assert space["kind"] == "Namespace"
+    assert space["metadata"]["labels"] == {"pod-security.kubernetes.io/enforce": "restricted"}
+    acts_as = {one["metadata"]["name"]: list(one["metadata"]["annotations"].values()) for one in accounts}
+    assert acts_as == {name: [VALUES[f"PCONV_{name.upper()}_ACCOUNT"]] for name in ("trainer", "inference")}
+    assert [one["automountServiceAccountToken"] for one in accounts] == [False, False]
+    assert policy["kind"] == "NetworkPolicy" and policy["spec"]["podSelector"] == {}
+    assert policy["spec"]["ingress"][1]["ports"] == [{"protocol": "TCP", "port": 8265}]
+
+
+def test_a_training_has_as_many_workers_as_it_waits_for():
+    job = job_of("rayjob.yaml")
+    _, workers = groups_of(job)
+    assert f"scaling.workers={workers['replicas']} " in job["spec"]["entrypoint"]
+    assert pods_of(job)[1]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("values", "most", "gpus"),
+    [({}, (8, 0), "0"), ({"PCONV_GPU_WORKERS": "0"}, (8, 0), "0"), ({"PCONV_GPU_WORKERS": "4"}, (8, 4), "1")],
+    ids=["by default", "no GPUs", "GPUs"],
+)
+def test_workers_that_inpaint_are_made_from_none_and_the_job_knows_whether_they_have_gpus(values, most, gpus, tmp_path):
+    job = job_of("inpaint.yaml", **values)
+    _, *workers = groups_of(job)
+    assert [(group["replicas"], group["minReplicas"], group["maxReplicas"]) for group in workers] == [
+        (0, 0, number) for number in most
+    ]
+    asked = [pod["spec"]["containers"][0]["resources"]["limits"].get("nvidia.com/gpu") for pod in pods_of(job)]
+    assert asked == [None, None, "1", None]
+    assert job["spec"]["rayClusterSpec"]["enableInTreeAutoscaling"] is True
+    # The second autoscaler's pods are not started again by Kubernetes: KubeRay refuses what says so.
+    assert job["spec"]["rayClusterSpec"]["autoscalerOptions"]["version"] == "v2"
+    assert {pod["spec"]["restartPolicy"] for pod in pods_of(job)} == {"Never"}
+    words, code = run_entrypoint(job, 0, tmp_path)
+    assert code == 0 and words[words.index("--gpus-per-actor") + 1] == gpus
+
+
+def run_entrypoint(job: dict, code: int, folder: Path) -> tuple[list[str], int]:
+    """What the program gets of a job's command when a shell runs it, and how that ends if the program does by code."""
+    (folder / "python").write_text(f'#!/bin/sh\nprintf "%s\\n" "$@"\nexit {code}\n')
+    (folder / "python").chmod(0o755)
+    command, environment = ["sh", "-c", job["spec"]["entrypoint"]], {"PATH": f"{folder}:/usr/bin:/bin"}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.stderr == ""
+    return done.stdout.splitlines(), done.returncode
+
+
+@pytest.mark.parametrize(("code", "failed"), [(0, False), (1, True), (2, True), (SOME_REJECTED, False), (143, True)])
+def test_rejects_are_no_reason_to_inpaint_again(code, failed, tmp_path):
+    """KubeRay makes another cluster for a job that has failed, twice."""
+    words, ended = run_entrypoint(job_of("inpaint.yaml"), code, tmp_path)
+    assert words[:2] == ["-m", "pipelines.inpaint"] and bool(ended) is failed
+    assert words[-2:] == ["--output", "gs://some-batch/out/inpaint"]  # and what is in no word is the shell's
+
+
+def test_the_autoscaler_alone_has_a_token_of_kubernetes():
+    """Its container is added to the head's pod, whose account KubeRay lets change the Ray cluster."""
+    job = job_of("inpaint.yaml")
+    options = job["spec"]["rayClusterSpec"]["autoscalerOptions"]
+    head, *others = pods_of(job)
+    assert options["securityContext"] == head["spec"]["containers"][0]["securityContext"]
+    (mount,) = options["volumeMounts"]
+    assert mount["mountPath"] == "/var/run/secrets/kubernetes.io/serviceaccount" and mount["readOnly"] is True
+    volumes = {volume["name"]: volume for volume in head["spec"]["volumes"]}
+    sources = [next(iter(source.items())) for source in volumes[mount["name"]]["projected"]["sources"]]
+    assert sources[0] == ("serviceAccountToken", {"path": "token"})
+    assert sources[1][1]["items"] == [{"key": "ca.crt", "path": "ca.crt"}]
+    for pod in (head, *others):
+        assert {one["name"] for c in pod["spec"]["containers"] for one in c["volumeMounts"]} == {"shared-memory"}
+    assert all([volume["name"] for volume in pod["spec"]["volumes"]] == ["shared-memory"] for pod in others)
 
 
 # Labels of the operator's pod: KubeRay 1.5.1's Helm chart, its Kustomize base, and pods that are neither.
@@ -182,9 +271,8 @@ def test_the_job_ends_and_is_closed():
     ],
 )
 def test_the_operator_reaches_the_dashboard_however_it_was_installed(name, component, admitted):
-    core, _ = split_job()
     labels = {"app.kubernetes.io/name": name, "app.kubernetes.io/component": component}
-    _, rule = core[2]["spec"]["ingress"]
+    _, rule = namespace()[-1]["spec"]["ingress"]
     assert all(peer["namespaceSelector"] == {} for peer in rule["from"])
     wanted = [peer["podSelector"]["matchLabels"] for peer in rule["from"]]
     assert any(selector.items() <= labels.items() for selector in wanted) is admitted
@@ -193,27 +281,28 @@ def test_the_operator_reaches_the_dashboard_however_it_was_installed(name, compo
 def test_a_queue_is_named_only_if_one_is_given():
     """An empty label would be refused by Kueue: it takes names of objects alone."""
     label = "kueue.x-k8s.io/queue-name"
-    *_, job = filled("infra/kuberay/rayjob.yaml")
+    job = job_of("rayjob.yaml")
     assert job["metadata"]["labels"] == {"app": "pconv"}
-    *_, job = filled("infra/kuberay/rayjob.yaml", PCONV_QUEUE="gpus")
+    job = job_of("rayjob.yaml", PCONV_QUEUE="gpus")
     assert job["metadata"]["labels"] == {"app": "pconv", label: "gpus"}
     assert job["spec"]["shutdownAfterJobFinishes"] is True  # Kueue requires it
 
 
-def test_pods_have_room_for_what_they_write():
+@pytest.mark.parametrize("name", JOBS)
+def test_pods_have_room_for_what_they_write(name):
     """On disk the shard cache, in memory Ray's object store; a pod that exceeds its share of the disk is evicted."""
-    _, job = split_job()
-    cluster = job["spec"]["rayClusterSpec"]
-    for group in [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]:
-        pod = group["template"]["spec"]
-        (shared,) = [v["emptyDir"]["sizeLimit"] for v in pod["volumes"] if v["name"] == "shared-memory"]
+    job = job_of(name)
+    for group in groups_of(job):
+        volumes = group["template"]["spec"]["volumes"]
+        (shared,) = [v["emptyDir"]["sizeLimit"] for v in volumes if v["name"] == "shared-memory"]
         assert int(group["rayStartParams"]["object-store-memory"]) < gibibytes(shared) << 30
     for pod in pods_of(job):
         (container,) = pod["spec"]["containers"]
         requested, limit = (container["resources"][kind]["ephemeral-storage"] for kind in ("requests", "limits"))
         assert 1 <= gibibytes(requested) <= gibibytes(limit)
-    worker = pods_of(job)[1]["spec"]["containers"][0]["resources"]["requests"]
-    assert gibibytes(worker["ephemeral-storage"]) << 30 > 1.5 * DataConfig().cache_gb * 1e9
+    if name == "rayjob.yaml":
+        worker = pods_of(job)[1]["spec"]["containers"][0]["resources"]["requests"]
+        assert gibibytes(worker["ephemeral-storage"]) << 30 > 1.5 * DataConfig().cache_gb * 1e9
 
 
 def gibibytes(size: str) -> int:

@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 from pipelines import cli, launch
+from pipelines.engines.on_ray import cluster as ray_cluster
 from trainer import presets
 from trainer.command import ArgumentParser
 from trainer.errors import UserError
@@ -61,7 +62,7 @@ ELSEWHERE = {
     "gcloud storage buckets create": {"--location", "--uniform-bucket-level-access", "--public-access-prevention"},
     "gcloud storage cp": {"--recursive"},
     "gcloud storage rm": {"--recursive"},
-    "kubectl apply": {"--filename"},
+    "kubectl apply": {"--filename", "--server-side", "--kustomize"},
     "kubectl delete": {"--filename"},
     "kubectl get": {"--namespace", "--watch"},
     "kubectl port-forward": {"--namespace"},
@@ -81,6 +82,7 @@ ELSEWHERE = {
     "docker compose down": {"--file"},
     "ssh-keygen": {"-t", "-N", "-C", "-f"},
     "git clone": set(),
+    "curl": {"--data-binary"},
 }
 PROGRAMS = r"(?:pconv|python|make|ray|docker|kind|trivy|gcloud|kubectl|terraform|git|pip|infra/[\w/]+\.sh)"
 
@@ -102,11 +104,12 @@ def commands_of(text: str) -> list[str]:
     return [line for line in (line.strip() for line in found) if line and not line.startswith("#")]
 
 
-def rayjob() -> dict:
-    """The RayJob of infra/kuberay, its variables filled in."""
-    values = {**ENVIRONMENT, "PCONV_TRAINER_ACCOUNT": "trainer@x"}
-    text = load("infra/fill.py").fill((ROOT / "infra/kuberay/rayjob.yaml").read_text("utf-8"), values)
-    return list(yaml.safe_load_all(text))[-1]
+def entrypoint(name: str) -> str:
+    """The command of a RayJob of infra/kuberay, its variables filled in; inpaint.yaml's without the shell around it."""
+    text = load("infra/fill.py").fill((ROOT / "infra/kuberay" / name).read_text("utf-8"), ENVIRONMENT)
+    line = yaml.safe_load(text)["spec"]["entrypoint"]
+    found = re.fullmatch(r"sh -c '(.*) \|\| .*'", line)
+    return re.sub(r"\$\(\(.*?\)\)", "0", found[1]) if found else line
 
 
 def load(path: str):
@@ -118,7 +121,7 @@ def load(path: str):
 
 
 ALL = [(page, line) for page in READMES for line in commands_of((ROOT / page).read_text("utf-8"))]
-ALL += [("infra/kuberay/rayjob.yaml", rayjob()["spec"]["entrypoint"])]
+ALL += [(f"infra/kuberay/{name}", entrypoint(name)) for name in ("rayjob.yaml", "inpaint.yaml")]
 
 
 def check_ours(module: str, argv: list[str], monkeypatch) -> None:
@@ -136,7 +139,12 @@ def check_ours(module: str, argv: list[str], monkeypatch) -> None:
         real_split(*args)
         raise Parsed
 
+    def check_cluster(address):
+        assert address == "auto"
+        raise Parsed
+
     monkeypatch.setattr(ArgumentParser, "parse_args", parse_args)
+    monkeypatch.setattr(ray_cluster, "check_cluster", check_cluster)
     monkeypatch.setattr(launch, "parse_options", parse_options)
     # Dataflow's would ask Google for the buckets.
     monkeypatch.setattr(launch.beam, "Pipeline", lambda options: None)
@@ -192,9 +200,11 @@ def check(line: str, monkeypatch) -> None:
         assert given <= {"PYTHON", "VENV", "REPOSITORY", "TAG", "PUSH", "GPU"}, line
     elif program == "pip":
         (package,) = rest[1:]
-        extra = re.fullmatch(r"pconv\[(\w+)\]", package)
-        where, form = ("pyproject.toml", f"\n{extra[1]} = [") if extra else ("constraints.txt", f"\n{package}==")
-        assert rest[0] == "install" and form in (ROOT / where).read_text("utf-8"), line
+        extras = re.fullmatch(r"pconv\[([\w,]+)\]", package)
+        where = "pyproject.toml" if extras else "constraints.txt"
+        forms = [f"\n{extra} = [" for extra in extras[1].split(",")] if extras else [f"\n{package}=="]
+        text = (ROOT / where).read_text("utf-8")
+        assert rest[0] == "install" and all(form in text for form in forms), line
     elif program == "python" and rest[0] == "-m" and len(rest) == 2:  # the text speaks of it
         assert callable(importlib.import_module(rest[1]).main)
     elif program == "python" and rest[0] == "-m":

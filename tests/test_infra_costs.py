@@ -61,7 +61,7 @@ def test_the_work_of_an_image_is_that_of_the_networks_convolutions():
 
 def test_the_printed_command_trains_what_the_table_counts():
     page = (ROOT / "infra/README.md").read_text("utf-8")
-    (command,) = re.findall("^ray job submit .*", page, re.MULTILINE)
+    (command,) = re.findall("^ray job submit .* trainer[.]train .*", page, re.MULTILINE)
     config = presets.override(presets.PRESETS["paper"], re.findall(r"--set (\S+)", command))
     steps, batch = config.initial.steps + config.finetune.steps, config.global_batch_size
     assert f"| train, preset paper | {steps:,} steps of {batch} images | {config.scaling.workers} L4 |" in page

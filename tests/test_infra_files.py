@@ -145,7 +145,8 @@ def test_buckets_are_private_and_hold_no_two_accounts_rights():
         "trainer": {"runs"},
         "inference": {"out"},
         "evaluation": {"reports"},
-        "ray-head": {"runs"},
+        "ray-worker": {"runs", "out", "reports"},  # a cluster of `ray up`, whose jobs all act as its machines
+        "ray-head": {"runs", "out", "reports"},
     }
 
 
@@ -158,17 +159,21 @@ def resources_of(kind: str, name: str) -> str:
 def test_the_cluster_is_there_before_its_identities_are_named_and_enforces_policies():
     """`PROJECT.svc.id.goog` comes into being with the first cluster that names it as its pool."""
     binding = resources_of("google_service_account_iam_member", "kubernetes")
-    assert "svc.id.goog[pconv/trainer]" in binding and "depends_on = [google_container_cluster.training]" in binding
+    assert "svc.id.goog[pconv/${each.key}]" in binding and "depends_on = [google_container_cluster.training]" in binding
+    bound = re.search(r"toset\(\[(.*?)\]\)", binding)[1]
+    accounts = (ROOT / "infra/kuberay/namespace.yaml").read_text("utf-8")
+    assert re.findall(r'"(\w+)"', bound) == re.findall(r"kind: ServiceAccount\nmetadata:\n  name: (\w+)", accounts)
     cluster = resources_of("google_container_cluster", "training")
     assert 'workload_pool = "${var.project}.svc.id.goog"' in cluster
     assert re.search(
         r'datapath_provider += "ADVANCED_DATAPATH"', cluster
-    )  # otherwise rayjob.yaml's policy does nothing
+    )  # otherwise the policy of namespace.yaml does nothing
     assert re.search(r"enable_private_nodes += true", cluster)
     chart = resources_of("helm_release", "kuberay")
     assert "version          = var.kuberay_version" in chart and "/kuberay/operator" in chart
     pinned = re.search(r'"kuberay_version" {.*?default += "([\d.]+)"', "".join(p.read_text() for p in TERRAFORM), re.S)
-    assert f"KubeRay ({pinned[1]} or newer)" in (ROOT / "infra/kuberay/rayjob.yaml").read_text("utf-8")
+    for name in ("rayjob.yaml", "inpaint.yaml"):
+        assert f"KubeRay ({pinned[1]} or newer)" in (ROOT / "infra/kuberay" / name).read_text("utf-8")
 
 
 def expressions(text: str, name: str) -> list[str]:
@@ -232,7 +237,8 @@ def test_both_images_share_python_and_pins():
     assert bases == {"python:3.11-slim-bookworm"}
     pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text("utf-8").split("\n") if "==" in line)
     assert f"apache/beam_python3.11_sdk:{pins['apache-beam']}" in texts[0]
-    assert f"PCONV_RAY_VERSION:-{pins['ray']}" in (ROOT / "infra/kuberay/rayjob.yaml").read_text("utf-8")
+    for name in ("rayjob.yaml", "inpaint.yaml"):
+        assert f"PCONV_RAY_VERSION:-{pins['ray']}" in (ROOT / "infra/kuberay" / name).read_text("utf-8")
 
 
 def test_each_image_has_what_its_workers_need_and_no_more():

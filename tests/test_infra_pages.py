@@ -36,9 +36,12 @@ def test_each_stage_reads_what_an_earlier_one_has_made():
             assert address in made or address.startswith(commands.ENVIRONMENT["PCONV_BATCH"]), line
         made += makes
         jobs += bool(reads)
-    assert jobs == 4  # training, filling (with GPUs, too), scoring
-    reads, (run,) = datasets_of(commands.rayjob()["spec"]["entrypoint"])
+    assert jobs == 6  # training; filling and scoring, on Dataflow (filling with GPUs, too) and on Ray
+    reads, (run,) = datasets_of(commands.entrypoint("rayjob.yaml"))
     assert set(reads) <= set(made) and len(reads) == 2 and run.startswith(commands.ENVIRONMENT["PCONV_RUNS"] + "/runs/")
+    (*reads, trained), (output,) = datasets_of(commands.entrypoint("inpaint.yaml"))
+    batch = commands.ENVIRONMENT["PCONV_BATCH"]
+    assert reads == [f"{batch}/in/**", f"{batch}/holes/**"] and trained == run and output.startswith(f"{batch}/out/")
 
 
 def test_the_python_on_a_page_runs():

@@ -95,7 +95,7 @@ def completions(script: Path, line: str) -> set[str]:
         $(complete -p pconv | sed 's/.*-F \\([^ ]*\\).*/\\1/')
         printf '%s\\n' "${{COMPREPLY[@]}}"
     """
-    done = subprocess.run(["bash", "--norc", "-c", program], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(["bash", "--norc", "-c", program], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     return {word.strip() for word in done.stdout.split()}
 

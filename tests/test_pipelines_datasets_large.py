@@ -19,6 +19,7 @@ from trainer import storage
 from trainer.data import finished
 from trainer.data.finished import Expected
 from trainer.data.manifest import Shard, check_sizes, load_manifest, shard_name
+from trainer.storage import selections
 from trainer.storage.store import EVERYTHING, Entry
 
 # Bytes of memory for each shard: 100,000 shards in 100 MB.
@@ -90,6 +91,8 @@ def test_a_flat_folder_is_listed_in_parts_that_hold_each_file_once(soak, monkeyp
     store = Numbered(count)
     monkeypatch.setitem(storage.SCHEMES, "many", store)
     monkeypatch.setattr(parts, "_MANY", 1000)
+    if not soak:  # these take 20 requests
+        monkeypatch.setattr(selections, "_WIDE", 4)
     found, memory = peak(lambda: sources.find_source("many://b/in"))
     (part,) = found.parts
     assert (part.count, part.bytes) == (count, sum(number % 7 for number in range(count))) and found.count() == count

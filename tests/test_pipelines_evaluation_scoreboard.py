@@ -9,8 +9,9 @@ import math
 import numpy as np
 import pytest
 
+from pipelines.engines.on_beam.evaluate import TallyRows
 from pipelines.evaluation import scoreboard
-from pipelines.evaluation.scoreboard import TallyRows, board_of, merge_into, summarize
+from pipelines.evaluation.scoreboard import board_of, merge_into, summarize
 from trainer.metrics import validation_metrics
 
 

@@ -223,12 +223,12 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(job, small_disk, t
     code, files = run(job, local, str(tmp_path / "expected")), contents(str(tmp_path / "expected"))
     output = small_disk(8) + "/out"  # two pages
     command = [sys.executable, "-m", JOBS[job].__name__, *arguments(job, local, output)]
-    full = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    full = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert full.returncode == 1
     errors = [line for line in full.stderr.splitlines() if not line.startswith("  ")]  # progress is indented
     assert len(errors) == 1 and errors[0].startswith("error: "), full.stderr
     assert "No space left on device" in errors[0] and output in errors[0]
     assert not [name for name in contents(output) if name in ("manifest.json", "metrics.json")]
     small_disk(50_000)
-    again = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    again = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert (again.returncode, contents(output)) == (code, files), again.stderr

@@ -66,13 +66,15 @@ def test_what_is_no_file_is_left_out_or_named(tmp_path):
     assert not found["a"] + found["b"] + found["../c"] and "expected a file" in found["link"] and found["pipe"]
 
 
-def test_an_index_reads_little(tmp_path, monkeypatch):
+@pytest.mark.parametrize("near", [0, 256 << 10])  # of a folder, and less than members of a bucket
+def test_an_index_reads_little(near, tmp_path, monkeypatch):
     big = make_tar({f"{number}.tar": bytes(1 << 20) for number in range(40)})
     (tmp_path / "a.tar").write_bytes(big)
     lengths, read_range = [], storage.read_range
     monkeypatch.setattr(storage, "read_range", lambda a, s, n: lengths.append(n) or read_range(a, s, n))
+    monkeypatch.setattr(storage, "near", lambda address: near)
     assert len(list(list_members(str(tmp_path / "a.tar")))) == 40
-    assert sum(lengths) < len(big) / 100
+    assert sum(lengths) < len(big) / 100 and len(lengths) <= 43
 
 
 def test_of_a_bucket_near_headers_come_together(tmp_path, monkeypatch):

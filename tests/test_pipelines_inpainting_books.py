@@ -1,4 +1,4 @@
-"""The books of the inpainting job, its shares, and what becomes of them when a job ends too soon or a folder grows."""
+"""The books of the inpainting job, and what becomes of them when a job ends too soon or a folder grows."""
 
 from __future__ import annotations
 
@@ -14,107 +14,10 @@ from picture_files import block, counts, noise, save, save_mask
 from pipelines.inpaint import main
 from pipelines.inpainting import books, outputs, pages, resume
 from pipelines.inpainting.books import Books, Line, Writer
-from pipelines.inpainting.inputs import Inputs, Item, Sources
-from pipelines.inpainting.pages import Page, Survey
-from pipelines.pairs.names import root_of, stem_of
+from pipelines.inpainting.inputs import Item
+from pipelines.pairs.names import root_of
 from pipelines.transforms.rejects import Reject
 from trainer.errors import UserError
-
-# Shares
-
-FAMILIES = [  # an image, names of its masks, and its output
-    ("x/a.jpg", ["x/a.png", "x/a_mask.png", "x/MASK-a.png", "x/a.jpg.png", "x/a_mask_2.png"], "x/a.png"),
-    ("x/a.jpg", [], "x/a.jpg.png"),
-    ("image_07.tif", ["mask_07.png", "mask07.png", "07.png"], "image_07.png"),
-    ("v1.2/b.c.jpg", ["v1.2/b.c_mask.png"], "v1.2/b.c.png"),
-    ("plain", ["plain_mask"], "plain.png"),
-]
-
-
-@pytest.mark.parametrize(("image", "masks", "output"), FAMILIES)
-def test_what_belongs_together_is_in_one_share(image, masks, output):
-    assert {pages.hash_of(pages.root_in(name, False)) for name in (image, *masks, output)} == {
-        pages.hash_of(root_of(image))
-    }
-
-
-def test_images_of_one_output_are_in_one_share_or_both_are_known_to_be_contested():
-    """Of all names of some parts: an output is the stem, or the name where others have the stem, and an extension."""
-    parts = [".jpg", ".xyz", ".7", "_mask", ".mask", "_image.tiff"]
-    names = ["a" + "".join(ends) for count in range(4) for ends in itertools.product(parts, repeat=count)]
-    possible: dict[str, set[str]] = {}
-    for name in names:
-        for output in (posixpath.splitext(name)[0] + ".png", name + ".png"):
-            possible.setdefault(output, set()).add(name)
-    apart = [output for output, images in possible.items() if len({root_of(name) for name in images}) > 1]
-    assert "a.xyz.png" in apart and all(pages.is_contested(output) for output in apart)
-    plain = ["a.png", "a.jpg.png", "x.y/a.png", "a_mask.png", "a.tif_mask.png", ".png"]
-    assert [name for name in plain if pages.is_contested(name)] == []
-
-
-def test_objects_that_become_one_file_are_in_one_share():
-    assert pages.root_in("a//b.jpg", True) == pages.root_in("/a/b.jpg", True) == "a/b"
-    assert pages.root_in("a//b.jpg", False) == "a//b"
-
-
-def test_shares_are_as_many_as_images_need():
-    expected = {0: 0, 1: 0, 50_000: 0, 50_001: 1, 800_000: 1, 800_001: 2, 10_000_000: 2, 12_800_001: 3, 10**12: 4}
-    assert {images: Survey(images).digits for images in expected} == expected
-
-
-def test_pages_are_spread_without_loss():
-    names = [f"{folder}/{number}.jpg" for folder in ("a", "b c") for number in range(300)]
-    page = Page("images", names, [name[::-1] for name in names], list(range(len(names))))
-    where = Inputs(base="gs://b/in", images="gs://b/in")
-    sources = Sources(where=where, kinds={}, output="gs://b/out")
-    found = {share: pages.unpack(data) for share, data in pages.spread(pages.pack(page), Survey(10**6), sources)}
-    assert len(found) > 200 and all(len(share) == 2 for share in found)
-    rows = sorted(row for part in found.values() for row in zip(*part[1:], strict=True))
-    assert rows == sorted(zip(*page[1:], strict=True))
-    assert all(pages.hash_of(root_of(name)).startswith(share) for share, part in found.items() for name in part.names)
-
-
-def test_parts_of_other_runs_are_for_all_shares_that_they_may_have_lines_of():
-    names = ["part--00000001-000000000000.jsonl", "part-3-00000001-000000000000.jsonl"]
-    names += ["part-3f-00000001-000000000000.jsonl", "part-3fa9-00000001-000000000000.jsonl"]
-    sources = Sources(where=Inputs(base="/in"), kinds={}, output="/out")
-    data = pages.pack(Page("records", names, [""] * 4, [0] * 4))
-    for images, share, expected in (
-        (1, "", names),
-        (10**5, "3", names),
-        (10**6, "3f", names),
-        (10**6, "30", names[:2]),
-    ):
-        found = dict(pages.spread(data, Survey(images), sources))
-        assert pages.unpack(found[share]).names == expected
-
-
-def test_the_quick_way_to_a_root_is_the_plain_one(monkeypatch):
-    words = [
-        "a",
-        "b.c",
-        "mask",
-        "Image_7",
-        "img-3",
-        "a_mask",
-        "a.jpg",
-        ".hidden",
-        "x..y",
-        "a (mask)",
-        "7",
-        "..",
-        "...a",
-        "a_ma\u017fk",
-        "\u0130mg_3",
-        "simple",
-    ]
-    ends = ["", ".jpg", ".PNG", ".7", ".", "_mask", "_mask_1.png", ".jpg.png", ".jpg_mask.png"]
-    names = [f"{folder}{word}{end}" for folder in ("", "x/", "m.ask/", "/") for word in words for end in ends]
-    assert [stem_of(name) for name in names] == [posixpath.splitext(name)[0] for name in names]
-    quick = [root_of(name) for name in names]
-    monkeypatch.setattr("pipelines.pairs.names._is_plain", lambda _: False)
-    assert quick == [root_of(name) for name in names]
-
 
 # Books
 
@@ -151,6 +54,29 @@ def test_lines_are_read_as_they_were_written(kept):
         {"share": "3fff", **odd},
     ]
     assert lines_of(kept, "3ff") == [{"share": "3fff", **odd}]
+
+
+@pytest.mark.parametrize("damaged", [b"", b"[]", b"\xff", b'{"share": "3f00", "output": "b.png"', b"}, {", b"1, 2"])
+def test_records_are_read_some_at_once_as_one_by_one(damaged, kept, monkeypatch):
+    monkeypatch.setattr(books, "MOST_LINES", 3)
+    writer = Writer(kept, None, digits=1)
+    for number in range(8):
+        writer.add(Line(f"3f0{number}", record(f'"{number}\u00e9.png', hole_ratio=number / 7)))
+    writer.add(Line("3fff", LOST))
+    writer.flush()
+    strange = [
+        b'{"share": "3g00", "output": "a", ',
+        b'{"share":"3f00", "output": "a", ',
+        b'{"output": "a", "share": "3f00", ',
+    ]
+    whole = json.dumps(record("a")).encode()[1:]
+    for path in Path(kept.output, ".items").iterdir():
+        path.write_bytes(damaged + b"\n" + b"".join(begin + whole + b"\n" for begin in strange) + path.read_bytes())
+    names = books.list_parts(kept.output)
+    for share in ("", "3", "3f", "3f07", "4"):
+        single = ((output, books.parse_record(line), line) for _, output, line in books.read_parts(kept, names, share))
+        assert list(books.read_records(kept, names, share)) == [found for found in single if found[0] and found[1]]
+    assert len(list(books.read_records(kept, names, ""))) == 8
 
 
 def test_the_same_lines_are_the_same_part(kept):

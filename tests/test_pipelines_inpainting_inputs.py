@@ -6,7 +6,7 @@ import pytest
 
 from pipelines.inpainting import inputs
 from pipelines.inpainting.inputs import Inputs, Item, Sources, common_folder
-from pipelines.inpainting.matching import match_files, match_listed, output_names
+from pipelines.inpainting.matching import match_files, match_listed, output_names, pair_up
 from pipelines.pairs.names import root_of
 from pipelines.transforms.rejects import Reject
 from trainer import storage
@@ -28,6 +28,12 @@ def matched(images, masks, match="stem", extension=".png", lone=False):
     kinds = {"images": (storage.Selection("/in", name="a" if lone else ""), storage.Selection("/m"))}
     sources = Sources(where=where, kinds=kinds, mask_base="/m")
     results = list(match_files(found[0], found[1], sources, extension))
+    pairs, others = pair_up(found[0], found[1], sources)
+    assert pairs.keys() | others.keys() == {root} and not pairs.keys() & others.keys()
+    for stem, image, mask in pairs.values():  # found at once, what is said of each root
+        address = sources.mask_address(mask) if mask else where.masks
+        assert results == [Item(sources.image_address(image), address, stem + extension)]
+    assert all(alike == (found[0], found[1] or []) for alike in others.values())
     items = [tuple(part.removeprefix("/") for part in (r.image, r.mask, r.output)) for r in results if type(r) is Item]
     return items, [(r.source.removeprefix("/"), r.error) for r in results if isinstance(r, Reject)]
 

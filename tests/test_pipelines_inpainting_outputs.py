@@ -8,10 +8,10 @@ import apache_beam as beam
 import pytest
 from apache_beam.metrics import MetricsFilter
 
+from pipelines.engines.on_beam.inpaint import KeepBooks
 from pipelines.inpainting import outputs, pages, reports
 from pipelines.inpainting.books import Line, Writer, list_parts
 from pipelines.inpainting.inputs import MANIFEST, Item
-from pipelines.inpainting.job import KeepBooks
 from pipelines.inpainting.resume import Before
 from pipelines.transforms import progress
 from pipelines.transforms.rejects import Reject

@@ -12,7 +12,7 @@ import tensorflow as tf
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipelines.launch import run_pipeline
-from pipelines.transforms import dataset_writer
+from pipelines.transforms import create_once, dataset_writer
 from pipelines.transforms.rejects import Reject
 from trainer import storage
 from trainer.data.manifest import has_manifest, load_manifest
@@ -103,11 +103,11 @@ def test_checksum_is_the_servers(bucket):
 def test_a_retry_may_write_the_same_bytes_and_no_others(where, tmp_path, request):
     folder = str(tmp_path) if where == "folder" else request.getfixturevalue("bucket")
     address = f"{folder}/deep/file"
-    dataset_writer.create_or_compare(address, b"first")
-    dataset_writer.create_or_compare(address, b"first")
+    create_once.create_or_compare(address, b"first")
+    create_once.create_or_compare(address, b"first")
     for other in (b"other", b"firs", b"first ", b""):
         with pytest.raises(UserError, match="file exists with other contents: --overwrite"):
-            dataset_writer.create_or_compare(address, other)
+            create_once.create_or_compare(address, other)
     assert storage.read(address) == b"first"
     assert [storage.relative(a, folder) for a in storage.find(folder)] == ["deep/file"]
 

@@ -59,10 +59,10 @@ def test_windows_and_seconds_are_told_and_batches_are_filled(batch_size):
 
 
 def test_large_images_make_batches_alone():
-    weigh = FillModelHandler(None, 8).batch_elements_kwargs()["element_size_fn"]
+    weigh = FillModelHandler(None, 8).weigh
     sizes = [(1, 1), (512, 512), (1024, 1024), (512, 513), (4000, 6000)]
     masks = [np.broadcast_to(np.uint8(1), size) for size in sizes]
-    assert [weigh(("key", Pair(mask, mask))) for mask in masks] == [1, 1, 4, 2, 16]
+    assert [weigh(Pair(mask, mask)) for mask in masks] == [1, 1, 4, 2, 16]
 
 
 def test_a_missing_device_is_told_in_the_words_of_the_command(monkeypatch):

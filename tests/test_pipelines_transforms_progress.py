@@ -12,7 +12,8 @@ from apache_beam.metrics import MetricsFilter
 from apache_beam.testing.util import assert_that, equal_to
 
 from pipelines.transforms import progress
-from pipelines.transforms.progress import Progress, ReportProgress
+from pipelines.transforms.progress import Progress
+from pipelines.transforms.report_progress import ReportProgress
 
 
 @pytest.fixture

@@ -6,9 +6,7 @@ import errno
 import json
 import pickle
 
-import apache_beam as beam
 import pytest
-from apache_beam.testing.util import assert_that, equal_to
 
 from pipelines.transforms import rejects
 from pipelines.transforms.rejects import Rejected, blame
@@ -61,23 +59,3 @@ def test_the_innermost_blame_counts():
 def test_rejected_crosses_processes():
     found = pickle.loads(pickle.dumps(Rejected(rejects.reject("a", "read", ValueError("bad")))))
     assert found.reject == rejects.Reject(source="a", stage="read", error="ValueError: bad")
-
-
-def halves(number, *more):
-    yield from [number / 2, *more] if number % 2 == 0 else [rejects.Reject(source=str(number), stage="s", error="odd")]
-
-
-@pytest.mark.parametrize("more", [[], ["x", None]])
-def test_rejects_are_tagged_in_a_pipeline(more):
-    with beam.Pipeline("FnApiRunner") as pipeline:
-        found = pipeline | beam.Create([2, 3]) | beam.FlatMap(rejects.tag_rejects, halves, *more).with_outputs()
-        assert_that(found[None], equal_to([1.0, *more]), label="found")
-        lost = rejects.Reject(source="3", stage="s", error="odd")
-        assert_that(found[rejects.REJECTED], equal_to([lost]), label="lost")
-
-
-def test_rejects_are_tagged():
-    bad = rejects.Reject(source="a", stage="read", error="bad")
-    first, tagged, last = rejects.tag_rejects(1, lambda number, *rest: [number, *rest], bad, "x")
-    assert (first, last) == (1, "x")
-    assert isinstance(tagged, beam.pvalue.TaggedOutput) and (tagged.tag, tagged.value) == ("rejected", bad)

@@ -75,7 +75,7 @@ def test_no_more_is_taken_than_may_be_in_memory():
 
     step = started(lambda number: [number], max_in_flight=6, weigh=abs)
     step.teardown()
-    step._pool = Pool()
+    step._work._pool = Pool()
     for number in (3, -3, 1, 5, 9, 2):
         given.append(list(step.process(number)))
     # 3 and -3 fill it; for 1 the eldest leaves, for 5 the next; 9 waits for all others and is waited for.
@@ -94,7 +94,7 @@ def test_what_is_done_goes_on_at_once():
 
     step = started(wait_for_first, max_in_flight=100)
     assert list(step.process(0)) == []
-    while not step._in_flight[0][0].done():
+    while not step._work._in_flight[0][0].done():
         pass
     assert list(step.process(1)) == [0] and list(step.process(2)) == [] and list(step.process(3)) == []
     may_go_on.set()

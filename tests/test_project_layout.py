@@ -7,6 +7,7 @@ import collections
 import graphlib
 import itertools
 import re
+import runpy
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -55,8 +56,9 @@ pipelines.worker_processes pipelines.remote
 pipelines.launch
 pipelines.transforms pipelines.pairs
 pipelines.mask_dataset pipelines.image_dataset pipelines.inpainting pipelines.evaluation
+pipelines.engines pipelines.retouching
 pipelines.build_masks pipelines.build_imagenet pipelines.inpaint pipelines.evaluate
-pipelines.demo pipelines.doctor
+pipelines.demo pipelines.doctor pipelines.try_out
 pipelines.cli
 """
 LINE_OF = {part: number for number, line in enumerate(LAYERS.splitlines()) for part in line.split()}
@@ -271,6 +273,20 @@ def test_modules_keep_to_their_libraries(pattern):
         assert not tops & FORBIDDEN[pattern], path.name
 
 
+def test_an_image_without_ray_misses_only_what_needs_it():
+    """Whoever imports such a module at once needs Ray, too; an import in a function waits for a command that asks."""
+    allowed = runpy.run_path(str(ROOT / "docker" / "smoke.py"))["NEED_RAY"]
+    at_once = {
+        name: "\n".join(ast.unparse(node) for node in ast.parse(source).body if hasattr(node, "names"))
+        for name, source in our_modules().items()
+    }
+    graph = graph_of(at_once)
+    need = {n for n, source in at_once.items() if "ray" in {other.split(".")[0] for other in imported_modules(source)}}
+    while more := {name for name, imported in graph.items() if imported & need} - need:
+        need |= more
+    assert need and [name for name in sorted(need) if not name.startswith(allowed)] == []
+
+
 def test_importing_masks_loads_no_framework():
     code = """
         import importlib, pkgutil, sys, masks
@@ -299,7 +315,7 @@ def test_constraints_pin_one_version_per_python():
     needed = [Requirement(text) for text in project["dependencies"]]
     needed += [
         Requirement(text)
-        for extra in ("dataflow", "ray", "s3", "azure", "dev")
+        for extra in ("dataflow", "ray", "s3", "azure", "notebook", "try", "dev")
         for text in project["optional-dependencies"][extra]
     ]
     for python in PYTHONS:

@@ -204,7 +204,9 @@ def test_one_is_not_several_and_a_name_is_no_model(model):
         predict.inpaint_batch([image, image], [mask], model)
     with pytest.raises(ValueError, match="model: expected what load_model returns. Received str."):
         predict.inpaint(image, mask, "runs/a")
-    with pytest.raises(ValueError, match="pin: expected what find_model or find_export returns. Received str."):
+    with pytest.raises(
+        ValueError, match="pin: expected what find_model, find_export or starter returns. Received str."
+    ):
         predict.load_model("runs/a")
     found = predict.inpaint_batch(np.stack([image] * 2), np.stack([mask] * 2), model)
     np.testing.assert_array_equal(found[1], predict.inpaint(image, mask, model))

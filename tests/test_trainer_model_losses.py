@@ -71,6 +71,34 @@ def test_hole_and_valid_divide_by_the_whole_image():
     np.testing.assert_allclose(losses.valid_loss(output, target, mask), 0.7 * 6 / 7 / 3, rtol=1e-6)
 
 
+def test_images_count_the_same_whatever_their_holes():
+    output, target, mask = draw(4, (3, 7, 6, 3))
+    mask[2] = 1  # no holes
+    off = [output[n][mask[n, ..., 0] == 0].astype("float64") - target[n][mask[n, ..., 0] == 0] for n in (0, 1)]
+    expected = sum(np.abs(x).mean() for x in off) / 3
+    np.testing.assert_allclose(losses.hole_mean_loss(output, target, mask), expected, rtol=1e-5)
+    expected = (sum(np.log10(np.square(x).mean() + 1e-5) for x in off) - 5) / 3
+    np.testing.assert_allclose(losses.hole_log_loss(output, target, mask), expected, rtol=1e-5)
+    # 0.1 off in holes of one pixel and of all: a mean of 0.1, and 20 dB.
+    target, mask = np.full((2, 7, 6, 3), 0.5, "float32"), np.ones((2, 7, 6, 1), "float32")
+    mask[0, 3, 3], mask[1] = 0, 0
+    np.testing.assert_allclose(losses.hole_mean_loss(target + 0.1, target, mask), 0.1, rtol=1e-5)
+    np.testing.assert_allclose(losses.hole_log_loss(target + 0.1, target, mask), -2, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["hole_mean", "hole_log"])
+def test_gradients_of_terms_by_holes_are_finite(name):
+    """Of images without holes, too, and of holes that are filled exactly."""
+    _, target, mask = draw(5)
+    mask[1] = 1
+    config = LossConfig(**{**dict.fromkeys(LossConfig().weights, 0.0), name: 1.0})
+    output = tf.constant(target)
+    with tf.GradientTape() as tape:
+        tape.watch(output)
+        total, _ = losses.total_loss(output, target, mask, None, config)
+    assert np.isfinite(total) and np.all(np.isfinite(tape.gradient(total, output)))
+
+
 def test_perceptual_is_a_mean_per_layer():
     features, target_features = (fake_features(x) for x in draw()[:2])
     expected = sum(np.abs(a - b).sum() / a.size for a, b in zip(features, target_features, strict=True))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import keras
 import numpy as np
 import pytest
@@ -48,8 +50,11 @@ def test_parameter_count_is_the_papers():
     assert [x.shape for x in deepest] == [(None, 2, 2, 512), (None, 2, 2, 1)]
 
 
-def test_forward_pass_agrees_with_numpy():
-    model, (image, mask) = shake(build_unet(SMALL)), draw_inputs(1)
+@pytest.mark.parametrize("refine", [0, 5])
+def test_forward_pass_agrees_with_numpy(refine):
+    config = dataclasses.replace(SMALL, refine=refine)
+    model, (image, mask) = shake(build_unet(config)), draw_inputs(1)
+    assert config.kernel_values == sum(v.numpy().size for v in model.variables if v.path.endswith("kernel"))
 
     def conv(stage, branches, stride):
         x = np.concatenate([np.where(m == 1, x, 0) for x, m in branches], -1)
@@ -85,6 +90,9 @@ def test_forward_pass_agrees_with_numpy():
     x3 = norm("decoder_2", x3)
     x3 = np.where(x3 > 0, x3, 0.2 * x3)
     expected, reached = conv("decoder_1", [up(x3, m3), given], 1)
+    if refine:
+        x4 = norm("decoder_1", expected)
+        expected, reached = conv("refine", [(np.where(x4 > 0, x4, 0.2 * x4), reached), given], 1)
     assert 0 < m1.mean() < 1 and 0 < m3.mean() < 1 and 0 < reached.mean() < 1  # holes left at every depth
     np.testing.assert_allclose(model([image, mask]), expected, rtol=1e-5, atol=1e-5)
 

@@ -46,13 +46,24 @@ def test_a_signal_is_one_line_and_a_code_and_what_is_open_is_closed(tmp_path, nu
         assert command.stop(number) == (code, f"tidy\n{line}")
 
 
+@pytest.mark.parametrize("waits", ["time.sleep(999)", "os.read(os.pipe()[0], 1)", "threading.Event().wait(999)"])
+def test_a_signal_that_does_not_end_the_wait_of_the_main_thread_is_handled_at_once(tmp_path, waits):
+    # To another thread: Python's handler is due, but the main thread waits on, as after a signal just before its call.
+    body = (
+        "def send():\n    time.sleep(0.2)\n    signal.pthread_kill(threading.get_ident(), signal.SIGTERM)\n"
+        f"threading.Thread(target=send).start()\ntry:\n    {waits}\nfinally:\n    print('tidy', flush=True)"
+    )
+    with script(body, cwd=tmp_path) as command:
+        assert command.wait() == (143, "tidy\ninterrupted by SIGTERM\n")
+
+
 def test_a_signal_that_is_ignored_stays_so(tmp_path):
     ignoring = "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
     body = "os.kill(os.getpid(), signal.SIGINT)\n    print('done')"
     done = subprocess.run(
         [sys.executable, "-c", f"{ignoring}{SCRIPT}def main(argv):\n    {body}\nrun_command(main)"],
         capture_output=True,
-        timeout=60,
+        timeout=600,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, b"done\n", b"")
 
@@ -147,7 +158,7 @@ def shell(line: str, **environment: str) -> subprocess.CompletedProcess:
         ["bash", "-c", f"set -o pipefail; {line}"],
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=600,
         env=os.environ | environment,
     )
 

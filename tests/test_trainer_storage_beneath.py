@@ -302,7 +302,7 @@ def test_a_folder_that_may_not_be_listed_is_named(tmp_path):
         for folder in above:
             folder.chmod(0o755)
         shown = subprocess.run(
-            [sys.executable, "-c", code, f"{tmp_path}/in"], capture_output=True, text=True, timeout=60
+            [sys.executable, "-c", code, f"{tmp_path}/in"], capture_output=True, text=True, timeout=600
         )
     finally:
         for folder, mode in zip(above, modes, strict=True):

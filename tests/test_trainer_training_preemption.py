@@ -89,7 +89,7 @@ def test_a_second_watcher_of_a_machine_ends_at_once(tmp_path):
         first = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
         try:
             server.await_waiting()
-            second = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+            second = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
             assert (second.returncode, second.stdout) == (0, "") and first.poll() is None
         finally:
             first.kill()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import time
 
 import pytest
 import tensorflow as tf
@@ -200,7 +201,7 @@ class Gauge:
 
 def test_metrics_are_set_by_events_and_by_nothing_else():
     clock = Clock()
-    metrics = Metrics("gs://b/run", 1, Gauge, clock)
+    metrics = Metrics("gs://b/run", 1, Gauge, clock, repeat_s=1e9)
     metrics.record(Started(step=5, total_steps=9, parameters=7))
     assert Gauge.values["pconv_train_saved_time_seconds", "1"] == 100
     speed = Speed(images_per_second=80.0, data_wait=0.25, eta_seconds=3.0, step_seconds=0.1)
@@ -228,3 +229,19 @@ def test_metrics_are_set_by_events_and_by_nothing_else():
     first = Speed(images_per_second=None, data_wait=0.9, eta_seconds=None)
     metrics.record(Pace(worker=1, speed=first, own_seconds=None))
     assert Gauge.count == before + 1  # the waiting
+
+
+def test_metrics_are_set_again_until_they_are_closed():
+    """Ray forgets what nobody sets any more."""
+    metrics = Metrics("gs://b/run", 1, Gauge, Clock(), repeat_s=0.001)
+    metrics.record(CheckpointSaved(step=6, address="gs://b/1", best=True, seconds=30.0))
+    Gauge.values.clear()
+    deadline = time.monotonic() + 600
+    while len(Gauge.values) < 3 and time.monotonic() < deadline:
+        time.sleep(0.001)
+    expected = {"checkpoint_step": 6, "checkpoint_seconds": 30, "saved_time_seconds": 70}
+    assert Gauge.values == {(f"pconv_train_{name}", "1"): value for name, value in expected.items()}
+    metrics.close()
+    before = Gauge.count
+    time.sleep(0.01)  # ten times as long as one that was open would wait
+    assert Gauge.count == before

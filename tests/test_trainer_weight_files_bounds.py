@@ -179,5 +179,5 @@ def test_the_command_takes_little_memory_and_names_the_file(tmp_path):
             "--run",
             str(tmp_path / "run"),
         ]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=Path(__file__).parents[1])
+        done = subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=Path(__file__).parents[1])
         assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1, done.stderr

@@ -26,7 +26,7 @@ FAILURE = 1
 WRONG_USE = 2
 SOME_REJECTED = 3
 BILLING_PROJECT = "PCONV_BILLING_PROJECT"  # environment variable, read by the store of gs:// addresses
-_EXTRAS = {"apache_beam": "beam", "ray": "ray"}  # of the package, with what need not be installed
+_EXTRAS = {"apache_beam": "beam", "ray": "ray", "aiohttp": "try"}  # of the package, with what need not be installed
 _NAMES: dict[str, str] = {}  # what a help page calls a command, by `python -m MODULE`: `pconv` renames all
 
 

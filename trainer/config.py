@@ -56,6 +56,9 @@ class UNetConfig:
             output is mapped back. The paper feeds images as they are; 0.45 and 0.25 learned more in few steps.
         head: what follows the last partial convolution. ``none`` is the paper's; ``sigmoid`` is LeakyReLU 0.2, a
             1x1 convolution to 3 channels and a sigmoid, as some implementations have it.
+        refine: channels of one more stage at the full size of the image, before the last partial convolution; 0: none.
+            The paper has none: at full size its network is one linear layer, and fine structure beside the edge of a
+            hole has to come through features of half the size.
     """
 
     image_size: Annotated[int, Field(ge=1, le=2**14)] = 512
@@ -65,6 +68,7 @@ class UNetConfig:
     mean: tuple[_Finite, _Finite, _Finite] = (0.0, 0.0, 0.0)
     std: tuple[_Positive, _Positive, _Positive] = (1.0, 1.0, 1.0)
     head: Literal["none", "sigmoid"] = "none"
+    refine: _Count = 0
 
     def __post_init__(self) -> None:
         _require(len(self.filters) >= 1, "filters", "one or more positive integers", self.filters)
@@ -94,9 +98,11 @@ class UNetConfig:
     @property
     def kernel_values(self) -> int:
         """Number of the values in all kernels of partial convolutions, nearly all weights of the network."""
-        inputs = (3, *self.filters[:-1])  # of the encoder's levels, which are also what the decoder's put out
+        inputs = (3, *self.filters[:-1])  # of the encoder's levels
         encoder = sum(size**2 * a * b for size, a, b in zip(self.kernels, inputs, self.filters, strict=True))
-        return encoder + sum(9 * (below + skip) * skip for below, skip in zip(self.filters, inputs, strict=True))
+        outputs = (self.refine or 3, *self.filters[:-1])
+        decoder = sum(9 * (a + b) * c for a, b, c in zip(self.filters, inputs, outputs, strict=True))
+        return encoder + decoder + (9 * (self.refine + 3) * 3 if self.refine else 0)
 
     @property
     def stride(self) -> int:
@@ -112,6 +118,8 @@ class LossConfig:
     is not computed.
 
     Attributes:
+        hole_mean, hole_log: terms that the paper has not: every image counts the same, however small its holes are.
+            `hole` divides by the whole image, so it hardly sees small ones.
         vgg: source of VGG-16's weights: ``bundled``, ``keras`` (downloaded by Keras), ``keras:FILE`` or
             ``torchvision:FILE`` (see `trainer.model.vgg`).
     """
@@ -122,6 +130,8 @@ class LossConfig:
     style_output: _NonNegative = 120.0
     style_composite: _NonNegative = 120.0
     total_variation: _NonNegative = 0.1
+    hole_mean: _NonNegative = 0.0
+    hole_log: _NonNegative = 0.0
     vgg: str = "bundled"
 
     def __post_init__(self) -> None:

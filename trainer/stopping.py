@@ -29,6 +29,8 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 GRACE_S = 30.0
 # Two signals within this time are one, sent to a process and to its whole group.
 _TWICE_S = 1.0
+# Of the main thread, which may have begun to wait just after a signal: it is ignored where nobody handles it.
+_NUDGE, _NUDGE_S = signal.SIGURG, 0.05
 _LIFELINE = "PCONV_LIFELINE"
 
 
@@ -75,6 +77,7 @@ def watch() -> None:
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    signal.signal(_NUDGE, lambda _number, _frame: None)
     install_handlers()
     sys.unraisablehook = _raise_again
     threading.Thread(target=_watch, args=[reader], name="signals", daemon=True).start()
@@ -119,15 +122,22 @@ def _raise_again(lost: sys.UnraisableHookArgs) -> None:
 
 
 def _watch(reader: int) -> None:
-    """Ends the process where `Interrupted` is not enough; reads the numbers of signals as they come."""
+    """Ends the process where `Interrupted` is not enough; reads the numbers of signals as they come.
+
+    Python runs a handler in the main thread, between two of its steps. A signal that comes after the last step before
+    a call that waits, or to another thread, does not end that call, so the main thread is nudged until it has run.
+    """
     while (number := os.read(reader, 1)[0]) not in SIGNALS:
         pass
     if _state.tidies or _state.raised:
         begin = time.monotonic()
         while (left := begin + GRACE_S - time.monotonic()) > 0:
-            ready, _, _ = select.select([reader], [], [], left)
+            handled = _state.asked is not None
+            ready, _, _ = select.select([reader], [], [], left if handled else min(left, _NUDGE_S))
             if ready and os.read(reader, 1)[0] in SIGNALS and time.monotonic() - begin > _TWICE_S:
                 break
+            if not ready and not handled:
+                signal.pthread_kill(threading.main_thread().ident or 0, _NUDGE)
     say(number)
     os._exit(128 + number)
 

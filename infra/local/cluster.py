@@ -30,7 +30,7 @@ from pathlib import Path
 from hosts import Failure, Hosts, choose_prefix
 
 HEAD, PORT = "head", 6379
-_MEMORY = 100_000_000  # bytes of a host's object store; training only passes arguments and events
+_MEMORY = 400_000_000  # bytes of a host's object store: images on their way; training passes arguments and events
 _MAX_PATH = 40  # characters of --folder: Ray puts sockets into it, and a socket's path has at most 107
 _START_TIMEOUT = 120.0  # seconds
 _NOTICE = 30  # seconds from the preemption notice of a spot machine to its end, as on Google Cloud
@@ -155,7 +155,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--one-address", action="store_true", help="no network namespaces")
     parser.add_argument("--host", default=HEAD, help="host that run runs on (default: %(default)s)")
     end = argv.index("--") if "--" in argv else len(argv)
-    return parser.parse_args(argv[:end]), argv[end + 1 :]
+    return parser.parse_intermixed_args(argv[:end]), argv[end + 1 :]
 
 
 def main(argv: list[str]) -> int:

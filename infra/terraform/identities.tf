@@ -23,8 +23,10 @@ locals {
     trainer    = { read = ["masks", "imagenet"], write = ["runs"] }
     inference  = { read = ["runs", "in", "holes"], write = ["out", "staging"] }
     evaluation = { read = ["runs", "masks", "imagenet"], write = ["reports", "staging"] }
-    # The head of a Ray cluster is where training is started, and it adds and removes workers.
-    ray-head = { read = ["masks", "imagenet"], write = ["runs"] }
+    # On a Ray cluster of `ray up` every job acts as its machines, whoever may start one: these train, inpaint and
+    # evaluate. The head is where jobs are started, and it adds and removes workers.
+    ray-worker = { read = ["masks", "imagenet", "in", "holes"], write = ["runs", "out", "reports"] }
+    ray-head   = { read = ["masks", "imagenet", "in", "holes"], write = ["runs", "out", "reports"] }
   }
 
   on_dataflow = toset(["masks", "imagenet", "inference", "evaluation"])
@@ -120,8 +122,8 @@ resource "google_project_iam_member" "ray_head" {
   member  = google_service_account.job["ray-head"].member
 }
 
-resource "google_service_account_iam_member" "ray_head_starts_trainers" {
-  service_account_id = google_service_account.job["trainer"].name
+resource "google_service_account_iam_member" "ray_head_starts_workers" {
+  service_account_id = google_service_account.job["ray-worker"].name
   role               = "roles/iam.serviceAccountUser"
   member             = google_service_account.job["ray-head"].member
 }
@@ -211,7 +213,7 @@ resource "google_project_iam_member" "operator" {
 }
 
 resource "google_service_account_iam_member" "operator" {
-  for_each = { for pair in setproduct(var.operators, ["ray-head", "trainer"]) : join(" ", pair) => pair }
+  for_each = { for pair in setproduct(var.operators, ["ray-head", "ray-worker"]) : join(" ", pair) => pair }
 
   service_account_id = google_service_account.job[each.value[1]].name
   role               = "roles/iam.serviceAccountUser"

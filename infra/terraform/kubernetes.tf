@@ -1,4 +1,4 @@
-# With kubernetes = true: a GKE cluster for infra/kuberay/rayjob.yaml, and KubeRay in it. Nodes have no public address;
+# With kubernetes = true: a GKE cluster for the jobs of infra/kuberay, and KubeRay in it. Nodes have no public address;
 # the control plane has none either, but a name, behind which Google asks everyone who he is.
 
 locals {
@@ -27,7 +27,7 @@ resource "google_artifact_registry_repository" "quay" {
   depends_on = [google_project_service.used]
 }
 
-# Nodes pull images and write logs; pods act as the trainer, by Workload Identity.
+# Nodes pull images and write logs; pods act as the account of their job, by Workload Identity.
 resource "google_service_account" "nodes" {
   for_each = local.kubernetes
 
@@ -133,6 +133,8 @@ locals {
     # The operator, heads of Ray clusters, and what submits jobs.
     base = { machine = "e2-standard-8", gpu = null, zones = null, min = 1, max = 4, spot = false }
     gpu  = { machine = var.gpu_machine, gpu = var.gpu, zones = var.zones, min = 0, max = var.gpu_nodes, spot = var.gpu_spot }
+    # Workers of inpaint.yaml without a GPU.
+    cpu = { machine = "n2-standard-8", gpu = null, zones = null, min = 0, max = var.cpu_nodes, spot = var.cpu_spot }
   }
 }
 
@@ -205,15 +207,20 @@ resource "google_container_node_pool" "pool" {
   ]
 }
 
-# The pool of identities that this names comes with the cluster.
+# Whom the accounts in infra/kuberay/namespace.yaml act as. The pool of identities that is named comes with the cluster.
 resource "google_service_account_iam_member" "kubernetes" {
-  for_each = local.kubernetes
+  for_each = var.kubernetes ? toset(["trainer", "inference"]) : toset([])
 
-  service_account_id = google_service_account.job["trainer"].name
+  service_account_id = google_service_account.job[each.key].name
   role               = "roles/iam.workloadIdentityUser"
-  member             = "serviceAccount:${var.project}.svc.id.goog[pconv/trainer]"
+  member             = "serviceAccount:${var.project}.svc.id.goog[pconv/${each.key}]"
 
   depends_on = [google_container_cluster.training]
+}
+
+moved {
+  from = google_service_account_iam_member.kubernetes["cluster"]
+  to   = google_service_account_iam_member.kubernetes["trainer"]
 }
 
 data "google_client_config" "own" {}

@@ -71,7 +71,7 @@ variable "dataflow_condition" {
 
 variable "kubernetes" {
   type        = bool
-  description = "Make a GKE cluster with GPU nodes and KubeRay, whose pods act as the trainer."
+  description = "Make a GKE cluster with GPU nodes and KubeRay, whose pods train and inpaint."
   default     = false
 }
 
@@ -102,6 +102,18 @@ variable "gpu_nodes" {
 variable "gpu_spot" {
   type        = bool
   description = "Take spot machines for Kubernetes nodes with a GPU."
+  default     = false
+}
+
+variable "cpu_nodes" {
+  type        = number
+  description = "The most Kubernetes nodes for workers without a GPU; there are none while no job needs them."
+  default     = 8
+}
+
+variable "cpu_spot" {
+  type        = bool
+  description = "Take spot machines for Kubernetes nodes without a GPU: inpainting makes again what is lost with one."
   default     = false
 }
 

@@ -10,7 +10,6 @@ import functools
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-import apache_beam as beam
 import numpy as np
 
 from pipelines.evaluation.pairing import BORDERS
@@ -88,17 +87,3 @@ def measure(item: tuple[str, Iterable[Features]]) -> tuple[str, Distances]:
                 distance = fid.frechet_distance(outputs[inside], targets[rows[inside]])
                 found[bucket, border] = count, round(distance, DECIMALS)
     return method, found
-
-
-class MeasureDistances(beam.PTransform):
-    """From PCollections of `FilledRound` by method's name to (method, distances)."""
-
-    def __init__(self, weights: Weights):
-        super().__init__()
-        self._weights = weights
-
-    def expand(self, filled):
-        features = [
-            item | f"Look_{name}" >> beam.FlatMap(look_at_round, name, self._weights) for name, item in filled.items()
-        ]
-        return features | beam.Flatten() | "ByMethod" >> beam.GroupByKey() | "Measure" >> beam.Map(measure)

@@ -10,7 +10,6 @@ import collections
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-import apache_beam as beam
 import numpy as np
 
 from masks import coverage
@@ -68,20 +67,6 @@ class FilePairs:
         }
 
 
-class MakeFileRounds(beam.PTransform):
-    """From a pipeline to the decoded rounds, and the plan they follow, as `rounds.MakeRounds`."""
-
-    def __init__(self, pairs: FilePairs):
-        super().__init__()
-        self._pairs = pairs
-
-    def expand(self, pipeline):
-        entries = pipeline | "Pairs" >> beam.Create(self._pairs.entries) | "SpreadPairs" >> beam.Reshuffle()
-        rounds = entries | "ReadPairs" >> beam.Map(read_round, self._pairs.settings)
-        plan = rounds | beam.FlatMap(_facts_of) | "AllFacts" >> beam.combiners.ToList() | "Plan" >> beam.Map(make_plan)
-        return rounds, plan
-
-
 def read_round(entry: Entry, settings: Settings) -> Round:
     """The round of one pair; what cannot be read or matched fails it."""
     number, name, item, error = entry
@@ -103,7 +88,8 @@ def to_rgb(pixels: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(pixels[..., :3] if pixels.shape[2] >= 3 else pixels[..., :1].repeat(3, 2))
 
 
-def _facts_of(decoded: Round) -> Iterator[Facts]:
+def facts_of(decoded: Round) -> Iterator[Facts]:
+    """What is known of the pairs of a round."""
     yield from (case.facts for case in decoded.cases)
     yield from (failure.facts for failure in decoded.failures)
 

@@ -1,4 +1,4 @@
-"""The evaluation job as a whole: its data, its wiring, and the files it ends with."""
+"""The evaluation job as a whole: its data, and the files it ends with."""
 
 from __future__ import annotations
 
@@ -8,15 +8,11 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-import apache_beam as beam
-
-from pipelines.evaluation import gallery, pairing, scoreboard
-from pipelines.evaluation.distances import MeasureDistances
-from pipelines.evaluation.file_pairs import FilePairs, MakeFileRounds
+from pipelines.evaluation import pairing, scoreboard
+from pipelines.evaluation.file_pairs import FilePairs
 from pipelines.evaluation.methods import Network
 from pipelines.evaluation.report_page import render_page
-from pipelines.evaluation.rounds import FillRounds, MakeRounds, Shard, Weights, key_by_pair, score_round
-from pipelines.transforms.progress import ReportProgress
+from pipelines.evaluation.rounds import Shard, Weights
 from trainer import storage, tensorboard
 from trainer.data.manifest import MANIFEST, check_sizes, load_manifest
 from trainer.errors import UserError
@@ -142,52 +138,6 @@ class Job:
     @property
     def methods(self) -> list[str]:
         return [*(network.name for network in self.networks), *self.baselines]
-
-
-def build(pipeline: beam.Pipeline, job: Job) -> None:
-    """Adds the whole job to ``pipeline``."""
-    data = job.data
-    if isinstance(data, FilePairs):
-        rounds, plan = pipeline | MakeFileRounds(data)
-    else:
-        rounds, plan = pipeline | MakeRounds(
-            mask_shards=data.masks.shards,
-            image_shards=data.images.shards if data.images else (),
-            image_files=(data.image_files, data.selected.base),
-            places=data.places,
-            num_images=data.num_images,
-            seed=job.seed,
-            per_cell=job.per_cell,
-            max_pixels=job.max_pixels,
-        )
-    filled = rounds | FillRounds(job.networks, job.baselines, job.batch_size)
-    scored = [item | f"Score_{name}" >> beam.FlatMap(score_round, name, job.lpips) for name, item in filled.items()]
-    rows = scored | beam.Flatten() | "Progress" >> beam.ParDo(ReportProgress("scores"))
-    pairs = rows | "ByPair" >> beam.Map(key_by_pair) | beam.GroupByKey() | beam.Values()
-    distances = filled | MeasureDistances(job.fid) if job.fid else None
-    board = pairs | "Tally" >> beam.CombineGlobally(scoreboard.TallyRows(job.reference))
-    all_rows = rows | "AllRows" >> beam.combiners.ToList()
-    chosen = all_rows | "Choose" >> beam.Map(gallery.choose_pairs, job.reference)
-    shown = (
-        rounds
-        | "KeepChosen" >> beam.FlatMap(gallery.keep_chosen, beam.pvalue.AsSingleton(chosen))
-        | "FillChosen" >> FillRounds(job.networks, job.baselines, job.batch_size)
-    )
-    pictures = [
-        item | f"Draw_{name}" >> beam.FlatMap(gallery.draw_round, name, name == job.reference)
-        for name, item in shown.items()
-    ]
-    (
-        all_rows
-        | "WriteReport"
-        >> beam.Map(
-            write_report,
-            job,
-            *(beam.pvalue.AsSingleton(one) for one in (plan, board, chosen)),
-            beam.pvalue.AsIter(pictures | "AllPictures" >> beam.Flatten()),
-            beam.pvalue.AsDict(distances) if distances else None,
-        )
-    )
 
 
 def write_report(

@@ -3,6 +3,7 @@
 RUN              newest checkpoint of a training run
 RUN@best         its best checkpoint; RUN@400 that of step 400
 FILE.keras       an exported network, with its card.json beside it
+starter          the model that comes with this package
 NAME=...         any of these, under a name of its own
 
 What exists under the whole text is meant by it, whatever signs it has: runs/me@work, lr=0.1.
@@ -13,18 +14,16 @@ from __future__ import annotations
 import dataclasses
 import posixpath
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from apache_beam.ml.inference.base import ModelHandler
 
 from pipelines.transforms.model_handler import Pair, one_of_few
 from trainer import storage
 from trainer.checkpoints import LATEST
 from trainer.errors import UserError, is_outage
-from trainer.inference import predict
+from trainer.inference import pins, predict
 
 Output = np.ndarray | Exception  # an image with its holes filled, uint8 [height, width, 3], or why there is none
 
@@ -57,9 +56,9 @@ def find_networks(texts: Sequence[str]) -> list[Network]:
     found: list[Network] = []
     for text in texts:
         name, address, which = _split(text)
-        if which and address.endswith(".keras"):
+        if which and (address.endswith(".keras") or pins.is_starter(address)):
             raise UserError(f"--run: expected {address} alone: an export has no checkpoints. Received @{which}.")
-        network = _find_export(address) if address.endswith(".keras") else _find_run(address, which)
+        network = _find(address, which)
         network = dataclasses.replace(network, name=name or (network.name if len(texts) > 1 else "network"))
         if network.name in [other.name for other in found]:
             raise UserError(f"--run: expected different names (NAME=ADDRESS). Received {network.name!r} twice.")
@@ -84,6 +83,12 @@ def _split(text: str) -> tuple[str, str, str]:
 def _split_checkpoint(address: str) -> tuple[str, str]:
     run, _, which = address.rpartition("@")
     return (run, which) if run and "/" not in which else (address, "")
+
+
+def _find(address: str, which: str) -> Network:
+    if pins.is_starter(address):
+        return Network(name=address, pin=pins.starter())
+    return _find_export(address) if address.endswith(".keras") else _find_run(address, which)
 
 
 def _find_run(address: str, which: str) -> Network:
@@ -113,25 +118,3 @@ def fill_round(pairs: Sequence[Pair], model: predict.Model) -> list[Output]:
         if is_outage(error):
             raise
         return [error] if len(pairs) == 1 else [output for pair in pairs for output in fill_round([pair], model)]
-
-
-class RoundHandler(ModelHandler[Sequence[Pair], list, predict.Model]):
-    """`fill_round` for RunInference; each element is one round."""
-
-    def __init__(self, network: Network, batch_size: int | None):
-        super().__init__()
-        self._network, self._batch_size = network, batch_size
-
-    def load_model(self) -> predict.Model:
-        return self._network.load(self._batch_size)
-
-    def run_inference(
-        self, batch: Sequence[Sequence[Pair]], model: predict.Model, inference_args: dict[str, Any] | None = None
-    ) -> Iterable[list[Output]]:
-        return [fill_round(pairs, model) for pairs in batch]
-
-    def batch_elements_kwargs(self) -> dict[str, Any]:
-        return {"min_batch_size": 1, "max_batch_size": 1}
-
-    def get_metrics_namespace(self) -> str:
-        return "pconv"

@@ -1,4 +1,4 @@
-"""How well methods fill holes: the pure functions of the evaluation, and its transforms.
+"""How well methods fill holes: the functions of the evaluation, which `pipelines.engines` wires.
 
 mask records --> plan: mask -> (pair, round) --+
                   |                            +--> one image and its round of masks --> networks, baselines
@@ -13,14 +13,12 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
-import apache_beam as beam
 import numpy as np
-from apache_beam.ml.inference.base import KeyedModelHandler, RunInference
 
 from masks import coverage
 from masks.codec import decode_mask
 from pipelines.evaluation import pairing, scoreboard
-from pipelines.evaluation.methods import Network, Output, RoundHandler
+from pipelines.evaluation.methods import Output
 from pipelines.transforms.model_handler import Pair
 from pipelines.transforms.rejects import Rejected, blame, reject
 from trainer import storage
@@ -28,7 +26,7 @@ from trainer.data import records
 from trainer.images import budget, rgb
 from trainer.inference.baselines import BASELINES
 from trainer.metrics import image_quality, lpips
-from trainer.storage.names import printable, to_bytes, to_text
+from trainer.storage.names import printable, to_text
 
 _MASK_KEYS, _ENCODED = ("mask/index", "mask/bucket", "mask/touches_border"), "mask/encoded"
 
@@ -127,10 +125,14 @@ def read_images(shard: Shard, places: Mapping[int, int]) -> Iterator[tuple[int, 
             yield position, Source(printable(to_text(name)), encoded)
 
 
+def name_of(address: bytes, base: str) -> str:
+    """What a file below ``base`` is called."""
+    return printable(storage.relative(to_text(address), base))
+
+
 def read_file(item: tuple[int, bytes], base: str, max_pixels: int = rgb.MAX_PIXELS) -> tuple[int, Source]:
     """(position, image) of a file below ``base``, or why it cannot be read; its address as bytes may not be UTF-8."""
-    position, address = item[0], to_text(item[1])
-    name = printable(storage.relative(address, base))
+    position, address, name = item[0], to_text(item[1]), name_of(item[1], base)
     try:
         with blame(address, "read"):
             return position, Source(name, budget.read_file(address, max_pixels))
@@ -246,81 +248,3 @@ def score_round(item: FilledRound, method: str, weights: Weights | None = None) 
     if filled := list(filled_cases(item)):
         rows += [row(case.facts, scores) for (case, _), scores in zip(filled, _score(filled, weights), strict=True)]
     return sorted(rows, key=lambda found: found["pair"])
-
-
-def key_by_pair(row: dict) -> tuple[int, dict]:
-    return row["pair"], row
-
-
-class MakeRounds(beam.PTransform):
-    """From a pipeline to the decoded rounds, and the plan they follow.
-
-    Args:
-        mask_shards: all shards of the masks' split.
-        image_shards: all shards of the images' split; or
-        image_files: addresses, and the folder that names are relative to.
-        places: by image position its place, from `pairing.order_images`.
-        num_images: number of images, which take turns.
-        max_pixels: of an image.
-    """
-
-    def __init__(
-        self,
-        mask_shards,
-        places,
-        num_images,
-        seed,
-        per_cell,
-        image_shards=(),
-        image_files=((), ""),
-        max_pixels=rgb.MAX_PIXELS,
-    ):
-        super().__init__()
-        self._max_pixels = max_pixels
-        self._mask_shards, self._image_shards, self._image_files = mask_shards, image_shards, image_files
-        self._places, self._num_images, self._seed, self._per_cell = places, num_images, seed, per_cell
-
-    def _read_images(self, pipeline):
-        if self._image_shards:
-            shards = pipeline | "ImageShards" >> beam.Create(self._image_shards)
-            return shards | "ReadImages" >> beam.FlatMap(read_images, self._places)
-        addresses, base = self._image_files
-        used = [(position, to_bytes(address)) for position, address in enumerate(addresses) if position in self._places]
-        return (
-            pipeline | "ImageFiles" >> beam.Create(used) | "ReadImages" >> beam.Map(read_file, base, self._max_pixels)
-        )
-
-    def expand(self, pipeline):
-        masks = pipeline | "MaskShards" >> beam.Create(self._mask_shards) | "ReadMasks" >> beam.FlatMap(read_masks)
-        plan = (
-            masks
-            | "MaskKeys" >> beam.Map(mask_key)
-            | "AllKeys" >> beam.combiners.ToList()
-            | "Plan" >> beam.Map(pairing.plan_pairs, self._seed, self._per_cell)
-        )
-        planned = beam.pvalue.AsSingleton(plan)
-        placed = {
-            "images": self._read_images(pipeline)
-            | "PlaceImages" >> beam.FlatMap(place_image, self._places, self._num_images, planned),
-            "masks": masks | "PlaceMasks" >> beam.FlatMap(place_mask, planned),
-        }
-        rounds = placed | "Join" >> beam.CoGroupByKey() | "Decode" >> beam.Map(decode_round, self._max_pixels)
-        return rounds | "Spread" >> beam.Reshuffle(), plan
-
-
-class FillRounds(beam.PTransform):
-    """From rounds to one PCollection of `FilledRound` per method, by name."""
-
-    def __init__(self, networks: Iterable[Network], baselines: Iterable[str], batch_size: int | None):
-        super().__init__()
-        self._networks, self._baselines, self._batch_size = list(networks), list(baselines), batch_size
-
-    def expand(self, rounds):
-        inputs = rounds | "ToPairs" >> beam.Map(to_pairs)
-        filled = {}
-        for network in self._networks:
-            handler: KeyedModelHandler = KeyedModelHandler(RoundHandler(network, self._batch_size))
-            filled[network.name] = inputs | f"Fill_{network.name}" >> RunInference(handler)
-        for name in self._baselines:
-            filled[name] = inputs | f"Fill_{name}" >> beam.Map(fill_with, name)
-        return filled

@@ -12,8 +12,6 @@ import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
-import apache_beam as beam
-
 from masks.coverage import RATIO_BUCKETS
 from pipelines.evaluation.pairing import BORDERS, OTHER
 from trainer.metrics import HOLES, METRICS
@@ -71,28 +69,6 @@ def merge_into(board: Board, other: Board) -> Board:
     for key, cell in other.items():
         board[key] = board[key] + cell if key in board else cell
     return board
-
-
-class TallyRows(beam.CombineFn):
-    """Merges `board_of` every pair's rows."""
-
-    def __init__(self, reference: str):
-        self._reference = reference
-
-    def create_accumulator(self) -> Board:
-        return {}
-
-    def add_input(self, board: Board, rows: Iterable[Mapping]) -> Board:
-        return merge_into(board, board_of(rows, self._reference))
-
-    def merge_accumulators(self, boards: Iterable[Board]) -> Board:
-        total: Board = {}
-        for board in boards:
-            merge_into(total, board)
-        return total
-
-    def extract_output(self, board: Board) -> Board:
-        return board
 
 
 def _finite(value: float) -> float | None:

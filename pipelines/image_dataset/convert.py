@@ -35,6 +35,7 @@ from trainer.data.kept import Kept, Lost
 from trainer.data.manifest import Shard, shard_name
 from trainer.errors import ImageError, UserError, is_outage
 from trainer.images import rgb
+from trainer.storage import claims
 from trainer.storage.claims import Claim
 from trainer.storage.names import to_text
 
@@ -295,6 +296,7 @@ class ConvertShard(beam.DoFn):
             made_of=digest, stamp=stamp, shard=made, rejects=tuple(Lost(**dataclasses.asdict(lost)) for lost in rejects)
         )
         if digest:
+            claims.require(self._claim)  # a record would outlive the dataset of a later job
             kept.keep(self._folder, done)
         return done
 

@@ -21,6 +21,7 @@ from trainer.storage.names import is_text
 
 MANIFEST, ITEMS, REJECTS = "manifest.json", "items.jsonl", "rejects.jsonl"
 REPORT = re.compile(r"manifest\.json|(?:items|rejects)(?:-\d{5}-of-\d{5})?\.jsonl")
+_REPORTS = ".jsonl", ".json"
 _DOTS = frozenset((".", ".."))  # objects in a bucket may have them as parts of their names
 _READ_AT_LAUNCH = 16 << 20  # bytes of lists: larger ones are read by the job alone, and their first lines at launch
 
@@ -291,17 +292,19 @@ def list_files(sources: Sources, kind: str, part: Selection | None = None) -> It
             continue
         if outputs and address.startswith(outputs):
             raise inside(address, sources.output)
-        if _is_report(address, selected):
-            continue
         name = address[len(below) :]
-        yield _check_name(address, name) or Entry(name, size, version, checksum)
+        if name.endswith(_REPORTS) and _is_report(address, selected):
+            continue
+        is_plain = address.isascii() and "/." not in name and name[:1] != "."  # as most are: what follows takes longer
+        lost_name = None if is_plain else _check_name(address, name)
+        yield lost_name or Entry(name, size, version, checksum)
     yield from (reject(folder, "list", error) for folder, error in lost.items())
 
 
 def _is_report(address: str, selected: Selection) -> bool:
     """Whether a file is the report of a job that wrote its outputs among the files that are selected."""
     name = address[len(selected.base) + (selected.base != "/") :]
-    return name.endswith((".jsonl", ".json")) and not selected.name and REPORT.fullmatch(name) is not None
+    return name.endswith(_REPORTS) and not selected.name and REPORT.fullmatch(name) is not None
 
 
 def _check_name(address: str, name: str) -> Reject | None:

@@ -7,11 +7,17 @@ and ``a.tif.png``. What would still be written to one place is rejected, all of 
 
 from __future__ import annotations
 
+import collections
+import itertools
 from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from pipelines.inpainting.inputs import Inputs, Item, MatchError, Sources, common_folder, list_files, list_pairs
+from pipelines.inpainting.pages import Share, as_path, hash_of
+from pipelines.inpainting.versions import Record, files_of, is_seen, pack_of, source_of
 from pipelines.pairs.lists import find_lists, read_pairs
-from pipelines.pairs.names import Match, match_names, root_of, stem_of, without_mask
+from pipelines.pairs.names import Match, match_names, root_of, roots_of, stem_of, without_mask
 from pipelines.transforms.rejects import Reject, reject
 from trainer import storage
 
@@ -101,6 +107,63 @@ def match_files(
         yield reject(mask_address(mask), "match", MatchError(f"expected an image file named {wanted}. Found none."))
 
 
+class Alike(NamedTuple):
+    """The files of one root: paths of images and of masks, each below the folder of all of them."""
+
+    images: list[str]
+    masks: list[str]
+
+
+def pair_up(
+    images: list[str], masks: list[str] | None, sources: Sources
+) -> tuple[dict[str, tuple[str, str, str]], dict[str, Alike]]:
+    """(stem, image, mask) by root where an image and its mask are the only ones of it, and the files of other roots.
+
+    Nearly all are pairs, of which `match_files` says the same, one by one and more slowly.
+
+    Args:
+        images: different paths below the folder of all images.
+        masks: different paths below that of all masks; None as of `match_files`, then those of the pairs are empty.
+    """
+    (stems, roots), (mask_stems, mask_roots) = roots_of(images), roots_of(masks or [])
+    owners = dict(zip(roots, zip(stems, images, strict=True), strict=True))
+    owned = dict(zip(mask_roots, zip(mask_stems, masks or [], strict=True), strict=True))
+    crowded = _repeated(roots, len(owners)) | _repeated(mask_roots, len(owned))
+    pairs: dict[str, tuple[str, str, str]] = {}
+    if masks is None:
+        pairs = {root: (stem, image, "") for root, (stem, image) in owners.items() if root not in crowded}
+    elif sources.where.match == "stem":
+        for root, (stem, image) in owners.items():
+            mask_stem, mask = owned.get(root, ("", ""))
+            if mask and mask_stem == stem and root not in crowded and (sources.apart or image != mask):
+                pairs[root] = stem, image, mask
+    others: dict[str, Alike] = {}
+    if not len(owners) == len(pairs) == len(owned) or masks is None:
+        for part, (found, paths) in enumerate(((roots, images), (mask_roots, masks or []))):
+            for root, path in zip(found, paths, strict=True):
+                if root not in pairs:
+                    others.setdefault(root, Alike([], []))[part].append(path)
+    return pairs, others
+
+
+def _repeated(roots: list[str], different: int) -> set[str]:
+    """Those that occur several times, if there are some."""
+    if len(roots) == different:
+        return set()
+    return {root for root, count in collections.Counter(roots).items() if count > 1}
+
+
+def collide(alike: Iterable[Item]) -> Iterator[tuple[Item, Reject]]:
+    """The rejects of images that would have one output."""
+    alike = sorted(alike)
+    images = ", ".join(item.image for item in alike[:4]) + (", ..." if len(alike) > 4 else "")
+    error = MatchError(
+        f"expected one image for each output. Received {len(alike)} for {alike[0].output}: {images}. Rename them, or "
+        "inpaint them into folders of their own."
+    )
+    yield from ((item, reject(item.image, "match", error)) for item in alike)
+
+
 def _outputs(names: Iterable[str], extension: str) -> dict[str, str]:
     """Path of the output of each image path."""
     stems: dict[str, list[str]] = {}
@@ -125,3 +188,70 @@ def match_listed(
             yield Item(image, masks[0], output, tuple(masks[1:]), share)
         else:
             yield reject(image, "match", MatchError("expected a mask in the list. Found none."))
+
+
+# Of a share
+
+
+@dataclass
+class Matched:
+    """The items of a share by their outputs.
+
+    Attributes:
+        mine: the share.
+        pairs: of those that have one image and one mask, or none that is listed: root, and paths of both. They are made
+            into items when they are needed, as those of a finished job never are.
+        items: all others.
+        is_local: whether outputs are local files.
+    """
+
+    mine: Share
+    pairs: dict[str, tuple[str, str, str]]
+    items: dict[str, list[Item]]
+    is_local: bool
+
+    def __post_init__(self) -> None:
+        sources = self.mine.sources
+        self._begins = sources.image_address(""), sources.mask_address("")
+        self._mask = sources.where.masks  # of all, or none
+        self._mark = self.mine.mark_of(self._mask) if self._mask else ""
+
+    def __iter__(self) -> Iterator[str]:
+        return itertools.chain(self.pairs, self.items)
+
+    def alike(self, output: str) -> list[Item]:
+        """The items that have an output."""
+        if output in self.items:
+            return self.items[output]
+        (image, mask), root = self._files(output), self.pairs[output][0]
+        return [Item(image, mask, output, (), hash_of(as_path(root) if self.is_local else root))]
+
+    def add(self, item: Item) -> None:
+        """Takes an item that is no pair, or collides with one."""
+        if self.is_local:
+            item = item._replace(output=as_path(item.output))
+        if item.output not in self.items:
+            self.items[item.output] = self.alike(item.output) if item.output in self.pairs else []
+            self.pairs.pop(item.output, None)
+        self.items[item.output].append(item)
+
+    def _files(self, output: str) -> list[str]:
+        _, image, mask = self.pairs[output]
+        return [self._begins[0] + image, self._begins[1] + mask if mask else self._mask]
+
+    def is_seen(self, output: str, record: Record) -> bool:
+        """Whether a record is of an output's files, and lists tell that all of these are as they were."""
+        there = self.mine.outputs.get(pack_of(record) or output, "")
+        if output in self.pairs:
+            if source_of(record) != self._files(output):
+                return False
+            _, image, mask = self.pairs[output]
+            marks = [self.mine.images[image]]
+            if mask or self._mask:
+                marks.append(self.mine.masks[mask] if mask else self._mark)
+        else:
+            (item,) = self.items[output]
+            if source_of(record) != files_of(item):
+                return False
+            marks = [self.mine.mark_of(address) for address in (item.image, *item.masks)]
+        return is_seen(record, there, marks)

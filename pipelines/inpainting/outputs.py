@@ -1,6 +1,7 @@
 """Outputs of the inpainting job: the output folder, and what is written into it.
 
-OUTPUT/x/a.png               an output
+OUTPUT/x/a.png               an output; with --pack tar a member x/a.png of a tar, see `packs`
+       packs/*.tar           these, named in the manifest, and in items.jsonl with each output
        manifest.json         model, parameters, counts, names of the reports; written last
        items.jsonl           one line per input: status, hole ratio, whether it had no holes, windows, seconds, crc32c;
                              frames, if the file has several (the first is read), and notes on what was left out of it;
@@ -27,8 +28,9 @@ import numpy as np
 from pipelines.inpainting.books import Books, Line
 from pipelines.inpainting.inputs import ITEMS, MANIFEST, REJECTS, REPORT, Item
 from pipelines.inpainting.loading import Settings, Task
-from pipelines.inpainting.versions import RECORDS, Version, is_own
-from pipelines.transforms.dataset_writer import create_or_compare
+from pipelines.inpainting.packs import Packed
+from pipelines.inpainting.versions import RECORDS, Version, is_own, pack_prefix
+from pipelines.transforms.create_once import create_or_compare
 from pipelines.transforms.model_handler import Filled
 from pipelines.transforms.rejects import Rejected, blame
 from trainer import storage
@@ -65,13 +67,14 @@ def _dump(value: Any) -> bytes:
 # At launch
 
 
-def claim_output(output: str, job: dict, overwrite: bool) -> Claim:
+def claim_output(output: str, job: dict, overwrite: bool, alone: bool = False) -> Claim:
     """Claims and prepares the output folder. Existing outputs may be replaced if the claim is the job's own.
 
     Args:
         output: address of the folder.
         job: the model and all parameters that the pixels of an output depend on.
         overwrite: forget what an earlier run finished.
+        alone: end other jobs that write there.
 
     Raises:
         UserError: the folder has outputs of another model or other parameters, or something else, is not writable,
@@ -81,7 +84,7 @@ def claim_output(output: str, job: dict, overwrite: bool) -> Claim:
     storage.require_confined(storage.join(output, RECORDS))
     _require_own(output)
     # A run that resumes one that was replacing outputs goes on replacing them.
-    claim = claims.take(output, replaces=overwrite or _compare_job(output, job) is True)
+    claim = claims.take(output, replaces=overwrite or alone or _compare_job(output, job) is True)
     storage.sweep(output, _is_ours)
     for name in (MANIFEST, *_shared_reports(output)):
         storage.delete(storage.join(output, name))
@@ -145,7 +148,9 @@ def _job_address(output: str) -> str:
 
 def _is_ours(name: str) -> bool:
     """Whether a file, by its path in the output folder, is one that the job writes."""
-    return name.startswith(f"{RECORDS}/") or REPORT.fullmatch(name) is not None or name.endswith(_OUTPUTS)
+    if name.startswith(f"{RECORDS}/") or REPORT.fullmatch(name) is not None or name.endswith(_OUTPUTS):
+        return True
+    return pack_prefix(name) is not None
 
 
 def _compare_job(output: str, job: dict) -> bool | None:
@@ -194,31 +199,54 @@ def write_result(
     claim: Claim | None = None,
 ) -> Iterator[Line]:
     """Encodes and writes one output; the line of its record, or of a `Reject` if it could not be made or written."""
-    task, filled = result
-    begin, address = time.perf_counter(), task.item.image
+    task, _ = result
     try:
-        with blame(address, "inpaint", Exception):
-            if isinstance(filled, Exception):
-                raise filled
-        with blame(address, "encode", Exception):
-            data = task.copy if task.copy is not None else encode(filled.pixels, task.metadata, settings)
+        data, details = _encode_result(result, settings)
         claims.require_lately(claim)
-        with blame(address, "write", Unwritable):
-            height, width = filled.pixels.shape[:2]
-            details = {
-                "height": height,
-                "width": width,
-                "hole_ratio": task.hole_ratio,
-                "windows": filled.windows,
-                **(task.remarks or {}),
-                "seconds": round(task.seconds + filled.seconds + time.perf_counter() - begin, 4),
-                **_told(task.metadata),
-            }
+        with blame(task.item.image, "write", Unwritable):
             record = write_output(task.item, data, details, output, replaces, task.versions)
     except Rejected as lost:
         yield Line(task.item.share, lost.reject)
     else:
         yield Line(task.item.share, record)
+
+
+def pack_result(result: tuple[Task, Filled | Exception], settings: Settings) -> Iterator[Packed | Line]:
+    """Encodes one output, which is to be packed; or the line of a `Reject` if it could not be made."""
+    task, _ = result
+    try:
+        data, details = _encode_result(result, settings)
+    except Rejected as lost:
+        yield Line(task.item.share, lost.reject)
+    else:
+        yield Packed(task.item.share, _describe(task.item, data, details, task.versions), data)
+
+
+def _encode_result(result: tuple[Task, Filled | Exception], settings: Settings) -> tuple[bytes, dict]:
+    """An output, and what its record says of how it was made. Raises `Rejected`."""
+    task, filled = result
+    begin = time.perf_counter()
+    data = make_output(task, filled, settings)
+    assert isinstance(filled, Filled)
+    height, width = filled.pixels.shape[:2]
+    return data, {
+        "height": height,
+        "width": width,
+        "hole_ratio": task.hole_ratio,
+        "windows": filled.windows,
+        **(task.remarks or {}),
+        "seconds": round(task.seconds + filled.seconds + time.perf_counter() - begin, 4),
+        **_told(task.metadata),
+    }
+
+
+def make_output(task: Task, filled: Filled | Exception, settings: Settings) -> bytes:
+    """The bytes of an output. Raises `Rejected` if the network failed, or the format cannot hold it."""
+    with blame(task.item.image, "inpaint", Exception):
+        if isinstance(filled, Exception):
+            raise filled
+    with blame(task.item.image, "encode", Exception):
+        return task.copy if task.copy is not None else encode(filled.pixels, task.metadata, settings)
 
 
 def _told(metadata: pictures.Metadata) -> dict:
@@ -258,6 +286,11 @@ def write_output(
             if not is_own(address, item.earlier, data):
                 raise
             storage.overwrite(address, data)
+    return _describe(item, data, details, made_of, storage.stamp(address, own=True))
+
+
+def _describe(item: Item, data: bytes, details: dict, made_of: Sequence[Version], stamp: str = "") -> dict:
+    """The record of an output."""
     line = {**item.describe(), **details, "bytes": len(data), "crc32c": storage.crc32c(data), "status": "done"}
     versions = [(version.bytes, version.crc32c, version.stamp) for version in made_of]
-    return {**line, "stamp": storage.stamp(address, own=True), "versions": versions}
+    return {**line, "stamp": stamp, "versions": versions}

@@ -9,44 +9,73 @@ parts of the lists -> pages, and a `Survey` of each -> pages of shares -> by sha
 
 from __future__ import annotations
 
+import collections
 import contextlib
+import functools
 import gc
 import hashlib
-import json
+import itertools
+import pickle
 import posixpath
-import zlib
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from typing import NamedTuple
+
+import zstandard
 
 from pipelines.inpainting.books import Line, list_parts, part_prefix
 from pipelines.inpainting.inputs import Sources, common_folder, inside, list_files, list_pairs
+from pipelines.inpainting.versions import pack_prefix
 from pipelines.pairs.lists import find_lists, read_pairs
-from pipelines.pairs.names import root_of, stem_of
+from pipelines.pairs.names import root_of, roots_of, stem_of
 from pipelines.transforms.rejects import Reject
 from trainer import storage
 from trainer.storage import Entry, Selection, names
 
 IMAGES, MASKS, PAIRS, OUTPUTS, RECORDS = "images", "masks", "pairs", "outputs", "records"
-FINISHED = "finished"
+WRITTEN, FINISHED = "written", "finished"
+# Of each kind, what its readers ask for: the rest would take memory, of an engine in one process several times.
+COLUMNS = {
+    IMAGES: ("names", "marks"),
+    MASKS: ("names", "marks"),
+    PAIRS: ("names", "marks"),
+    OUTPUTS: ("names", "marks"),
+    RECORDS: ("names",),
+    WRITTEN: ("names", "sizes"),
+    FINISHED: ("names", "marks", "sizes"),
+}
 HEX = 4  # digits of a hash, of which a share has the first ones
 PER_SHARE = 50_000  # images, at most; what a worker has of each at a time takes about 3 kB
 _NAMES = 50_000  # of a page
+_AT_ONCE = 250_000  # names that are spread at a time, of some 200 bytes: the more of each share, the less a name takes
+_LEVEL = 9  # of Zstandard: of a bucket's names 4 to 5 bytes each, where zlib's take 6 to 8 and as long
+_hash = functools.partial(hashlib.blake2b, digest_size=HEX // 2)
 
 
 class Page(NamedTuple):
     """Names of one kind, with what a list tells of each.
 
     Attributes:
-        kind: ``images``, ``masks``, ``outputs``, ``records``, ``pairs`` or ``finished``.
+        kind: one of `COLUMNS`, which says what else there is; the rest is empty.
         names: paths below the kind's folder; of pairs, addresses of images.
         marks: what tells that a file is the same as before, see `versions.is_same`; of pairs, addresses of masks.
-        sizes: bytes; empty for pairs.
+        sizes: bytes.
     """
 
     kind: str
     names: list[str]
     marks: list[str]
     sizes: list[int]
+
+    @classmethod
+    def of(cls, kind: str, rows: Iterable[tuple]) -> Page:
+        """The page that has these `rows`."""
+        columns = dict(zip(COLUMNS[kind], map(list, zip(*rows, strict=True)), strict=False))
+        return cls(kind, *(columns.get(name, []) for name in cls._fields[1:]))
+
+    def rows(self) -> Iterator[tuple]:
+        """What there is of each name, in the order of `COLUMNS`."""
+        return zip(*(getattr(self, name) for name in COLUMNS[self.kind]), strict=True)
 
 
 class Survey(NamedTuple):
@@ -94,11 +123,23 @@ def uncollected() -> Iterator[None]:
 
 
 def pack(page: Page) -> bytes:
-    return zlib.compress(json.dumps(page).encode(), 1)
+    kind, names, marks, sizes = page
+    return zstandard.compress(pickle.dumps((kind, _join(names), _join(marks), sizes), 5), _LEVEL)
 
 
 def unpack(data: bytes) -> Page:
-    return Page(*json.loads(zlib.decompress(data)))
+    kind, names, marks, sizes = pickle.loads(zstandard.decompress(data))
+    return Page(kind, _split(names), _split(marks), sizes)
+
+
+def _join(texts: list[str]) -> str | list[str]:
+    """One text, which takes less than many; itself if a text has what separates them."""
+    joined = "\0".join(texts)
+    return joined if joined.count("\0") == len(texts) - 1 else texts
+
+
+def _split(found: str | list[str]) -> list[str]:
+    return found.split("\0") if isinstance(found, str) else found
 
 
 # Listing
@@ -123,9 +164,9 @@ def parts_of(sources: Sources) -> list[Part]:
     return [Part(kind, selected) for kind, (selected, _) in sources.kinds.items()]
 
 
-def parts_of_outputs(output: str) -> list[Part]:
-    """What is to be listed of an output folder."""
-    return [Part(OUTPUTS, Selection(output)), Part(RECORDS, output)]
+def parts_of_outputs(output: str, kind: str = OUTPUTS) -> list[Part]:
+    """What is to be listed of an output folder; ``kind``: of the outputs' pages, `OUTPUTS` or `WRITTEN`."""
+    return [Part(kind, Selection(output)), Part(RECORDS, output)]
 
 
 def cut(part: Part) -> Iterator[Part]:
@@ -143,29 +184,31 @@ def list_part(part: Part, sources: Sources) -> Iterator[tuple[Survey, bytes] | L
     if part.kind == PAIRS:
         rows = read_pairs(str(part.place))
         for start in range(0, len(rows), _NAMES):
-            images, masks = zip(*rows[start : start + _NAMES], strict=True)
-            folders = sorted({posixpath.dirname(image) for image in images}, key=lambda folder: folder.split("/"))
-            survey = Survey(len(images), (folders[0], folders[-1]))
-            yield survey, pack(Page(PAIRS, list(images), list(masks), []))
+            mine = rows[start : start + _NAMES]
+            folders = sorted({posixpath.dirname(image) for image, _ in mine}, key=lambda folder: folder.split("/"))
+            yield Survey(len(mine), (folders[0], folders[-1])), pack(Page.of(PAIRS, mine))
         return
     found: Iterable[Entry | Reject]
     if part.kind == RECORDS:
         found = (Entry(name, 0) for name in list_parts(str(part.place)))
-    elif part.kind == OUTPUTS:
+    elif part.kind in (OUTPUTS, WRITTEN):
         assert isinstance(part.place, Selection)
         found = _list_outputs(part.place)
     else:
         assert isinstance(part.place, Selection)
         found = list_files(sources, part.kind, part.place)
     page = Page(part.kind, [], [], [])
+    has_marks, has_sizes = ("marks" in COLUMNS[part.kind]), ("sizes" in COLUMNS[part.kind])
     for entry in found:
         if isinstance(entry, Reject):
             yield _line(entry)
             continue
         name, size, version, checksum = entry
         page.names.append(name)
-        page.marks.append(checksum or version)
-        page.sizes.append(size)
+        if has_marks:
+            page.marks.append(checksum or version)
+        if has_sizes:
+            page.sizes.append(size)
         if len(page.names) == _NAMES:
             yield _survey(page), pack(page)
             page = Page(part.kind, [], [], [])
@@ -181,7 +224,7 @@ def _list_outputs(selected: Selection) -> Iterator[Entry]:
     skipped = len(storage.join(selected.base, ""))
     for address, size, version, checksum in selected.entries():
         name = address[skipped:]
-        if names.is_text(name):  # others are nothing of ours
+        if name.isascii() or names.is_text(name):  # others are nothing of ours
             yield Entry(name, size, version, checksum)
 
 
@@ -210,45 +253,76 @@ def is_contested(output: str) -> bool:
 
 def hash_of(root: str) -> str:
     """`HEX` digits of a root's hash."""
-    return hashlib.blake2b(root.encode(), digest_size=HEX // 2).hexdigest()
+    return _hash(root.encode()).hexdigest()
 
 
-def spread(data: bytes, survey: Survey, sources: Sources) -> Iterator[tuple[str, bytes] | Line]:
-    """(share, page) of what each share has of a page, and the lines of what cannot be used."""
-    page, digits = unpack(data), survey.digits
-    is_local = not storage.is_remote(sources.output)
-    shares: dict[str, Page] = {}
+def _shares_of(names: list[str], is_local: bool, digits: int) -> Iterable[str]:
+    """The share of each image, mask or output, of so many digits; see `root_in`."""
+    if not digits:
+        return itertools.repeat("", len(names))
+    _, roots = roots_of(names)
+    if is_local:
+        roots = [as_path(root) for root in roots]
+    return [_hash(root.encode()).hexdigest()[:digits] for root in roots]
 
-    def add(share: str, name: str, mark: str, size: int | None) -> None:
-        if share not in shares:
-            shares[share] = Page(page.kind, [], [], [])
-        mine = shares[share]
-        mine.names.append(name)
-        mine.marks.append(mark)
-        if size is not None:
-            mine.sizes.append(size)
 
-    if page.kind == PAIRS:
-        base = sources.where.base or survey.base
-        outputs = storage.join(sources.output, "")
-        for found in list_pairs(zip(page.names, page.marks, strict=True), base):
-            if isinstance(found, Reject):
-                yield _line(found)
-                continue
-            name, (image, mask) = found
-            for address in (image, mask):
-                if address.startswith(outputs):
-                    raise inside(address, sources.output)
-            add(hash_of(root_in(name, is_local))[:digits], image, mask, None)
-    elif page.kind == RECORDS:
+def spread(listed: Iterable[bytes], survey: Survey, sources: Sources) -> Iterator[tuple[str, bytes] | Line]:
+    """(share, page) of what each share has of some pages, and the lines of what cannot be used.
+
+    Args:
+        listed: pages, as many as there are: some of each share together take less than one by one.
+        survey: of all inputs.
+    """
+    shares, held = _Rows(list), 0
+    for page in map(unpack, listed):
+        held += len(page.names)
+        if held > _AT_ONCE:
+            yield from _pack_rows(shares)
+            held = len(page.names)
+        if page.kind == PAIRS:
+            yield from _spread_pairs(page, survey, sources, shares)
+        else:
+            _spread_files(page, survey.digits, sources, shares)
+    yield from _pack_rows(shares)
+
+
+_Rows = collections.defaultdict[tuple[str, str], list[tuple]]  # of each share and kind
+
+
+def _pack_rows(shares: _Rows) -> Iterator[tuple[str, bytes]]:
+    """(share, page) of all rows, which are forgotten."""
+    for share, kind in [*shares]:
+        yield share, pack(Page.of(kind, shares.pop((share, kind))))
+
+
+def _spread_pairs(page: Page, survey: Survey, sources: Sources, shares: _Rows) -> Iterator[Line]:
+    base, is_local = sources.where.base or survey.base, not storage.is_remote(sources.output)
+    outputs = storage.join(sources.output, "")
+    for found in list_pairs(page.rows(), base):
+        if isinstance(found, Reject):
+            yield _line(found)
+            continue
+        name, (image, mask) = found
+        for address in (image, mask):
+            if address.startswith(outputs):
+                raise inside(address, sources.output)
+        shares[hash_of(root_in(name, is_local))[: survey.digits], PAIRS].append((image, mask))
+
+
+@uncollected()
+def _spread_files(page: Page, digits: int, sources: Sources, shares: _Rows) -> None:
+    kind, is_local = page.kind, not storage.is_remote(sources.output)
+    if kind == RECORDS:
         for name in page.names:
-            prefix = part_prefix(name)
-            for share in [prefix[:digits]] if len(prefix) >= digits else _below(prefix, digits):
-                add(share, name, "", 0)
-    else:
-        for name, mark, size in zip(page.names, page.marks, page.sizes, strict=True):
-            add(hash_of(root_in(name, is_local))[:digits], name, mark, size)
-    yield from ((share, pack(mine)) for share, mine in shares.items())
+            for share in _below(part_prefix(name), digits):
+                shares[share, kind].append((name,))
+        return
+    for share, row in zip(_shares_of(page.names, is_local, digits), page.rows(), strict=True):
+        shares[share, kind].append(row)
+    for row in page.rows() if kind in (OUTPUTS, WRITTEN) else ():
+        if (prefix := pack_prefix(row[0])) is not None:
+            for share in _below(prefix, digits):
+                shares[share, kind].append(row)
 
 
 def _line(lost: Reject) -> Line:
@@ -257,6 +331,42 @@ def _line(lost: Reject) -> Line:
 
 
 def _below(prefix: str, digits: int) -> list[str]:
-    """All shares of so many digits that begin with a prefix."""
+    """All shares of so many digits that begin with a prefix, or that it begins with."""
+    if len(prefix) >= digits:
+        return [prefix[:digits]]
     missing = digits - len(prefix)
     return [f"{prefix}{number:0{missing}x}" for number in range(16**missing)]
+
+
+# Shares
+
+
+@dataclass
+class Share:
+    """What the pages of a share say: marks of images, masks and outputs by paths, listed pairs, parts of the books."""
+
+    sources: Sources
+    images: dict[str, str] = field(default_factory=dict)
+    masks: dict[str, str] = field(default_factory=dict)
+    outputs: dict[str, str] = field(default_factory=dict)
+    pairs: list[tuple[str, str]] = field(default_factory=list)
+    parts: list[str] = field(default_factory=list)
+
+    def add(self, page: Page) -> None:
+        if page.kind == PAIRS:
+            self.pairs += page.rows()
+        elif page.kind == RECORDS:
+            self.parts += page.names
+        else:
+            kinds = {IMAGES: self.images, MASKS: self.masks, OUTPUTS: self.outputs}
+            kinds[page.kind].update(page.rows())
+
+    def mark_of(self, address: str) -> str:
+        """What a list tells of a file; empty for nothing."""
+        sources = self.sources
+        folders = (sources.where.base, self.images), (sources.mask_base, self.masks), (sources.output, self.outputs)
+        for folder, marks in folders:
+            begin = storage.join(folder, "")
+            if address.startswith(begin) and (mark := marks.get(address[len(begin) :])):
+                return mark
+        return ""

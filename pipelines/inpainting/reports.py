@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from pipelines.inpainting import pages
-from pipelines.inpainting.books import Books, parse_record, parse_reject, read_parts
+from pipelines.inpainting.books import Books, parse_record, parse_reject, read_parts, read_records, run_of
 from pipelines.inpainting.colors import Ring, warn_of_rings
 from pipelines.inpainting.inputs import ITEMS, MANIFEST, REJECTS
 from pipelines.inpainting.outputs import require_job
+from pipelines.inpainting.packs import Census, Sorted, later, settle
 from pipelines.inpainting.pages import Survey
-from pipelines.inpainting.versions import Record, told
+from pipelines.inpainting.versions import Record, pack_of, told
 from pipelines.transforms.rejects import Reject, reject_lines
 from trainer import storage
 from trainer.errors import UserError
@@ -24,7 +25,7 @@ from trainer.storage import claims
 from trainer.storage.claims import Claim
 from trainer.storage.names import printable
 
-_ENCODE = json.JSONEncoder(sort_keys=True).encode
+_ENCODE = json.JSONEncoder(sort_keys=True, check_circular=False).encode
 _COUNTS = ("inputs", "outputs", "rejects", "finished_before", "without_holes", "several_frames")
 
 
@@ -35,12 +36,14 @@ class Summary(NamedTuple):
         counts: those of `_COUNTS`.
         items, rejects: names of the reports.
         rings: see `colors.warn_of_rings`.
+        packs: what has become of them.
     """
 
     counts: tuple[int, ...] = (0,) * len(_COUNTS)
     items: tuple[str, ...] = ()
     rejects: tuple[str, ...] = ()
     rings: tuple[int, Ring] | None = None
+    packs: Sorted = Sorted()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,12 +54,14 @@ class Reporting:
         books, claim: the job's.
         job: as `outputs.claim_output` takes it.
         fields: of the manifest: model, parameters and code version.
+        packs: whether outputs are in packs.
     """
 
     books: Books
     job: dict
     fields: dict
     claim: Claim | None = None
+    packs: bool = False
 
 
 def report_name(name: str, share: str) -> str:
@@ -83,27 +88,36 @@ def merge(group: tuple[str, Iterable[bytes]], job: Reporting) -> Summary:
     for page in map(pages.unpack, data):
         if page.kind == pages.RECORDS:
             parts += page.names
-        elif page.kind == pages.OUTPUTS:
-            there.update(zip(page.names, page.sizes, strict=True))
+        elif page.kind == pages.WRITTEN:
+            there.update(page.rows())
         else:
             before.update(zip(page.names, zip(page.marks, page.sizes, strict=True), strict=True))
     lines, files, counts = list[tuple[str, str, bytes]](), dict[str, tuple[int, str] | None](), [0] * len(_COUNTS)
-    rings, (records, rejects) = list[Ring](), _gather(job.books, parts, share, before)
-    images = set[str]()
-    for record in records:
-        lines.append((record["image"], record["mask"], _dump(record)))
-        is_new = record["status"] == "done"
-        files[record["output"]] = (record["bytes"], record["crc32c"]) if is_new else None
+    census = Census(there)
+    rings, (records, rejects) = list[Ring](), _gather(job, parts, share, before, census)
+    images, missing = set[str](), set(before)
+    for record, status in records:
+        said = _said(record, status)
+        lines.append((said["image"], said["mask"], _dump(said)))
+        is_new = status == "done"
+        missing.discard(record["output"])
+        kept: Any = record.get("pack", record)
+        files[pack_of(record) or record["output"]] = (kept["bytes"], kept["crc32c"]) if is_new else None
         if rejects:
             images.add(printable(record["image"]))
-        found = (1, 1, 0, not is_new, record["without_holes"], record.get("frames", 1) > 1)
-        counts = [count + one for count, one in zip(counts, found, strict=True)]
-        if record.get("ring"):
-            rings.append(Ring(**record["ring"]))
-    if lost := before.keys() - files.keys():
+        if not is_new:
+            counts[3] += 1
+        if said["without_holes"]:
+            counts[4] += 1
+        if said.get("frames", 1) > 1:
+            counts[5] += 1
+        if said.get("ring"):
+            rings.append(Ring(**said["ring"]))
+    counts[0] = counts[1] = len(lines)
+    if missing:
         raise UserError(
-            f"{folder}: the books of {len(lost)} outputs are gone, such as that of {min(lost)}. The same command makes "
-            "them again."
+            f"{folder}: the books of {len(missing)} outputs are gone, such as that of {min(missing)}. The same command "
+            "makes them again."
         )
     claims.require(job.claim)
     claims.require_files(folder, files, there)
@@ -116,39 +130,60 @@ def merge(group: tuple[str, Iterable[bytes]], job: Reporting) -> Summary:
         names.append((report_name(name, share),) if text or not share else ())
         if names[-1]:
             storage.overwrite(storage.join(folder, names[-1][0]), text)
-    return Summary(tuple(counts), names[0], names[1], _join(rings))
+    return Summary(tuple(counts), names[0], names[1], _join(rings), census.sort())
 
 
 def _gather(
-    books: Books, parts: list[str], share: str, before: dict[str, tuple[str, int]]
-) -> tuple[Iterator[dict], list[Reject]]:
-    """Records, as ``items.jsonl`` has them, and rejects."""
-    ours, earlier, rejects = dict[str, bytes](), dict[str, list[bytes]](), dict[Reject, None]()
-    for run, output, line in read_parts(books, parts, share):
-        if run != books.run:
-            if output in before:
-                earlier.setdefault(output, []).append(line)
-        elif output:
-            ours[output] = line
+    job: Reporting, parts: list[str], share: str, before: dict[str, tuple[str, int]], census: Census
+) -> tuple[Iterator[tuple[Record, str]], list[Reject]]:
+    """Records, each with its status, and rejects."""
+    books, ours, rejects = job.books, dict[str, bytes](), dict[Reject, None]()
+    own = {name for name in parts if run_of(name) == books.run}
+    for _, output, line in read_parts(books, own, share):
+        if output:
+            ours[output] = _count_later(ours.get(output, b""), line, census) if job.packs else line
         elif lost := parse_reject(line):
             rejects[lost] = None
 
-    def records() -> Iterator[dict]:
+    def records() -> Iterator[tuple[Record, str]]:
         for line in ours.values():
             if record := parse_record(line):
-                yield _said(record)
-        for output, known in before.items():
-            same = (found for line in earlier.get(output, ()) if (found := parse_record(line)))
-            record = next((found for found in same if (found["crc32c"], found["bytes"]) == known), None)
-            if record and output not in ours:
-                yield _said(record) | {"status": "finished before"}
+                yield record, record["status"]
+        wanted, packed = before.keys() - ours.keys(), dict[str, Record]()
+        for output, record, _ in read_records(books, [name for name in parts if name not in own], share):
+            if job.packs:
+                census.see(record)
+            if output not in wanted or (record["crc32c"], record["bytes"]) != before[output]:
+                continue
+            if not job.packs:
+                wanted.remove(output)
+                yield record, "finished before"
+            elif pack_of(record) in census.there:
+                packed[output] = later(record, packed.get(output, record))
+        for record in packed.values():
+            census.count(record)
+            yield record, "finished before"
 
     return records(), list(rejects)
 
 
-def _said(record: Record) -> dict:
-    # Records of earlier versions have no field that says so.
+def _count_later(one: bytes, other: bytes, census: Census) -> bytes:
+    """Of two lines of one output, the first of which may be none, the one that counts."""
+    counts, line = parse_record(one), other
+    if (record := parse_record(other)) is None:
+        return one or other
+    census.see(record)
+    if counts is not None and later(counts, record) is counts:
+        record, line = counts, one
+    census.count(record)
+    return line
+
+
+def _said(record: Record, status: str) -> dict:
+    """A line of ``items.jsonl``."""
     said = told(record)
+    said["status"] = status
+    # Records of earlier versions have no field that says so.
     said["without_holes"] = record.get("hole_ratio") == 0
     return said
 
@@ -171,6 +206,7 @@ def merge_summaries(summaries: Iterable[Summary]) -> Summary:
         tuple(sorted(name for one in found for name in one.items)),
         tuple(sorted(name for one in found for name in one.rejects)),
         (sum(count for count, _ in rings), joined[1]) if joined else None,
+        Sorted.join(one.packs for one in found),
     )
 
 
@@ -193,6 +229,8 @@ def publish(summary: Summary, survey: Survey, job: Reporting) -> None:
     for name in {ITEMS, REJECTS}.difference(*reports.values()):  # of a run with fewer images
         storage.delete(storage.join(folder, name))
     found = {**fields, "counts": counts, "warnings": warn_of_rings(summary.rings), **reports}
+    if job.packs:
+        found["packs"] = settle(folder, summary.packs)
     manifest = json.dumps(found, indent=1, sort_keys=True).encode()
     claims.publish(job.claim, storage.join(folder, MANIFEST), manifest, storage.overwrite)
 

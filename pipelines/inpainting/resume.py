@@ -18,21 +18,20 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from pipelines.inpainting import pages
-from pipelines.inpainting.books import Books, Line, parse_record, read_parts
-from pipelines.inpainting.inputs import Item, MatchError, Sources
-from pipelines.inpainting.matching import match_files, match_listed
-from pipelines.inpainting.pages import Page, Survey, hash_of, root_in
+from pipelines.inpainting.books import Books, Line, parse_record, read_records
+from pipelines.inpainting.inputs import Item, Sources
+from pipelines.inpainting.matching import Matched, collide, match_files, match_listed, pair_up
+from pipelines.inpainting.pages import Page, Share, Survey, hash_of, root_in
 from pipelines.inpainting.versions import (
-    Record,
     as_booked,
     files_of,
     is_finished,
-    is_seen,
+    pack_of,
     read_record,
     source_of,
 )
-from pipelines.pairs.names import root_of, stem_of
-from pipelines.transforms.rejects import FAULTS, Reject, Rejected, blame, reject
+from pipelines.pairs.names import stem_of
+from pipelines.transforms.rejects import FAULTS, Reject, Rejected, blame
 from trainer import storage
 from trainer.errors import UserError
 from trainer.storage.names import printable
@@ -72,50 +71,21 @@ class Resuming:
         books: the job's.
         extension: of the outputs.
         needs_mask: whether holes are in mask files.
+        packs: whether outputs are in packs.
     """
 
     sources: Sources
     books: Books
     extension: str
     needs_mask: bool = True
-
-
-@dataclass
-class _Share:
-    """The pages of a share, by what they are asked for."""
-
-    images: list[str] = field(default_factory=list)
-    masks: list[str] = field(default_factory=list)
-    pairs: list[tuple[str, str]] = field(default_factory=list)
-    parts: list[str] = field(default_factory=list)
-    outputs: set[str] = field(default_factory=set)
-    marks: dict[str, str] = field(default_factory=dict)
-
-    def add(self, page: Page, sources: Sources) -> None:
-        if page.kind == pages.PAIRS:
-            self.pairs += zip(page.names, page.marks, strict=True)
-            return
-        if page.kind == pages.RECORDS:
-            self.parts += page.names
-            return
-        if page.kind == pages.IMAGES:
-            folder = sources.where.base
-            self.images += page.names
-        elif page.kind == pages.MASKS:
-            folder = sources.mask_base
-            self.masks += page.names
-        else:
-            folder = sources.output
-            self.outputs.update(page.names)
-        begin = storage.join(folder, "")
-        self.marks.update((begin + name, mark) for name, mark in zip(page.names, page.marks, strict=True) if mark)
+    packs: bool = False
 
 
 class _Asked(NamedTuple):
-    """An item whose files a list does not tell enough of, and the records that may be of its output."""
+    """An item whose files a list does not tell enough of, and the lines of records that may be of its output."""
 
     item: Item
-    known: list[Record]
+    known: list[bytes]
 
 
 class _Finished(NamedTuple):
@@ -138,17 +108,15 @@ class _Found:
     asked: list[_Asked] = field(default_factory=list)
     before: Page = field(default_factory=lambda: Page(pages.FINISHED, [], [], []))
 
-    def add(self, one: Item | Line | _Asked | Record) -> None:
+    def add(self, one: _Outcome | _Asked) -> None:
         if isinstance(one, Item):
             self.todo.append(one)
         elif isinstance(one, Line):
             self.lines.append(one)
         elif isinstance(one, _Asked):
             self.asked.append(one)
-        else:  # the record of what is finished, of which these three are kept
-            self.before.names.append(one["output"])
-            self.before.marks.append(one["crc32c"])
-            self.before.sizes.append(one["bytes"])
+        else:
+            self.finish(one)
 
     def finish(self, one: _Finished) -> None:
         self.before.names.append(one.output)
@@ -171,19 +139,20 @@ def resolve(
         group: a share and its pages.
         survey: of all inputs.
     """
-    share, mine, found = group[0], _Share(), _Found()
+    share, mine, found = group[0], Share(job.sources), _Found()
     with pages.uncollected():
         for data in group[1]:
-            mine.add(pages.unpack(data), job.sources)
-        items = _match_all(mine, survey, job, found)
-        for one in _look_up(items, mine, share, job):
-            found.add(one)
+            mine.add(pages.unpack(data))
+        matched = _match_all(mine, survey, job, found)
+        packed = _look_up(matched, share, job, found)
     if found.asked:
         with ThreadPoolExecutor(_THREADS) as pool:
             for one in pool.map(lambda asked: _recall(asked, mine, job), found.asked):
                 found.add(one)
+    if packed:
+        _make_packs_again(packed, matched, found)
     if share:  # else it has all images
-        yield from _contest(items, found, share, not storage.is_remote(job.books.output))
+        yield from _contest(matched, found, share)
     yield from found.tell(share)
 
 
@@ -204,9 +173,10 @@ def unpack_items(chunk: Chunk) -> Iterator[Item]:
 # Outputs that several shares may have
 
 
-def _contest(items: dict[str, list[Item]], found: _Found, share: str, is_local: bool) -> Iterator[Contested]:
+def _contest(matched: Matched, found: _Found, share: str) -> Iterator[Contested]:
     """Takes out of ``found`` what is known of outputs that other shares may have, too."""
-    contested = {name: alike for name, alike in items.items() if pages.is_contested(name)}
+    dotted = (name for name in matched if name.count(".") > 1)  # others are not, and this is said sooner
+    contested = {name: matched.alike(name) for name in dotted if pages.is_contested(name)}
     if not contested:
         return
     outcomes: dict[str, _Outcome | None] = {
@@ -226,7 +196,7 @@ def _contest(items: dict[str, list[Item]], found: _Found, share: str, is_local: 
     found.lines = [line for line in found.lines if not takes(_image_of(line), line)]
     homes: dict[str, list[tuple[Item, _Outcome | None]]] = {}
     for name, alike in contested.items():
-        home = hash_of(root_in(name, is_local))[: len(share)]
+        home = hash_of(root_in(name, matched.is_local))[: len(share)]
         homes.setdefault(home, []).extend((item, outcomes[printable(item.image)]) for item in alike)
     yield from (Contested(home, zlib.compress(pickle.dumps(rows), 1)) for home, rows in homes.items())
 
@@ -248,7 +218,7 @@ def settle(group: tuple[str, Iterable[bytes]]) -> Iterator[Line | Chunk | Before
     shares: dict[str, _Found] = {}
     for _, alike in sorted(outputs.items()):
         if len(alike) > 1:
-            alike = [(item, line) for item, line in _collide(item for item, _ in alike)]
+            alike = [(item, Line(item.share, lost)) for item, lost in collide(item for item, _ in alike)]
         for item, outcome in alike:
             found = shares.setdefault(item.share[: len(share)], _Found())
             if isinstance(outcome, _Finished):
@@ -259,100 +229,106 @@ def settle(group: tuple[str, Iterable[bytes]]) -> Iterator[Line | Chunk | Before
         yield from found.tell(booked)
 
 
-def _collide(alike: Iterable[Item]) -> Iterator[tuple[Item, Line]]:
-    """The rejects of images that would have one output."""
-    alike = sorted(alike)
-    images = ", ".join(item.image for item in alike[:4]) + (", ..." if len(alike) > 4 else "")
-    error = MatchError(
-        f"expected one image for each output. Received {len(alike)} for {alike[0].output}: {images}. Rename them, or "
-        "inpaint them into folders of their own."
-    )
-    yield from ((item, Line(item.share, reject(item.image, "match", error))) for item in alike)
-
-
 # Matching
 
 
-def _match_all(mine: _Share, survey: Survey, job: Resuming, found: _Found) -> dict[str, list[Item]]:
-    """Items of a share by their output; what has no counterpart is added to ``found``."""
-    items = dict[str, list[Item]]()
-    is_local = not storage.is_remote(job.books.output)
-    for matched in _match(mine, survey, job):
-        if isinstance(matched, Line):
-            found.add(matched)
-        else:
-            name = pages.as_path(matched.output) if is_local else matched.output
-            items.setdefault(name, []).append(matched if name == matched.output else matched._replace(output=name))
-    return items
+def _match_all(mine: Share, survey: Survey, job: Resuming, found: _Found) -> Matched:
+    """Items of a share; what has no counterpart is added to ``found``."""
+    has_masks, is_local = pages.MASKS in job.sources.kinds, not storage.is_remote(job.books.output)
+    pairs, others = pair_up([*mine.images], [*mine.masks] if has_masks else None, job.sources)
+    outputs = {stem + job.extension: (root, image, mask) for root, (stem, image, mask) in pairs.items()}
+    matched = Matched(mine, outputs, {}, is_local)
 
+    def add(items: Iterable[Item | Reject], digits: str) -> None:
+        for one in items:
+            if isinstance(one, Reject):
+                found.lines.append(Line(digits, one))
+            else:
+                matched.add(one)
 
-def _match(mine: _Share, survey: Survey, job: Resuming) -> Iterator[Item | Line]:
-    """Items of a share, and the lines of what has no counterpart."""
-    where, is_local = job.sources.where, not storage.is_remote(job.books.output)
-    if where.listed:
-        base, stems = where.base or survey.base, dict[str, list[tuple[str, str]]]()
+    for name in [name for name in outputs if pages.as_path(name) != name] if is_local else ():
+        (item,) = matched.alike(name)
+        del outputs[name]
+        matched.add(item)
+    for root, (images, masks) in others.items():
+        digits = hash_of(pages.as_path(root) if is_local else root)
+        files = match_files(images, masks if has_masks else None, job.sources, job.extension, digits)
+        add(files, digits)
+    if mine.pairs:
+        base, stems = job.sources.where.base or survey.base, dict[str, list[tuple[str, str]]]()
         for pair in mine.pairs:
             stems.setdefault(stem_of(storage.relative(pair[0], base)), []).append(pair)
-        for stem, pairs in stems.items():
+        for stem, listed in stems.items():
             digits = hash_of(root_in(stem, is_local))
-            yield from _booked(match_listed(pairs, base, job.needs_mask, job.extension, digits), digits)
-        return
-    roots: dict[str, tuple[list[str], list[str]]] = {}
-    for part, found in enumerate((mine.images, mine.masks)):
-        for name in found:
-            roots.setdefault(root_of(name), ([], []))[part].append(name)
-    has_masks = pages.MASKS in job.sources.kinds
-    for root, (images, masks) in roots.items():
-        digits = hash_of(pages.as_path(root) if is_local else root)
-        matched = match_files(images, masks if has_masks else None, job.sources, job.extension, digits)
-        yield from _booked(matched, digits)
-
-
-def _booked(found: Iterable[Item | Reject], digits: str) -> Iterator[Item | Line]:
-    for one in found:
-        yield Line(digits, one) if isinstance(one, Reject) else one
+            add(match_listed(listed, base, job.needs_mask, job.extension, digits), digits)
+    return matched
 
 
 # Looking up
 
 
-def _look_up(
-    items: dict[str, list[Item]], mine: _Share, share: str, job: Resuming
-) -> Iterator[Item | Line | _Asked | Record]:
-    """Items that are to be made or asked about, records of those that are finished, and lines of rejects."""
-    lines: dict[str, list[bytes]] = {}
-    for _, output, line in read_parts(job.books, mine.parts, share):
-        if output in items:
-            lines.setdefault(output, []).append(line)
-    for name, alike in sorted(items.items()):
-        item, known = alike[0], [record for line in lines.get(name, ()) if (record := parse_record(line))]
-        if len(alike) > 1:
-            yield from (line for _, line in _collide(alike))
+def _look_up(matched: Matched, share: str, job: Resuming, found: _Found) -> dict[str, set[str]]:
+    """Adds what is known of all items to ``found``; returns the packs of those that are in some."""
+    finished, known, packed = dict[str, tuple[str, int]](), dict[str, list[bytes]](), dict[str, set[str]]()
+    several = {name for name, alike in matched.items.items() if len(alike) > 1}
+    for output, record, line in read_records(job.books, matched.mine.parts, share):
+        if not (output in matched.pairs or output in matched.items):
             continue
-        files = files_of(item)
-        seen = (
-            record
-            for record in known
-            if source_of(record) == files and is_seen(record, item, job.books.output, mine.marks)
-        )
-        if record := next(seen, None):
-            yield record
-        elif known or (job.books.has_old and (name in mine.outputs or (share and pages.is_contested(name)))):
-            yield _Asked(item, known)
+        if job.packs and (pack := pack_of(record)) in matched.mine.outputs:
+            packed.setdefault(output, set()).add(pack)
+        if output in finished or output in several:
+            continue
+        if matched.is_seen(output, record):
+            finished[output] = record["crc32c"], record["bytes"]
         else:
-            yield item
+            known.setdefault(output, []).append(line)
+    done = sorted(finished)
+    found.before = Page(
+        pages.FINISHED, done, [finished[name][0] for name in done], [finished[name][1] for name in done]
+    )
+    for name in sorted(name for name in matched if name not in finished):
+        item, *more = matched.alike(name)
+        if more:
+            found.lines += (Line(one.share, lost) for one, lost in collide([item, *more]))
+        elif name in known or (
+            job.books.has_old and (name in matched.mine.outputs or (share and pages.is_contested(name)))
+        ):
+            found.asked.append(_Asked(item, known.get(name, [])))
+        else:
+            found.todo.append(item)
+    return packed
 
 
-def _recall(asked: _Asked, mine: _Share, job: Resuming) -> Item | Line | Record:
-    """The record of an item if it is finished, a line for the books if that is not in them; or the item.
+def _make_packs_again(packed: dict[str, set[str]], matched: Matched, found: _Found) -> None:
+    """Takes for not finished what is in one pack with an output that is not, for no pack is ever changed."""
+    members: dict[str, list[str]] = {}
+    for output, mine in packed.items():
+        for pack in mine:
+            members.setdefault(pack, []).append(output)
+    rows = dict(zip(found.before.names, zip(found.before.marks, found.before.sizes, strict=True), strict=True))
+    names = [output for output in packed if output not in rows]
+    while names:
+        for pack in packed.get(names.pop(), ()):
+            again = [output for output in members.pop(pack, ()) if rows.pop(output, None)]
+            found.todo += (matched.alike(output)[0] for output in again)
+            names += again
+    found.before = Page(
+        pages.FINISHED, [*rows], [mark for mark, _ in rows.values()], [size for _, size in rows.values()]
+    )
+
+
+def _recall(asked: _Asked, mine: Share, job: Resuming) -> Item | Line | _Finished:
+    """An output that is finished, or a line for the books if it is not in them; or the item.
 
     A line, too, if its output was made of other files.
     """
-    (item, known), output = asked, job.books.output
+    item, output = asked.item, job.books.output
+    known = [record for line in asked.known if (record := parse_record(line))]
     try:
         with blame(item.image, "resume", (*FAULTS, KeyError, TypeError)):
             # A list may be stale, or have it in another share: what it lacks is asked for by name.
-            if item.output not in mine.outputs and not storage.exists(storage.join(output, item.output)):
+            is_there = job.packs or item.output in mine.outputs
+            if not is_there and not storage.exists(storage.join(output, item.output)):
                 return item
             old = None if known else read_record(item, output)
             known = known or ([old] if old else [])
@@ -362,9 +338,11 @@ def _recall(asked: _Asked, mine: _Share, job: Resuming) -> Item | Line | Record:
                     f"{storage.join(output, item.output)} is of {' and '.join(filter(None, source_of(known[0])))}: "
                     "--overwrite, or choose another folder"
                 )
-            finished = next((record for record in same if is_finished(record, item, output, mine.marks)), None)
+            finished = next((record for record in same if is_finished(record, item, output, mine.mark_of)), None)
     except Rejected as lost:
         return Line(item.share, lost.reject)
     if finished is None:
         return item._replace(earlier=tuple(sorted({record["crc32c"] for record in same})))
-    return Line(item.share, as_booked(old, item)) if finished is old else finished
+    if finished is old:
+        return Line(item.share, as_booked(old, item))
+    return _Finished(finished["output"], finished["crc32c"], finished["bytes"])

@@ -8,7 +8,8 @@ request of its own.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +23,8 @@ from trainer.errors import ImageError, NotFound, UserError
 from trainer.images import budget, pictures
 from trainer.storage import names
 
-RECORDS = ".items"
+RECORDS, PACKS = ".items", "packs"
+_PACK = re.compile(rf"{PACKS}/([0-9a-f]{{0,4}})-[0-9a-f]{{8}}-([0-9a-f]{{12}})-[0-9a-f]{{12}}\.tar")  # see `packs`
 
 
 # Versions
@@ -76,6 +78,17 @@ def is_current(version: Version) -> bool:
 # Records
 
 
+class Pack(TypedDict):
+    """A tar of outputs as it was when it was written; ``name`` is its path below the output folder."""
+
+    __pydantic_config__ = CHECKED  # type: ignore[misc]
+
+    name: str
+    bytes: Count
+    crc32c: Crc32c
+    stamp: str
+
+
 class Record(TypedDict):
     """The record of an output; what else is in it is taken as it is."""
 
@@ -87,8 +100,10 @@ class Record(TypedDict):
     more_masks: NotRequired[list[str]]
     bytes: Count
     crc32c: Crc32c
+    status: NotRequired[str]
     stamp: NotRequired[str]  # of the output
     made_of: NotRequired[list[Version]]  # in a record of its own
+    pack: NotRequired[Pack]  # that has it, if it is no file of its own
     versions: NotRequired[list[tuple[Count, Crc32c, str]]]  # of its image and its masks: bytes, crc32c and stamp
 
 
@@ -99,20 +114,50 @@ _OWN = ("stamp", "made_of", "versions", "share")  # fields that are not told to 
 def is_record(found: Any) -> bool:
     """Whether a value has the fields of a record that its readers go by: of millions of lines `Form` takes too long."""
     try:
-        texts = found["image"], found["mask"], found["output"], found["crc32c"], found["status"]
-        return (
-            [*map(type, texts)] == [str] * len(texts)
-            and type(found["bytes"]) is int
-            and all(type(name) is str for name in found.get("more_masks", ()))
-            and [*map(len, found.get("versions", ()))] == [3] * len(found.get("versions", ()))
-        )
+        is_one = (
+            type(found["image"])
+            is type(found["mask"])
+            is type(found["output"])
+            is type(found["crc32c"])
+            is type(found["status"])
+            is str
+        ) and type(found["bytes"]) is int
+        if "more_masks" in found:
+            is_one = is_one and all(type(name) is str for name in found["more_masks"])
+        if "pack" in found:
+            pack = found["pack"]
+            types = [type(pack[key]) for key in ("name", "bytes", "crc32c", "stamp")]
+            is_one = is_one and types == [str, int, str, str] and pack_prefix(pack["name"]) is not None
+        for version in found.get("versions", ()):
+            is_one = is_one and len(version) == 3
+        return is_one
     except (KeyError, TypeError, AttributeError):
         return False
 
 
+def pack_prefix(name: str) -> str | None:
+    """The digits that the shares of a pack's members begin with; None if a file, by its path, is no pack."""
+    found = _PACK.fullmatch(name) if name.startswith(PACKS) else None
+    return found[1] if found else None
+
+
+def pack_of(record: Record) -> str:
+    """The name of the pack that has an output; empty if it is a file of its own."""
+    return record["pack"]["name"] if "pack" in record else ""
+
+
+def begin_of(pack: str) -> str:
+    """Of two packs, greater is that of the one that was begun later, by the clocks of who wrote them."""
+    found = _PACK.fullmatch(pack)
+    return found[2] if found else ""
+
+
 def told(record: Mapping[str, Any]) -> dict[str, Any]:
     """What ``items.jsonl`` says of an output."""
-    return {key: value for key, value in record.items() if key not in _OWN}
+    said = {key: value for key, value in record.items() if key not in _OWN}
+    if "pack" in said:
+        said["pack"] = said["pack"]["name"]
+    return said
 
 
 def read_record(item: Item, output: str) -> Record | None:
@@ -146,21 +191,24 @@ def files_of(item: Item) -> list[str]:
     return [item.image, item.mask, *item.more_masks]
 
 
-def is_finished(record: Record, item: Item, output: str, marks: Mapping[str, str]) -> bool:
+def is_finished(record: Record, item: Item, output: str, mark_of: Callable[[str], str]) -> bool:
     """Whether an output and all that it was made of are as its record has them.
 
     Args:
         record: of the item's files.
         output: address of the output folder.
-        marks: by address, what a list has just told of some of the files, see `is_same`.
+        mark_of: what a list has just told of the file at an address, see `is_same`; empty for nothing.
     """
     address, made_of = storage.join(output, item.output), _made_of(record, item)
     if made_of is None:  # nothing is known of the inputs, and to read all outputs would take too long
         if storage.is_remote(address):
             return storage.checksum(address) == record["crc32c"]
         return storage.entry(address).size == record["bytes"]
-    output_then = Version(address, record["bytes"], record["crc32c"], record.get("stamp", ""))
-    return all(is_same(version, marks.get(version.address, "")) for version in (output_then, *made_of))
+    if pack := record.get("pack"):
+        output_then = Version(storage.join(output, pack["name"]), pack["bytes"], pack["crc32c"], pack["stamp"])
+    else:
+        output_then = Version(address, record["bytes"], record["crc32c"], record.get("stamp", ""))
+    return all(is_same(version, mark_of(version.address)) for version in (output_then, *made_of))
 
 
 def _made_of(record: Record, item: Item) -> list[Version] | None:
@@ -171,17 +219,21 @@ def _made_of(record: Record, item: Item) -> list[Version] | None:
     return record.get("made_of")
 
 
-def is_seen(record: Record, item: Item, output: str, marks: Mapping[str, str]) -> bool:
-    """Whether `is_finished` is true by ``marks`` alone, which cost no request."""
-    files, versions = [item.image, *item.masks], record.get("versions", ())
-    if len(versions) != len(files):
+def is_seen(record: Record, there: str, marks: Sequence[str]) -> bool:
+    """Whether `is_finished` is true by what lists tell alone, which costs no request.
+
+    Args:
+        record: of the item's files.
+        there: what a list has just told of the output, or of the pack that has it; empty for nothing.
+        marks: the same of the image and of each mask.
+    """
+    versions, kept = record.get("versions", ()), record.get("pack") or record
+    if not there or (there != kept["crc32c"] and there != kept.get("stamp")) or len(versions) != len(marks):
         return False
-    mark = marks.get(storage.join(output, item.output))
-    if not mark or mark not in (record["crc32c"], record.get("stamp")):
-        return False
-    return all(
-        (mark := marks.get(address)) and mark in version[1:] for address, version in zip(files, versions, strict=True)
-    )
+    for mark, version in zip(marks, versions, strict=True):
+        if not mark or mark not in version[1:]:
+            return False
+    return True
 
 
 def is_own(address: str, earlier: Collection[str], data: bytes) -> bool:

@@ -77,24 +77,28 @@ def spec_of(specs: tuple[MaskSpec, ...], index: int) -> MaskSpec:
     return specs[index % len(specs)]
 
 
+def mask_record(spec: MaskSpec, index: int) -> tuple[bytes, Tally]:
+    """The record of mask ``index``, serialized, and the tally of this one mask."""
+    values = mask_values(spec, index)
+    cell = Cell(values["mask/generator"], values["mask/bucket"], values["mask/touches_border"])
+    return records.encode_record(values, records.MASK_FEATURES), {cell: Count(1, index, values["mask/encoded"])}
+
+
+def key_of(index: int) -> str:
+    """The key of a mask's `Record`."""
+    return f"{index:012d}"
+
+
 def sample_records(
     indices: Iterable[int], specs: tuple[MaskSpec, ...], split: str
 ) -> Iterator[Record | beam.pvalue.TaggedOutput]:
     """The masks ``indices``, each as a `Record`, and under the tag ``tally`` the `Tally` of them all."""
     tallies = []
     for index in indices:
-        values = mask_values(spec_of(specs, index), index)
-        cell = Cell(values["mask/generator"], values["mask/bucket"], values["mask/touches_border"])
-        tallies.append({cell: Count(1, index, values["mask/encoded"])})
-        yield split, f"{index:012d}", records.encode_record(values, records.MASK_FEATURES)
+        serialized, tally = mask_record(spec_of(specs, index), index)
+        tallies.append(tally)
+        yield split, key_of(index), serialized
     yield beam.pvalue.TaggedOutput(TALLY, merge_tallies(tallies))
-
-
-def sample_chunk(
-    first: int, specs: tuple[MaskSpec, ...], count: int, split: str
-) -> Iterator[Record | beam.pvalue.TaggedOutput]:
-    """`sample_records` of the masks ``first`` to ``first + CHUNK - 1``, without those from ``count`` on."""
-    return sample_records(range(first, min(first + CHUNK, count)), specs, split)
 
 
 def read_file(
@@ -202,29 +206,12 @@ def write_summary(tally: Tally, folder: str, claim: Claim | None = None) -> dict
     return {"histogram": histogram(tally)}
 
 
-class SampleMasks(beam.PTransform):
-    """Twin of `masks.sampling.sample_mask`: masks 0 to ``count - 1``, from a pipeline.
-
-    Returns two PCollections: the `Record`s, and one `Tally` of them all.
-    """
-
-    def __init__(self, specs: tuple[MaskSpec, ...], count: int, split: str):
-        super().__init__()
-        self._arguments = (specs, count, split)
-        self._starts = list(range(0, count, CHUNK))
-
-    def expand(self, pipeline):
-        outputs = (
-            pipeline
-            | beam.Create(self._starts)
-            | beam.Reshuffle()
-            | beam.FlatMap(sample_chunk, *self._arguments).with_outputs(TALLY, main="records")
-        )
-        return outputs.records, outputs[TALLY] | beam.CombineGlobally(merge_tallies)
-
-
 class SampleMasksFromSources(beam.PTransform):
-    """Like `SampleMasks`, for families that start from sources; also returns the `Reject`s of their files."""
+    """Twin of `masks.sampling.sample_mask` for families that start from sources, from a pipeline.
+
+    Returns three PCollections: the `Record`s of masks 0 to ``count - 1``, one `Tally` of them all, and the `Reject`s of
+    the sources' files.
+    """
 
     def __init__(
         self,

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 # Also ``mask001``: digits need no separator.
@@ -75,6 +75,19 @@ def root_of(name: str) -> str:
         stem, extension = posixpath.splitext(root)
         shorter = stem if _EXTENSIONS.fullmatch(extension) else _strip(root, *_RULES) or root
     return root
+
+
+def roots_of(names: Sequence[str]) -> tuple[list[str], list[str]]:
+    """`stem_of` and `root_of` of each of many names."""
+    text = "\0" + "\0".join(names)
+    # With one dot each, which begins an extension, and none of the words anywhere: asked once for all.
+    if names and text.isascii() and text.count(".") == len(names) and "/." not in text and "\0." not in text:
+        lower = text.lower()
+        if "mask" not in lower and "im" not in lower:
+            stems, dots, ends = zip(*[name.rpartition(".") for name in names], strict=True)
+            if all(dots) and not any("/" in end for end in set(ends)):
+                return list(stems), list(stems)
+    return [stem_of(name) for name in names], [root_of(name) for name in names]
 
 
 def _is_plain(last: str) -> bool:

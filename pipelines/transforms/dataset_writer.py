@@ -14,6 +14,7 @@ from collections.abc import Iterable
 
 import apache_beam as beam
 
+from pipelines.transforms.create_once import write_claimed
 from pipelines.transforms.rejects import Reject, reject_lines
 from trainer import storage
 from trainer.data import kept, records
@@ -28,7 +29,7 @@ from trainer.data.manifest import (
     load_manifest,
     shard_name,
 )
-from trainer.errors import Unwritable, UserError
+from trainer.errors import UserError
 from trainer.storage import claims
 from trainer.storage.claims import Claim
 
@@ -46,36 +47,10 @@ def shard_of(key: str | bytes, num_shards: int) -> int:
     return hash_key(key) % num_shards
 
 
-def create_or_compare(address: str, data: bytes) -> None:
-    """Creates a file; an existing one must be what an earlier attempt wrote.
-
-    Raises:
-        Unwritable: a file with other contents exists, or something that is no file.
-    """
-    try:
-        storage.create(address, data)
-    except storage.AlreadyExists:
-        if not storage.exists(address):
-            raise Unwritable(f"cannot write to {address}: expected a free name. Received that of a folder.") from None
-        if storage.checksum(address) != storage.crc32c(data):
-            raise Unwritable(f"{address} exists with other contents: --overwrite, or choose another folder") from None
-
-
 def place_record(record: Record, num_shards: dict[str, int]) -> tuple[tuple[str, int], tuple[str, bytes]]:
     """((split, shard), (key, serialized)) of a record."""
     split, key, serialized = record
     return (split, shard_of(key, num_shards[split])), (key, serialized)
-
-
-def write_claimed(claim: Claim | None, address: str, data: bytes) -> None:
-    """`create_or_compare`; a job that has claimed the folder for itself replaces what is there.
-
-    Raises:
-        UserError: a file with other contents exists, or another job has claimed the folder.
-    """
-    claims.require(claim)
-    write = storage.overwrite if claim is not None and claim.is_own else create_or_compare
-    write(address, data)
 
 
 def save_shard(

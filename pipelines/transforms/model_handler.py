@@ -1,14 +1,13 @@
-"""The inpainting network in Beam's RunInference."""
+"""The inpainting network, as engines use it: loaded once per process, and run on batches."""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from apache_beam.ml.inference.base import ModelHandler
 
 from trainer.command import quiet_imports
 from trainer.errors import DeviceError, UserError, is_outage
@@ -46,8 +45,8 @@ class Filled(NamedTuple):
     seconds: float
 
 
-class FillModelHandler(ModelHandler[Pair, Filled | Exception, Any]):
-    """`predict.fill_batch` for RunInference, for keyed pairs of any size: as many make a batch as fit its memory.
+class FillModelHandler:
+    """`predict.fill_batch` for an engine's pairs of any size: as many make a batch as fit its memory.
 
     An element that fails gives its exception instead of `Filled`, and takes no other element with it.
 
@@ -61,7 +60,6 @@ class FillModelHandler(ModelHandler[Pair, Filled | Exception, Any]):
     """
 
     def __init__(self, pin: ModelPin, batch_size: int | None, **options):
-        super().__init__()
         self.pin, self._batch_size, self._options = pin, batch_size, options
 
     def prepare(self) -> None:
@@ -80,9 +78,8 @@ class FillModelHandler(ModelHandler[Pair, Filled | Exception, Any]):
         except DeviceError as error:
             raise UserError(f"--{error}") from None
 
-    def run_inference(
-        self, batch: Sequence[Pair], model: Model, inference_args: dict[str, Any] | None = None
-    ) -> list[Filled | Exception]:
+    def run_inference(self, batch: Sequence[Pair], model: Model) -> list[Filled | Exception]:
+        """A result for each pair of a batch."""
         from trainer.inference import predict
 
         try:
@@ -103,19 +100,11 @@ class FillModelHandler(ModelHandler[Pair, Filled | Exception, Any]):
             for found, count, pair in zip(pixels, windows, batch, strict=True)
         ]
 
-    def batch_elements_kwargs(self) -> dict[str, Any]:
-        weight = max(_BATCH_WEIGHT, self._batch_size or 0)
-        return {"min_batch_size": weight, "max_batch_size": weight, "element_size_fn": _Weight(weight)}
+    @property
+    def batch_weight(self) -> int:
+        """Weight of a full batch."""
+        return max(_BATCH_WEIGHT, self._batch_size or 0)
 
-    def get_metrics_namespace(self) -> str:
-        return "pconv"
-
-
-class _Weight:
-    """Weight of a keyed pair in a batch; an image too large for any batch makes one alone."""
-
-    def __init__(self, max_weight: int):
-        self._max_weight = max_weight
-
-    def __call__(self, element: tuple[Any, Pair]) -> int:
-        return min(self._max_weight, -(-element[1].mask.size // _UNIT_PIXELS))
+    def weigh(self, pair: Pair) -> int:
+        """Weight of a pair in a batch; an image too large for any batch makes one alone."""
+        return min(self.batch_weight, -(-pair.mask.size // _UNIT_PIXELS))

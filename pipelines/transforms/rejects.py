@@ -19,10 +19,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
-
-import apache_beam as beam
+from collections.abc import Iterable, Iterator
 
 from trainer.errors import Outage, UserError, is_outage
 from trainer.storage.names import printable
@@ -98,13 +95,6 @@ def blame(
         if is_outage(error):
             raise Outage(f"{source}: {error}") from error
         raise Rejected(reject(source, stage, error, split, member)) from error
-
-
-# Without types of its arguments: Beam would check an empty ``arguments`` as if it were an element.
-def tag_rejects(element, function: Callable[..., Iterable[Any]], *arguments) -> Iterator[Any]:
-    """What ``function`` yields for an element and ``arguments``, with `Reject`s under the tag `REJECTED`."""
-    for found in function(element, *arguments):
-        yield beam.pvalue.TaggedOutput(REJECTED, found) if isinstance(found, Reject) else found
 
 
 def reject_lines(rejects: Iterable[Reject]) -> bytes:

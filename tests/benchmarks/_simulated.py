@@ -3,8 +3,9 @@
     sim://b/in/00012/000012345.jpg      holes/00012/000012345.png      out/00012/000012345.png
 
 Pictures are drawn when they are read, one of `KINDS`. What is written is kept: outputs as their size and checksum,
-other files whole; with a journal they outlive a process that is killed. Requests are counted by kind, and answered as a
-bucket does: after a while, at times with an error that is asked about again, and more slowly above a rate of writes.
+other files whole, in a file that has no name; with a journal they outlive a process that is killed. Requests are
+counted by kind, and answered as a bucket does: after a while, at times with an error that is asked about again, and
+more slowly above a rate of writes.
 """
 
 import bisect
@@ -12,7 +13,9 @@ import collections
 import contextlib
 import itertools
 import json
+import os
 import random
+import tempfile
 import threading
 import time
 import zlib
@@ -65,7 +68,8 @@ class SimulatedStore:
         self.count, self.existing, self._latency, self._failing = count, dict(existing), latency, failing
         self.requests, self.writes = collections.Counter(), collections.Counter()
         self.again = collections.Counter()  # outputs that were there when they were to be created
-        self._files, self._generation = {}, 0  # (data or None, size, checksum, generation)
+        self._files, self._generation = {}, 0  # (place in the file or None, size, checksum, generation)
+        self._kept, self._end = tempfile.TemporaryFile(buffering=0), 0
         self._order = []
         self._lock, self._random = threading.Lock(), random.Random(1)
         self._pictures = [_draw(kind) for kind in range(KINDS)]
@@ -117,7 +121,12 @@ class SimulatedStore:
 
     def _put(self, address, data, size, checksum):
         self._generation += 1
-        self._files[address] = (data, size, checksum, self._generation)
+        place = None
+        if data is not None:
+            place = self._end, len(data)
+            os.pwrite(self._kept.fileno(), data, self._end)
+            self._end += len(data)
+        self._files[address] = (place, size, checksum, self._generation)
 
     def _input(self, address):
         """(set, kind of picture) of an input's address; None for other files."""
@@ -244,10 +253,13 @@ class SimulatedStore:
         self._answer("read")
         if found := self._input(address):
             return self._pictures[found[1]][list(SETS).index(found[0])], 1
-        data, size, _, generation = self._files.get(address, (None, 0, "", 0))
+        place, size, _, generation = self._files.get(address, (None, 0, "", 0))
         require_size(address, size, max_bytes)
         if generation:
-            return (zlib.decompress(data) if data is not None else bytes(size)), generation
+            if place is None:
+                return bytes(size), generation
+            start, length = place
+            return zlib.decompress(os.pread(self._kept.fileno(), length, start)), generation
         made = self._made(address)
         return (made, 1) if isinstance(made, bytes) else (None, 0)
 

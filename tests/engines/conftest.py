@@ -11,12 +11,18 @@ A module of this folder says which engine it tests, its tests ask for tools by n
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections import Counter, defaultdict
+from pathlib import Path
 
 import pytest
 
 from engines import images, jobs, tools
 from engines.cloud import make_cloud
+from engines.cluster import cluster as clusters
+from engines.cluster.images import PROJECT, save
+from engines.pods import OUTSIDE, Pods
 
 
 def pytest_collection_modifyitems(items):
@@ -85,6 +91,40 @@ def expected(cloud):
         return made[job]
 
     return of
+
+
+@pytest.fixture(scope="session")
+def cluster(tool, image, tmp_path_factory):
+    """kubectl for a Kubernetes with KubeRay, and the cluster itself if it is one of cluster.py.
+
+    It is the one that KUBECONFIG names, whose nodes then have the image pconv/ray:local (infra/kuberay/README.md); the
+    namespace pconv is made there, and removed.
+    """
+    if os.environ.get("KUBECONFIG"):
+        program = shutil.which("kubectl") or tools.find("kubernetes")
+        kubectl = clusters.Kubectl(Path(os.environ["KUBECONFIG"]), Path(program))
+        if kubectl.run("get", "crd", "rayjobs.ray.io").returncode:
+            pytest.skip("KUBECONFIG names no cluster that answers and has KubeRay's operator")
+        if not kubectl.run("get", "namespace", "pconv").returncode:
+            pytest.skip("the cluster that KUBECONFIG names has a namespace pconv, which is somebody's")
+        yield kubectl, clusters.find(Path(os.environ["KUBECONFIG"]))
+        return
+    for name in clusters.NEEDED:
+        tool(name)
+    place = tmp_path_factory.mktemp("kubernetes")
+    project = save(image("ray", RAY_EXTRAS="beam,ray,cluster"), PROJECT, place / "project.tar")
+    try:
+        with clusters.running(place / "cluster", images=[project]) as made:
+            yield made.kubectl, made
+    except tools.Missing as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="module")
+def pods(cluster, tmp_path_factory):
+    kubectl, _ = cluster
+    yield Pods(kubectl, tmp_path_factory.mktemp("pods"))
+    kubectl.run("delete", "namespace", "pconv", OUTSIDE, "--ignore-not-found")
 
 
 @pytest.fixture

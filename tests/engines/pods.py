@@ -1,4 +1,4 @@
-"""Training runs in pods of a cluster: what `infra/kuberay/local` makes there, and how tests look at it."""
+"""Jobs in pods of a cluster: what `infra/kuberay/local` makes there, and how tests look at it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ from engines.cluster.cluster import Kubectl
 
 ROOT = Path(__file__).resolve().parents[2]
 OVERLAY = ROOT / "infra/kuberay/local"
+OUTSIDE = "pconv-outside"  # a namespace
 PATIENCE_S = 900  # for what takes two minutes on a quiet machine
+# What the overlays are filled in with, as infra/kuberay/README.md has it.
+HERE = {"PCONV_REPOSITORY": "pconv", "PCONV_TAG": "local", "PCONV_BATCH": "gs://pconv", "PCONV_RUNS": "gs://pconv"}
 # What train.sh sets, for a run of this many steps.
 STEPS, EVERY, LOGGED = 60, 10, 5
 OPTIONS = f"--set log_every={LOGGED} --set checkpoint.every={EVERY}"
@@ -47,11 +50,15 @@ def wait_for(what: str, look: Callable[[], object], instead: Callable[[], object
     return found
 
 
-def fill(variables: dict[str, str]) -> str:
-    """rayjob.yaml with values put in."""
-    command = [sys.executable, ROOT / "infra/fill.py", ROOT / "infra/kuberay/rayjob.yaml"]
+def fill(name: str, variables: dict[str, str]) -> list[dict]:
+    """The objects of a file of infra/kuberay, with values put in."""
+    command = [sys.executable, ROOT / "infra/fill.py", ROOT / f"infra/kuberay/{name}.yaml"]
     done = subprocess.run(command, env={**os.environ, **variables}, capture_output=True, text=True, check=True)
-    return done.stdout
+    return list(yaml.safe_load_all(done.stdout))
+
+
+def name_of(pod: dict) -> str:
+    return pod["metadata"]["name"]
 
 
 class Pods:
@@ -67,6 +74,9 @@ class Pods:
 
     def run(self, *words: str) -> str:
         return self._cluster("--namespace=pconv", *words)
+
+    def get(self, *words: str) -> dict:
+        return self._cluster.get("--namespace=pconv", *words)
 
     def script(self, *words: str, **variables: str) -> subprocess.Popen:
         """train.sh, as a user starts it."""
@@ -96,6 +106,17 @@ class Pods:
     def start(self, name: str) -> None:
         """Applies a RayJob."""
         self.apply(*(found for found in self.objects(name) if found["kind"] == "RayJob"))
+
+    def inpaint(self, name: str) -> None:
+        """Applies inpaint.yaml with its overlay."""
+        (job,) = fill("inpaint", {**HERE, "PCONV_JOB": name})
+        (OVERLAY / "inpaint/rayjob.local.yaml").write_text(yaml.safe_dump(job), encoding="utf-8")
+        self._cluster("apply", "--server-side", f"--kustomize={OVERLAY}/inpaint")
+
+    def remove(self, name: str) -> None:
+        """Deletes a RayJob, and waits for the end of its pods."""
+        self.run("delete", "rayjob", name)
+        wait_for("the end of its pods", lambda: not self.of(name, "head") and not self.of(name, "worker"))
 
     def status(self, name: str) -> str:
         """As the operator sees a RayJob: DEPLOYMENT/JOB."""

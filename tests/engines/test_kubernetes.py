@@ -1,66 +1,27 @@
-"""infra/kuberay on a Kubernetes with KubeRay's operator: what KUBECONFIG names, or a cluster that is made here.
-
-The nodes of a cluster that KUBECONFIG names have to have the image pconv/ray:local (infra/kuberay/README.md); the
-namespace pconv is made there, and removed.
-"""
+"""infra/kuberay on a Kubernetes with KubeRay's operator: what KUBECONFIG names, or a cluster that is made here."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import yaml
 
-from engines import tools
-from engines.cluster import cluster as clusters
-from engines.cluster.images import project_image
-from engines.pods import CONNECT, EVERY, LOGGED, ROOT, STEPS, Pods, fill, wait_for
+from engines.pods import CONNECT, EVERY, LOGGED, OUTSIDE, ROOT, STEPS, fill, name_of, wait_for
 
 ENGINE = "Kubernetes"
-OUTSIDE = "pconv-outside"  # a namespace
 CLOUD = {  # as infra/README.md has a user fill the files in
     **{"PCONV_JOB": "a", "PCONV_GPU_WORKERS": "4", "PCONV_QUEUE": "gpus", "PCONV_TAG": "1"},
     **{"PCONV_REPOSITORY": "us-central1-docker.pkg.dev/some-project/pconv", "PCONV_DATA": "gs://some-data"},
     **{"PCONV_RUNS": "gs://some-runs", "PCONV_TRAINER_ACCOUNT": "pconv-trainer@some-project.iam.gserviceaccount.com"},
+    **{"PCONV_BATCH": "gs://b", "PCONV_INFERENCE_ACCOUNT": "pconv-inference@some-project.iam.gserviceaccount.com"},
 }
-
-
-@pytest.fixture(scope="module")
-def cluster(tool, tmp_path_factory):
-    """kubectl for the cluster, and the cluster itself if it is one of cluster.py."""
-    if os.environ.get("KUBECONFIG"):
-        program = shutil.which("kubectl") or tools.find("kubernetes")
-        kubectl = clusters.Kubectl(Path(os.environ["KUBECONFIG"]), Path(program))
-        if kubectl.run("get", "crd", "rayjobs.ray.io").returncode:
-            pytest.skip("KUBECONFIG names no cluster that answers and has KubeRay's operator")
-        if not kubectl.run("get", "namespace", "pconv").returncode:
-            pytest.skip("the cluster that KUBECONFIG names has a namespace pconv, which is somebody's")
-        yield kubectl, clusters.find(Path(os.environ["KUBECONFIG"]))
-        return
-    for name in clusters.NEEDED:
-        tool(name)
-    place = tmp_path_factory.mktemp("kubernetes")
-    try:
-        with clusters.running(place / "cluster", images=[project_image(place)]) as made:
-            yield made.kubectl, made
-    except tools.Missing as error:
-        pytest.skip(str(error))
-
-
-@pytest.fixture(scope="module")
-def pods(cluster, tmp_path_factory):
-    kubectl, _ = cluster
-    yield Pods(kubectl, tmp_path_factory.mktemp("pods"))
-    kubectl.run("delete", "namespace", "pconv", OUTSIDE, "--ignore-not-found")
 
 
 @pytest.fixture(scope="module")
@@ -221,7 +182,11 @@ def dry_run(kubectl, *objects: dict) -> subprocess.CompletedProcess:
 def test_the_api_server_takes_every_object(cluster, pods, undisturbed):
     """As users apply them to a cloud's cluster, and here: fields, kinds, admission, KubeRay's own rules."""
     kubectl, _ = cluster
-    clouds = list(yaml.safe_load_all(fill(CLOUD)))
+    clouds = [found for name in ("namespace", "rayjob") for found in fill(name, CLOUD)]
+    clouds += [
+        *fill("inpaint", CLOUD | {"PCONV_JOB": "b"}),
+        *fill("inpaint", CLOUD | {"PCONV_JOB": "c", "PCONV_GPU_WORKERS": ""}),
+    ]
     for objects in (clouds, pods.objects("other")):
         done = dry_run(kubectl, *objects)
         assert done.returncode == 0 and "Warning" not in done.stderr, done.stderr
@@ -242,7 +207,7 @@ def test_the_api_server_takes_every_object(cluster, pods, undisturbed):
 )
 def test_the_api_server_refuses_planted_errors(cluster, pods, undisturbed, plant, told):
     kubectl, _ = cluster
-    *_, job = yaml.safe_load_all(fill(CLOUD))
+    (job,) = fill("rayjob", CLOUD)
     plant(job)
     done = dry_run(kubectl, job)
     assert done.returncode != 0 and told in done.stderr
@@ -292,8 +257,7 @@ def delete_the_head(name, pods, made):
 
 def delete_the_job(name, pods, made):
     """And apply it again."""
-    pods.run("delete", "rayjob", name)
-    wait_for("the end of its pods", lambda: not pods.of(name, "head") and not pods.of(name, "worker"))
+    pods.remove(name)
     pods.start(name)
 
 
@@ -326,10 +290,6 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("disturb", chosen, ids=lambda disturb: disturb.__name__)
 
 
-def name_of(pod: dict) -> str:
-    return pod["metadata"]["name"]
-
-
 def test_a_disturbed_run_ends_as_if_it_had_not_been(cluster, pods, bucket, disturb, figure):
     """Disturbed once it has saved a checkpoint; nobody lends a hand."""
     name = disturb.__name__.replace("_", "-")
@@ -344,8 +304,7 @@ def test_a_disturbed_run_ends_as_if_it_had_not_been(cluster, pods, bucket, distu
     for tag, curve in found.items():
         assert STEPS in curve  # what was logged in the last seconds before a process was killed may be missing
         assert curve == pytest.approx({step: expected[tag][step] for step in curve}, rel=1e-6, abs=1e-6), tag
-    pods.run("delete", "rayjob", name)
-    wait_for("the end of its pods", lambda: not pods.of(name, "head") and not pods.of(name, "worker"))
+    pods.remove(name)
     logs = logs_of(bucket, name)
     resumed = [int(step) for step in re.findall(r"training resumes after step (\d+)", logs["driver.log"])]
     assert resumed and min(resumed) >= EVERY, logs["driver.log"]

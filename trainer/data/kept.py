@@ -1,6 +1,7 @@
 """What a job that did not end has left, and of what it made it: the next one need neither make nor read that again.
 
     DATASET/.shards/train-00003-of-00128.tfrecord.json    written after its shard; what the shard was made of
+    DATASET/.shards/train-00003-of-00128.0f6e...c2.00005.piece    some records of a shard that is made by several
     DATASET/.shards/0f6e...c2.members.json                members of an archive in a bucket: to list them again would
                                                           take a request for each of a million images
 
@@ -10,21 +11,26 @@ is removed when the manifest is there.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field
 
 from trainer import storage
 from trainer.data.finished import in_threads
 from trainer.data.manifest import Shard
-from trainer.documents import CHECKED, Count, Form, Text
+from trainer.documents import CHECKED, Count, Crc32c, Form, Text
 from trainer.errors import NotFound, UserError
 from trainer.storage.names import to_bytes, to_text
 
 FOLDER = ".shards"
 MOST_MEMBERS = 200_000  # of an archive; lists of more are no documents, see `documents.parse`
-_MEMBERS = ".members.json"
+_MEMBERS, _PIECE = ".members.json", ".piece"
+_Notes = Annotated[str, Field(max_length=1 << 26)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +55,7 @@ class Kept:
         stamp: of the shard's file, see `storage.stamp`; empty if there is none.
         shard: as the manifest will list it.
         rejects: of its inputs.
+        notes: what else its maker has to know of it.
     """
 
     __pydantic_config__ = CHECKED
@@ -57,10 +64,21 @@ class Kept:
     stamp: Text
     shard: Shard
     rejects: tuple[Lost, ...] = ()
+    notes: _Notes = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """What the first line of a piece says of the rest of it: its checksum, and ``notes`` as of `Kept`."""
+
+    __pydantic_config__ = CHECKED
+
+    crc32c: Crc32c
+    notes: _Notes = ""
 
 
 _FORM: Form[Kept] = Form("the record of a shard", Kept, max_bytes=1 << 27)
-
+_PIECE_FORM: Form[Piece] = Form("a piece of a shard", Piece)
 
 Members = tuple[tuple[str, Count, Count], ...]  # name, a character for each byte of it; first byte; bytes
 _MEMBERS_FORM: Form[Members] = Form("a list of an archive's members", Members, max_bytes=1 << 27)
@@ -96,6 +114,40 @@ def find(folder: str, name: str, made_of: str) -> Kept | None:
         return None
 
 
+def _address_of_piece(folder: str, name: str) -> str:
+    return storage.join(folder, FOLDER, name + _PIECE)
+
+
+def keep_piece(folder: str, name: str, data: bytes, notes: str = "") -> None:
+    """Records some records of a shard under a name that tells, by a digest, what they are made of."""
+    storage.confine(folder)
+    head = json.dumps(dataclasses.asdict(Piece(crc32c=storage.crc32c(data), notes=notes))).encode()
+    with contextlib.suppress(storage.AlreadyExists):  # of another attempt
+        storage.create(_address_of_piece(folder, name), head + b"\n" + data)
+
+
+def has_piece(folder: str, name: str) -> bool:
+    """Whether there is one, which may be damaged."""
+    return storage.exists(_address_of_piece(folder, name))
+
+
+def read_piece(folder: str, name: str) -> tuple[bytes, str] | None:
+    """Records and notes of a piece; None if it is not there as it was written."""
+    address = _address_of_piece(folder, name)
+    try:
+        head, _, data = storage.read(address).partition(b"\n")
+        piece = _PIECE_FORM.parse(head, address)
+    except UserError:
+        return None
+    return (data, piece.notes) if storage.crc32c(data) == piece.crc32c else None
+
+
+def drop_pieces(folder: str, names: Iterable[str]) -> None:
+    """Removes pieces of a shard that is recorded."""
+    for _ in in_threads(storage.delete, (_address_of_piece(folder, name) for name in names)):
+        pass
+
+
 def keep_members(folder: str, made_of: str, members: Iterable[tuple[str, int, int]]) -> None:
     """Records name, first byte and size of an archive's members under a digest of where it lies and its version."""
     storage.confine(folder)
@@ -115,7 +167,7 @@ def find_members(folder: str, made_of: str) -> list[tuple[str, int, int]] | None
 def count(folder: str) -> int:
     """How many shards of the folder are recorded."""
     found = storage.scan(storage.join(folder, FOLDER), deep=False)
-    return sum(1 for address, _ in found if not address.endswith(_MEMBERS))
+    return sum(1 for address, _ in found if not address.endswith((_MEMBERS, _PIECE)))
 
 
 def forget(folder: str) -> None:

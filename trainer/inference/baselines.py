@@ -9,8 +9,10 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-# Pixels around a hole that OpenCV's methods consider; 3 as in its own examples.
-RADIUS = 3
+# Pixels around a hole that OpenCV's methods consider. At 128 and 256 pixels the mean PSNR over the intervals of hole
+# ratios is within 0.02 dB (Telea) and 0.11 dB (Navier-Stokes) of that of the best radius up to 15; small holes are
+# filled better by smaller ones, large holes by larger ones (tests/benchmarks/classical.py).
+RADII = {"telea": 3, "ns": 3}
 
 
 def fill_mean(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -22,19 +24,20 @@ def fill_mean(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 def fill_telea(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Fast marching inwards from the holes' edges (Telea 2004), by OpenCV; `fill_mean` if no pixel is valid."""
-    return _fill_with_opencv(image, mask, cv2.INPAINT_TELEA)
+    return fill_with_opencv(image, mask, cv2.INPAINT_TELEA, RADII["telea"])
 
 
 def fill_ns(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Navier-Stokes inpainting, which continues lines of equal brightness like streamlines (Bertalmio, Bertozzi and
     Sapiro 2001), by OpenCV; `fill_mean` if no pixel is valid."""
-    return _fill_with_opencv(image, mask, cv2.INPAINT_NS)
+    return fill_with_opencv(image, mask, cv2.INPAINT_NS, RADII["ns"])
 
 
-def _fill_with_opencv(image: np.ndarray, mask: np.ndarray, method: int) -> np.ndarray:
+def fill_with_opencv(image: np.ndarray, mask: np.ndarray, method: int, radius: int) -> np.ndarray:
+    """By `cv2.inpaint`: ``method`` is one of its constants, ``radius`` in pixels."""
     # OpenCV reads a few pixels under the holes for its gradients, and returns an image without valid pixels
     # unchanged. Holes are set to the mean color first, so that nothing hidden leaks into the result.
-    filled = cv2.inpaint(fill_mean(image, mask), 1 - mask, RADIUS, method)
+    filled = cv2.inpaint(fill_mean(image, mask), 1 - mask, radius, method)
     return np.where(mask[..., None] == 1, image, filled)
 
 

@@ -1,4 +1,4 @@
-"""Which network is meant: a checkpoint of a run or an exported file, fixed once at launch.
+"""Which network is meant: a checkpoint of a run, an exported file or the starter model, fixed once at launch.
 
 Whoever only launches a job needs no TensorFlow: this module imports none.
 """
@@ -6,6 +6,7 @@ Whoever only launches a job needs no TensorFlow: this module imports none.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from pydantic import ConfigDict, JsonValue
 
@@ -17,6 +18,10 @@ from trainer.errors import UserError
 from trainer.storage import recognize
 
 MODEL, CARD = "model.keras", "card.json"  # files of an export
+
+STARTER = "starter"  # address of the model that comes with this package, wherever that is installed
+STARTER_WEIGHTS = Path(__file__).parents[1] / "assets" / "starter.npz"  # kernels in float16, by variable path
+STARTER_CARD = STARTER_WEIGHTS.with_suffix(".json")  # in words: starter.md
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +50,8 @@ class ModelPin:
     """A network, fixed once at launch, and the config it was trained with.
 
     Attributes:
-        checkpoint: address and checksum of a checkpoint or an exported ``.keras`` file.
+        checkpoint: address and checksum of a checkpoint or an exported ``.keras`` file, or `STARTER` and that of its
+            weights.
     """
 
     checkpoint: checkpoints.Pin
@@ -93,3 +99,21 @@ def find_export(address: str) -> ModelPin:
     if found is None:
         raise UserError(f"{model} has no card: {card} does not exist")
     return ModelPin(checkpoint=checkpoints.Pin(address=model, crc32c=storage.checksum(model)), config=found.config)
+
+
+def starter() -> ModelPin:
+    """The starter model: see ``trainer/assets/starter.md`` for what it was trained on and what it is not for."""
+    card = CARD_FORM.parse(STARTER_CARD.read_bytes(), str(STARTER_CARD))
+    return ModelPin(
+        checkpoint=checkpoints.Pin(address=STARTER, crc32c=card.files[STARTER_WEIGHTS.name]), config=card.config
+    )
+
+
+def is_starter(text: str) -> bool:
+    """Whether an option means the starter model. What lies at that name here comes first, as a run or an export did."""
+    return text == STARTER and not storage.is_there(storage.normalize(text))
+
+
+def find_given(text: str) -> ModelPin:
+    """The network of an option ``--model``: `starter`, or what `find_export` finds; raises as that does."""
+    return starter() if is_starter(text) else find_export(storage.normalize(text))

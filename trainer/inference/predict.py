@@ -1,6 +1,6 @@
 """Inpainting of arrays with a trained network, for the batch job, notebooks and services.
 
-    model = load_model(find_model("gs://B/runs/a"))
+    model = load_model(find_model("gs://B/runs/a"))  # or starter(), which comes with the package
     filled = inpaint(image, mask, model)
 
 Valid pixels are returned bit for bit. Images are gray or RGB, with or without alpha, of 8 or 16 bits and of any size:
@@ -25,11 +25,11 @@ from trainer import checkpoints, storage, weight_files
 from trainer.errors import UserError, no_gpu
 from trainer.inference import DEVICES, arrays
 from trainer.inference.filling import Model, fill_images
-from trainer.inference.pins import MODEL, ModelPin, find_export, find_model
+from trainer.inference.pins import MODEL, STARTER, STARTER_WEIGHTS, ModelPin, find_export, find_model, starter
 from trainer.inference.windows import Tiling, make_sides
 from trainer.model.unet import build_unet
 
-__all__ = ["Model", "ModelPin", "find_export", "find_model", "inpaint", "inpaint_batch", "load_model"]
+__all__ = ["Model", "ModelPin", "find_export", "find_model", "inpaint", "inpaint_batch", "load_model", "starter"]
 
 GPU_BATCH = 8
 
@@ -59,7 +59,8 @@ def load_model(
         DeviceError: there is no GPU.
     """
     if not isinstance(pin, ModelPin):
-        raise ValueError(f"pin: expected what find_model or find_export returns. Received {type(pin).__name__}.")
+        expected = "what find_model, find_export or starter returns"
+        raise ValueError(f"pin: expected {expected}. Received {type(pin).__name__}.")
     if device not in DEVICES:
         raise ValueError(f"device: expected one of {DEVICES}. Received {device!r}.")
     gpus = tf.config.list_logical_devices("GPU")
@@ -98,12 +99,27 @@ def _restore_unet(pin: ModelPin, dtype: str) -> keras.Model:
         checkpoints.require_fit(config, len(data), address)
         unet = build_unet(config, dtype=dtype)
         _load_weights(unet, data, address)
+    elif address == STARTER:
+        unet = build_unet(config, dtype=dtype)
+        checkpoints.assign_variables(unet.variables, _read_starter(pin.checkpoint.crc32c))
     else:
         weights = checkpoints.inference_weights(checkpoints.load_for_inference(pin.checkpoint))
         checkpoints.require_fit(config, sum(array.nbytes for array in weights.arrays.values()), address)
         unet = build_unet(config, dtype=dtype)
         checkpoints.assign_variables(unet.variables, weights.arrays)
     return unet
+
+
+def _read_starter(crc32c: str) -> dict[str, np.ndarray]:
+    """The arrays of the starter model that is installed here, float32; raises `UserError` if it is another."""
+    data = STARTER_WEIGHTS.read_bytes()
+    if storage.crc32c(data) != crc32c:
+        raise UserError(
+            "starter: expected the model of the version that launched this job. Received another, or a damaged one: "
+            f"{STARTER_WEIGHTS}. Install the same version of pconv on all machines."
+        )
+    arrays = weight_files.read_npz(data, str(STARTER_WEIGHTS))
+    return {path: array.astype(np.float32) for path, array in arrays.items()}
 
 
 def _load_weights(unet, data: bytes, address: str) -> None:

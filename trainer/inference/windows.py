@@ -119,9 +119,14 @@ def _read_around(first: int, last: int, length: int, wanted: int, margin: int) -
     return max(0, min(start, stop - wanted)), stop
 
 
+def _needed(first: int, last: int, length: int, tiling: Tiling) -> int:
+    """Pixels that [first, last) of an axis and its context take."""
+    return min(last + tiling.margin, length) - max(first - tiling.margin, 0)
+
+
 def span_axis(first: int, last: int, length: int, tiling: Tiling, sides: tuple[int, ...], stride: int) -> list[Span]:
     """Spans that cover [first, last) of an axis of ``length`` pixels: a single one if it fits, else equal ones."""
-    needed = min(last + tiling.margin, length) - max(first - tiling.margin, 0)
+    needed = _needed(first, last, length, tiling)
     if needed <= tiling.size:
         side = min(fit_side(needed, sides, stride), tiling.size)
         return [Span(*_read_around(first, last, length, side, tiling.margin), first, last, _ones(last - first))]
@@ -194,6 +199,10 @@ def plan_groups(mask: np.ndarray, tiling: Tiling, sides: tuple[int, ...] = (), s
         rows, columns = map(sum, sizes)
         return rows * columns
 
+    def fits(box: Box) -> bool:
+        axes = zip(box[:2], box[2:], mask.shape, strict=True)
+        return all(_needed(first, last, length, tiling) <= tiling.size for first, last, length in axes)
+
     groups: list[tuple[int, Group]] = []
     for box in _hole_boxes(mask, tiling.margin):
         new = make_group(box, mask.shape, tiling, sides, stride)
@@ -202,8 +211,11 @@ def plan_groups(mask: np.ndarray, tiling: Tiling, sides: tuple[int, ...] = (), s
             paid, old = groups[k]
             if not (new.is_single and old.is_single):
                 continue
-            joined = make_group(old.box.union(box), mask.shape, tiling, sides, stride)
-            if joined.is_single and cost(joined) <= paid + price:
+            both = old.box.union(box)
+            if not fits(both):  # of thousands of holes, most are far apart
+                continue
+            joined = make_group(both, mask.shape, tiling, sides, stride)
+            if cost(joined) <= paid + price:
                 groups[k] = (cost(joined), joined)
                 break
         else:

@@ -1,4 +1,4 @@
-"""The paper's loss terms and their weighted sum (arXiv 1804.07723, section 3.3, equations 3 to 7).
+"""The paper's loss terms and their weighted sum (arXiv 1804.07723, section 3.3, equations 3 to 7), and two more.
 
 Shapes: `output`, `target`, `composite` are [B, H, W, C] in [0, 1]; `mask` is [B, H, W, 1] of {0, 1}, 1 = valid.
 Features are lists of [B, h, w, c], one per layer of the perceptual network. Every term is a float32
@@ -10,12 +10,15 @@ the same name.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from keras import ops
 
 from trainer.config import LossConfig
+
+LOG_FLOOR = 1e-5  # of `hole_log_loss`: 50 dB, where a flat hole that is filled exactly would weigh without bound
 
 
 def composite_image(output, target, mask):
@@ -31,6 +34,27 @@ def hole_loss(output, target, mask):
 def valid_loss(output, target, mask):
     """L_valid = ||M (output - target)||_1 / (C H W)."""
     return ops.mean(_float32(mask) * _distance(output, target))
+
+
+def hole_mean_loss(output, target, mask):
+    """Mean over images of the mean |output - target| in the holes of each; not the paper's. 0 for one without holes."""
+    return ops.mean(_mean_in_holes(_distance(output, target), mask))
+
+
+def hole_log_loss(output, target, mask):
+    """Mean over images of log10 of the mean squared error in the holes of each: -0.1 times PSNR; not the paper's.
+
+    Images count the same, whether they are filled well or badly. `LOG_FLOOR` is added to each mean.
+    """
+    errors = _mean_in_holes(ops.square(_float32(output) - _float32(target)), mask)
+    return ops.mean(ops.log(errors + LOG_FLOOR)) / math.log(10)
+
+
+def _mean_in_holes(x, mask):
+    """Means of [B, H, W, C] over the holes of each image, [B]; 0 for an image without holes."""
+    holes = 1.0 - _float32(mask)
+    count = ops.sum(holes, axis=(1, 2, 3)) * x.shape[-1]
+    return ops.sum(holes * x, axis=(1, 2, 3)) / ops.maximum(count, 1.0)
 
 
 def perceptual_loss(features, target_features):
@@ -102,6 +126,8 @@ TERMS = {
         lambda b: style_loss(b.features["composite"], b.features["target"]), features=("composite",)
     ),
     "total_variation": Term(lambda b: total_variation_loss(b.composite, b.mask)),
+    "hole_mean": Term(lambda b: hole_mean_loss(b.output, b.target, b.mask)),
+    "hole_log": Term(lambda b: hole_log_loss(b.output, b.target, b.mask)),
 }
 
 

@@ -7,6 +7,10 @@ it again and takes that encoder's input as its second branch, so `decoder_1` see
     decoder_k:  [up(decoder_k+1), skip] -> PartialConv2D 3x3 -> BatchNorm -> LeakyReLU 0.2   (k > 1)
     decoder_1:  [up(decoder_2), image]  -> PartialConv2D 3x3 with 3 filters
 
+With `UNetConfig.refine` one more stage lies between: decoder_1 is as the others, with so many filters, and
+
+    refine:     [decoder_1, image]      -> PartialConv2D 3x3 with 3 filters
+
 Masks depend on the input mask alone and have one channel throughout. Each tensor is masked once, where it
 is created: an encoder's output serves the next encoder and the skip connection, and a decoder's is masked before
 upsampling, at a quarter of the pixels.
@@ -129,12 +133,15 @@ class _Builder(NamedTuple):
                 layers.UpSampling2D(2, interpolation="nearest", dtype=policy, name=f"{stage}_up")(x),
                 layers.UpSampling2D(2, interpolation="nearest", dtype="float32", name=f"{stage}_up_mask")(m),
             )
-            filters = config.filters[k - 2] if k > 1 else 3
-            x, m = self._conv(stage, [up, skip], filters, 3, 1, 2 * config.depth + 1 - k, use_bias=k == 1)
-            if k > 1:
+            filters = config.filters[k - 2] if k > 1 else config.refine or 3
+            last = k == 1 and not config.refine
+            x, m = self._conv(stage, [up, skip], filters, 3, 1, 2 * config.depth + 1 - k, use_bias=last)
+            if not last:
                 x = self._batch_norm(stage)(x)
                 x = layers.LeakyReLU(LEAKY_SLOPE, dtype=policy, name=f"{stage}_leaky_relu")(x)
                 x, m = self._masked(stage, x, m)
+        if config.refine:
+            x, _ = self._conv("refine", [(x, m), branches[0]], 3, 3, 1, 2 * config.depth + 2, use_bias=True)
         return x
 
     def output(self, x):

@@ -151,11 +151,11 @@ def require_files(
     if sizes is None:
         sizes = {storage.relative(address, folder): size for address, size in storage.scan(folder)}
 
-    def differs(name: str, size: int | None) -> bool:
-        known = files[name]
-        return size is None or (known is not None and known[0] != size)
-
-    suspects = [name for name in files if differs(name, sizes.get(name))]
+    suspects = [
+        name
+        for name, known in files.items()
+        if (size := sizes.get(name)) is None or (known is not None and known[0] != size)
+    ]
     for name in suspects:  # a bucket's list may be stale: what it lacks is asked for by name
         address, known = storage.join(folder, name), files[name]
         if not storage.exists(address) or (known is not None and storage.checksum(address) != known[1]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import posixpath
 import re
@@ -52,10 +53,15 @@ def is_hidden(path: str) -> bool:
 
     ``.`` and ``..`` are no hidden folders; they occur in names of objects and of members of tars.
     """
-    if not _LEFT_BEHIND.isdisjoint(path.lower().split("/")):
+    folder, _, last = path.rpartition("/")
+    if last.lower() in _LEFT_BEHIND or (last.startswith(".") and last not in (".", "..")):
         return True
-    has_dot = path.startswith(".") or "/." in path  # rarely: the rest is slower
-    return has_dot and any(part.startswith(".") and part not in (".", "..") for part in path.split("/"))
+    return bool(folder) and _is_in_hidden(folder)
+
+
+@functools.lru_cache(1024)  # many files have one folder
+def _is_in_hidden(folder: str) -> bool:
+    return is_hidden(folder)
 
 
 def shorten(name: str, max_bytes: int = MAX_BYTES) -> str:

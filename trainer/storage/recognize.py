@@ -29,7 +29,7 @@ _ARCHIVES = {
 }
 _EXPORTS = (".keras", ".onnx", ".pb")
 _TAR_MAGIC, _HEAD = (257, b"ustar"), 512
-_MOST, _MOST_FOLDERS = 1000, 50  # files of a folder that are looked at, and folders in it
+_MOST, _MOST_FOLDERS = 1000, 8  # files of a folder that are looked at, and folders in it, of four requests each
 
 
 class Thing(NamedTuple):

@@ -24,7 +24,8 @@ _WILDCARD = re.compile(r"[*?\[]")
 _TOKEN = re.compile(r"(\*\*/|\*\*|\*|\?|\[!?\]?[^\]/]*\])")
 
 _PAGE = 1000  # files that one request lists
-_WIDE = 4  # requests that a part of a list is worth
+_WIDE = 12  # requests that a part of a list must take to be cut, which itself takes some 20
+_SOME = 4  # parts of which this is asked first
 _LOCAL_PARTS = 8  # each lists the names of all, which takes a fourth of the time that their sizes do
 _MOST_LETTERS = 256  # that names are told apart by, at one place of them
 _THREADS = 16
@@ -150,21 +151,27 @@ def cut_names(look: Callable[[str, str, int], list[str]], count: int) -> list[st
             (second argument; empty for no bound).
     """
 
-    def measure(prefix: str, most: int = _PAGE) -> int:
-        return len(look(prefix, _after(prefix), most))
+    def is_wide(prefix: str) -> bool:
+        return len(look(prefix, _after(prefix), _WIDE * _PAGE)) == _WIDE * _PAGE
 
-    sizes, below = {"": measure("", _PAGE)}, [""]
+    sizes, below = {"": len(look("", "", _PAGE))}, [""]
     with ThreadPoolExecutor(_THREADS) as pool:
         while sum(size >= _PAGE for size in sizes.values()) < count:
             large = [prefix for prefix in below if sizes[prefix] >= _PAGE]
-            wide = pool.map(lambda prefix: measure(prefix, _WIDE * _PAGE) == _WIDE * _PAGE, large)
-            large = list(itertools.compress(large, wide))
-            if not large:
+            # A few tell whether it is worth while: names that begin alike are mostly as many.
+            some = large[:: -(-len(large) // _SOME) or 1]
+            known = dict(zip(some, pool.map(is_wide, some), strict=True))
+            if not any(known.values()):
                 break
-            below = [longer for found in pool.map(lambda prefix: _longer(look, prefix), large) for longer in found]
-            for prefix in large:
+            rest = [prefix for prefix in large if prefix not in known]
+            known |= zip(rest, pool.map(is_wide, rest), strict=True)
+            wide = [prefix for prefix in large if known[prefix]]
+            longer: dict[str, int] = {}
+            for found in pool.map(lambda prefix: _longer(look, prefix), wide):
+                longer |= found
+            for prefix in wide:
                 del sizes[prefix]
-            sizes.update(zip(below, pool.map(measure, below), strict=True))
+            sizes, below = sizes | longer, list(longer)
     starts, size = [""], 0
     for prefix in sorted(sizes):
         size += sizes[prefix]
@@ -174,12 +181,15 @@ def cut_names(look: Callable[[str, str, int], list[str]], count: int) -> list[st
     return starts
 
 
-def _longer(look: Callable[[str, str, int], list[str]], prefix: str) -> list[str]:
-    """What the names that begin with ``prefix`` begin with, one letter after what they all have in common."""
+def _longer(look: Callable[[str, str, int], list[str]], prefix: str) -> dict[str, int]:
+    """What the names that begin with ``prefix`` begin with, one letter after what they all have in common.
+
+    And how many begin so, up to those of one request.
+    """
     end = _after(prefix)
-    found = look(prefix, end, 1)
+    found = look(prefix, end, _PAGE)
     if not found:  # deleted meanwhile
-        return []
+        return {}
     first = found[0]
 
     def is_shared(length: int) -> bool:
@@ -188,13 +198,13 @@ def _longer(look: Callable[[str, str, int], list[str]], prefix: str) -> list[str
 
     lengths = range(len(prefix) + 1, len(first) + 1)
     length = len(prefix) + 1 + bisect.bisect_left(lengths, True, key=lambda length: not is_shared(length))
-    longer: list[str] = []
+    longer: dict[str, int] = {}
     while found and len(longer) < _MOST_LETTERS:
         begin = found[0][:length]
         if len(begin) == length:
-            longer.append(begin)
+            longer[begin] = sum(name.startswith(begin) for name in found)
         following = _after(begin) if len(begin) == length else begin + " "
-        found = look(following, end, 1) if following else []
+        found = look(following, end, _PAGE) if following else []
     return longer
 
 

@@ -1,4 +1,4 @@
-"""A Ray for one training: one of this machine alone, on loopback, or a cluster that is joined.
+"""A Ray for one training or job: one of this machine alone, on loopback, or a cluster that is joined.
 
 Ray is imported inside the functions: commands that only check use this module, too.
 """
@@ -26,10 +26,12 @@ from trainer.errors import UserError
 # 10002 to 19999, Linux gives out ports from 32768.
 TENSORFLOW_PORTS = range(20000, 21000)
 _CONNECT_S = 10.0  # to reach a cluster's address
-_ANSWER_S = 15.0  # until Ray answers there, besides the import of Ray
+_ANSWER_S = 60.0  # until Ray answers there, with its import; on a busy machine 15 are too few
 _SOCKET_PATH = 107  # bytes of a Unix socket's path on Linux
 # Ray's switch for laptops whose firewall asks about every port: with it, all its processes listen on 127.0.0.1.
 _LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+# Ray gives its own server 30 s to start, which is too little on a busy machine.
+_PATIENCE = "RAY_gcs_server_port_wait_time_s", "120"
 _MARK = "PCONV_TRAINING"  # variable by which the janitor knows the processes of a training
 _PROBE = """
 import sys
@@ -41,7 +43,7 @@ GcsClient(address=address).internal_kv_get(b"pconv", namespace=b"pconv", timeout
 
 
 def check_place(address: str | None, scaling: ScalingConfig, trusted_network: bool) -> str | None:
-    """Where to train: the address of a Ray cluster, None for this machine. Asks nobody yet.
+    """Where to work: the address of a Ray cluster, None for this machine. Asks nobody yet.
 
     Raises:
         UserError: it is not clear where, or several workers would open ports to a network that nobody vouches for.
@@ -49,7 +51,7 @@ def check_place(address: str | None, scaling: ScalingConfig, trusted_network: bo
     if address is None and (meant := os.environ.get("RAY_ADDRESS")) not in (None, "", "local"):
         raise UserError(
             f"RAY_ADDRESS is {meant} and --address is not given: expected --address {meant} to join that cluster, or "
-            "no RAY_ADDRESS to train on this machine"
+            "no RAY_ADDRESS to work on this machine"
         )
     if address in (None, "local"):
         _check_temporary_folder()
@@ -79,7 +81,7 @@ def _check_temporary_folder() -> None:
 
 
 def check_cluster(address: str) -> None:
-    """Raises `UserError` unless a Ray cluster answers at ``address``, within half a minute."""
+    """Raises `UserError` unless a Ray cluster answers at ``address``, within a minute or so."""
     if address != "auto" and "://" not in address:
         host, _, port = address.rpartition(":")
         try:
@@ -105,18 +107,20 @@ def check_cluster(address: str) -> None:
 @contextlib.contextmanager
 def open_session(
     address: str | None,
-    scaling: ScalingConfig,
+    local: dict[str, Any],
     verbose: bool,
     variables: dict[str, str],
-    keep: Callable[[str, list[str]], None] = lambda source, lines: None,
+    keep: Callable[[str, list[str]], None] | None = None,
 ) -> Iterator[str]:
-    """Starts or joins Ray; yields a folder of this machine for the time of the training.
+    """Starts or joins Ray; yields a folder of this machine for that time.
 
     At the end, and also if this process is killed, the local Ray's processes and files go.
 
     Args:
+        local: of a Ray on this machine, as ``ray.init`` takes it: ``num_cpus`` and the like.
         variables: environment variables of the workers.
-        keep: gets what processes of a cluster's other machines print, lines of a process at a time, and its name.
+        keep: gets what processes of a cluster's other machines print, lines of a process at a time, and its name;
+            without it nothing of that is fetched.
 
     Raises:
         UserError: Ray cannot be started or joined.
@@ -124,13 +128,12 @@ def open_session(
     with contextlib.ExitStack() as stack:
         scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="pconv-ray-", ignore_cleanup_errors=True))
         janitor = None
-        local: dict[str, Any] = {}
+        options: dict[str, Any] = {}
         if address is None:
             janitor = stack.enter_context(_Janitor(scratch))
             os.environ.update(_LOOPBACK)
-            local = {"num_cpus": scaling.workers * scaling.cpus_per_worker, "include_dashboard": False}
-            # Said, not found out: a worker that then finds none can tell why.
-            local["num_gpus"] = scaling.workers if scaling.device == "gpu" else 0
+            os.environ.setdefault(*_PATIENCE)
+            options = {**local, "include_dashboard": False}
         with quiet_imports():
             import ray
 
@@ -139,10 +142,10 @@ def open_session(
                 ray.init(
                     address=address or "local",
                     # A local Ray would need one process more for it.
-                    log_to_driver=verbose or address is not None,
+                    log_to_driver=verbose or (address is not None and keep is not None),
                     logging_level=logging.INFO if verbose else logging.ERROR,
                     runtime_env={"env_vars": variables},
-                    **local,
+                    **options,
                 )
         except Exception as error:
             what = f"join the Ray cluster at {address}" if address else "start Ray on this machine"
@@ -150,7 +153,10 @@ def open_session(
         if janitor is not None and (node := ray._private.worker._global_node):
             janitor.clean(node.get_session_dir_path())
         stack.callback(ray.shutdown)
-        stack.enter_context(_keeping_lines(keep, verbose))
+        # What Ray's debugger clears meanwhile: Ray prints a paragraph for each lost process or machine, on stdout.
+        ray._private.worker._worker_logs_enabled = verbose
+        if keep is not None:
+            stack.enter_context(_keeping_lines(keep, verbose))
         yield scratch
 
 

@@ -92,6 +92,8 @@ def train_loop_per_worker(job: dict[str, Any]) -> None:
         if failure.error is error:
             raise
         raise failure.error from None
+    finally:
+        metrics.close()
     ray.train.report(terms)
 
 
@@ -165,7 +167,11 @@ def run_on_ray(config: TrainConfig, job: dict[str, Any], address: str | None, ve
     """
     environment = {"TF_CPP_MIN_LOG_LEVEL": "0" if verbose else "3"} | _ALLOCATION
     environment |= {name: os.environ[name] for name in (BILLING_PROJECT,) if name in os.environ}
-    with open_session(address, config.scaling, verbose, environment, log.add) as scratch:
+    scaling = config.scaling
+    local = {"num_cpus": scaling.workers * scaling.cpus_per_worker}
+    # Said, not found out: a worker that then finds none can tell why.
+    local["num_gpus"] = scaling.workers if scaling.device == "gpu" else 0
+    with open_session(address, local, verbose, environment, log.add) as scratch:
         with quiet_imports():
             import ray
             from ray.util.queue import Queue
@@ -174,7 +180,6 @@ def run_on_ray(config: TrainConfig, job: dict[str, Any], address: str | None, ve
         # On this process's node: on a worker's it would be lost with that node, and the run with it.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         events = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
-        scaling = config.scaling
         devices, workers = (scaling.workers, 1) if address is None else (1, scaling.workers)
         job = {**job, "config": presets.to_json(config), "devices": devices, "events": events}
         fit = _Fit(scaling, job, scratch)

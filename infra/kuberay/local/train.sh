@@ -17,10 +17,13 @@ cd "$(dirname "${BASH_SOURCE[0]}")/../../.."
 
 export PCONV_JOB=${PCONV_JOB:-train} PCONV_STEPS=${PCONV_STEPS:-150} PCONV_FINETUNE_STEPS=0
 export PCONV_GPU_WORKERS=${PCONV_GPU_WORKERS:-2} PCONV_BATCH_SIZE=16
-export PCONV_REPOSITORY=pconv PCONV_TAG=local PCONV_DATA=gs://pconv PCONV_RUNS=gs://pconv PCONV_TRAINER_ACCOUNT=none
+export PCONV_REPOSITORY=pconv PCONV_TAG=local PCONV_DATA=gs://pconv PCONV_RUNS=gs://pconv
+export PCONV_TRAINER_ACCOUNT=none PCONV_INFERENCE_ACCOUNT=none
 export PCONV_TRAIN_OPTIONS="--preset demo --set scaling.device=cpu --set scaling.cpus_per_worker=1 ${PCONV_TRAIN_OPTIONS-}"
 here=infra/kuberay/local
-python3 infra/fill.py infra/kuberay/rayjob.yaml >$here/rayjob.local.yaml
+for name in namespace rayjob; do
+    python3 infra/fill.py infra/kuberay/$name.yaml >$here/$name.local.yaml
+done
 
 operator='https://github.com/ray-project/kuberay/ray-operator/config/default?ref=v1.5.1'
 case ${1-} in

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import subprocess
 from pathlib import Path
 
@@ -58,18 +57,3 @@ def small_images(folder: Path) -> list[Path]:
         program_image(operator, tools.find("kuberay-operator"), "/manager", folder / "operator.tar", ["/manager"]),
         program_image(STORAGE, storage_program(), server, folder / "storage.tar", [server]),
     ]
-
-
-def project_image(folder: Path) -> Path:
-    """The project's ray image as it is here, without what a GPU needs.
-
-    Raises:
-        tools.Missing: it cannot be built here.
-    """
-    command = [str(ROOT / "infra/local/build_images.sh"), "ray"]
-    variables = {"TAG": "local", "RAY_EXTRAS": "beam,ray,cluster"}
-    done = subprocess.run(command, env={**os.environ, **variables}, capture_output=True, text=True)
-    if done.returncode:
-        said = (done.stderr or done.stdout).strip().splitlines()
-        raise tools.Missing(f"the ray image was not built: {said[-1] if said else done.returncode}")
-    return save("localhost/pconv/ray:local", PROJECT, folder / "project.tar")

@@ -1,8 +1,7 @@
-"""A training in numbers for Prometheus, through the endpoint that Ray has on every machine.
+"""A training in numbers for Prometheus, see `gauges`.
 
 Ray's names for them begin with ``ray_``: ``ray_pconv_train_step``. Each has the labels ``run``, the run's address, and
-``worker``. They are set when a worker reports something, every ``log_every`` steps, in memory of the worker's own; Ray
-passes them on every ten seconds. Nobody has to ask for them.
+``worker``. A worker reports something every ``log_every`` steps.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from typing import Any
 from trainer.metrics import validation_metrics
 from trainer.metrics.intervals import ALL
 from trainer.training.progress.events import CheckpointSaved, Pace, Started, StepDone, StepSkipped
+from trainer.training.progress.gauges import REPEAT_S, Gauges
 from trainer.training.validation import Validated
 
 PREFIX = "pconv_train_"
@@ -42,14 +42,23 @@ class Metrics:
         run: address of the run's folder.
         make: ``ray.util.metrics.Gauge``.
         clock: returns Unix seconds.
+        repeat_s: seconds after which all values are set again.
     """
 
-    def __init__(self, run: str, worker: int, make: Callable[..., Any], clock: Callable[[], float] = time.time):
-        self._clock, self._labels = clock, {"run": run, "worker": str(worker)}
-        self._gauges = {
-            name: make(PREFIX + name, description=text, tag_keys=("run", "worker", *([label] if label else [])))
-            for name, (text, label) in METRICS.items()
-        }
+    def __init__(
+        self,
+        run: str,
+        worker: int,
+        make: Callable[..., Any],
+        clock: Callable[[], float] = time.time,
+        repeat_s: float = REPEAT_S,
+    ):
+        self._clock = clock
+        self._gauges = Gauges(make, METRICS, PREFIX, {"run": run, "worker": str(worker)}, repeat_s)
+
+    def close(self) -> None:
+        """Sets nothing any more: Ray forgets the values."""
+        self._gauges.close()
 
     def record(self, event: Any) -> None:
         """Sets what an event tells of; most tell of nothing."""
@@ -74,9 +83,9 @@ class Metrics:
     def _set(self, **values: float | None) -> None:
         for name, value in values.items():
             if value is not None:
-                self._gauges[name].set(value, tags=self._labels)
+                self._gauges.set(name, value)
 
     def _set_each(self, name: str, values: dict[str, float]) -> None:
         for each, value in values.items():
             if math.isfinite(value):  # others are events of their own
-                self._gauges[name].set(value, tags={**self._labels, str(METRICS[name][1]): each})
+                self._gauges.set(name, value, each)

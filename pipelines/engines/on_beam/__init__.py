@@ -1,0 +1,1 @@
+"""Jobs as transforms of Apache Beam."""

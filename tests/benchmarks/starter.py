@@ -1,0 +1,301 @@
+"""Trains the starter model, the small one that comes with the package, from photographs; scores and installs it.
+
+    python tests/benchmarks/starter.py --photos FOLDER --output OUT
+    python tests/benchmarks/starter.py --photos FOLDER --output OUT --set initial.steps=2000   # a try
+    python tests/benchmarks/starter.py --photos FOLDER --output OUT --finetune 2000            # with VGG-16's terms
+
+Trains on the photographs of all folders and on the bundled ones, for hours; the same command goes on where an earlier
+one was interrupted, and does again what is not finished. Every fourth photograph of the first folder by name, ten at
+most, is held out, as tests/benchmarks/learning.py does; whatever shows one of those, or a part of it, is left out of
+the training, and so is what --without names. tests/benchmarks/_starter_photos.py fills a folder with photographs. All
+stages are this project's commands:
+
+    OUT/photos, images          photographs by split, and their dataset (pipelines.build_imagenet)
+    OUT/masks, val-masks-SIZE   masks of all intervals and border classes (pipelines.build_masks)
+    OUT/run                     the training on pixel losses (trainer.train)
+    OUT/finetuned               its continuation with --finetune STEPS: the paper's perceptual and style terms, too
+    trainer/assets/starter.*    weights in float16, config and figures, and the card, of this checkout
+    OUT/report-SIZE             the scores of those weights beside Telea and Navier-Stokes (pipelines.evaluate)
+"""
+
+import argparse
+import datetime
+import fnmatch
+import io
+import json
+import shutil
+import textwrap
+from pathlib import Path
+
+import cv2
+import numpy as np
+from _lookalikes import find_copies, hash_bits
+from _timing import SMALL, progress
+from learning import HELD_OUT, PHOTOS, call
+
+ASSETS = Path(__file__).resolve().parents[2] / "trainer" / "assets"
+SIZE, SIZES, PAIRS, MASKS = (64, (64,), 12, 12) if SMALL else (128, (128, 256), 120, 12_000)
+MAX_BYTES = 8_000_000
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+# Loss and masks by what a network of 12,000 steps of learning.py learned in 300 more, at 2e-3 falling to 0, on the same
+# examples (one seed): PSNR in holes of the 120 pairs, from small holes to large ones.
+#     as it was                                    23.84 22.97 21.77 21.12 20.51 18.82   mean 21.51
+#     loss.hole_log for loss.hole                  24.00 23.08 21.85 21.19 20.57 18.90        21.60
+#     masks of both border classes                 23.82 22.99 21.77 21.14 20.52 18.88        21.52
+#     both                                         23.95 23.10 21.83 21.20 20.59 18.98        21.61
+SETTINGS = [
+    "initial.steps=60000",
+    "initial.learning_rate=8e-3",
+    "initial.warmup_steps=200",
+    "ema_decay=0.999",
+    "data.crop_scale=0.5,1.0",
+    "loss.hole=0",
+    "loss.hole_log=1",
+    "loss.valid=1",
+    "unet.filters=32,64,128,256,256",
+    "scaling.workers=1",
+    "scaling.cpus_per_worker=2",
+    "checkpoint.every=250",
+    "validation.every=1000",
+    f"validation.examples={PAIRS}",
+]
+# Pixels as before, with the paper's perceptual term, and its style terms at a tenth of their weight. Not measured yet.
+FINETUNE = ["finetune.learning_rate=2e-4", "loss.perceptual=0.05", "loss.style_output=12", "loss.style_composite=12"]
+
+
+# Photographs
+
+
+def read(path):
+    """uint8 [height, width, 3] in RGB."""
+    return cv2.cvtColor(cv2.imread(str(path), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+
+
+def list_photos(folder):
+    return sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in SUFFIXES)
+
+
+def split_photos(folders, without):
+    """Paths of held-out photographs, and of those to train on by the name of their copy."""
+    first = list_photos(folders[0])
+    held_out = first[::4][:HELD_OUT]
+    chosen = {
+        f"photos-{number}/{path.relative_to(folder).as_posix().replace('/', '-')}": path
+        for number, folder in enumerate(folders)
+        for path in list_photos(folder)
+        if path not in held_out and not any(fnmatch.fnmatch(path.name, pattern) for pattern in without)
+    }
+    copies = find_copies(
+        ((name, read(path)) for name, path in chosen.items()), [(path.name, read(path)) for path in held_out]
+    )
+    for name, original in copies.items():
+        progress(f"{name} shows the held-out {original}, or a part of it: left out")
+    once = {hash_of(path): (name, path) for name, path in reversed(chosen.items()) if name not in copies}
+    return held_out, dict(sorted(once.values()))
+
+
+def copy_photos(root, folders, without):
+    """Fills OUT/photos and OUT/photos.json, once; returns what that says."""
+    said = root / "photos.json"
+    if not said.exists():
+        shutil.rmtree(root / "photos", ignore_errors=True)  # of an interrupted copy
+        held_out, chosen = split_photos(folders, without)
+        listed = {"train": chosen, "val": {f"photo/{path.name}": path for path in held_out}}
+        for split, photos in listed.items():
+            for name, path in photos.items():
+                copy = root / "photos" / split / name
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, copy)
+        hashes = {split: {name: hash_of(path) for name, path in photos.items()} for split, photos in listed.items()}
+        said.write_text(json.dumps(hashes, indent=1, sort_keys=True))
+    return json.loads(said.read_text())
+
+
+def hash_of(path):
+    """The perceptual hash of a photograph: 16 hexadecimal digits."""
+    return np.packbits(hash_bits(cv2.imread(str(path), cv2.IMREAD_GRAYSCALE))).tobytes().hex()
+
+
+# Stages
+
+
+def build_datasets(root):
+    call("pipelines.build_imagenet", "--input", root / "photos", "--output", root / "images")
+    masks = ["--stratify", "--size"]
+    call("pipelines.build_masks", "--output", root / "masks", "--count", MASKS, *masks, SIZE)
+    for size in SIZES:
+        held_out = ["--count", PAIRS, *masks, size, "--split", "val", "--seed", 1]
+        call("pipelines.build_masks", "--output", root / f"val-masks-{size}", *held_out)
+
+
+def train(root, name, settings, changed=()):
+    """Trains or continues OUT/name; ``changed``: keys of which its config has other values so far."""
+    sets = [part for assignment in settings for part in ("--set", assignment)]
+    allowed = [part for key in changed for part in ("--allow-config-change", key)]
+    data = ["--images", root / "images", "--masks", root / "masks", "--val-masks", root / f"val-masks-{SIZE}"]
+    call("trainer.train", "--preset", "demo", *data, "--run", root / name, *sets, *allowed)
+
+
+def finetune(root, settings, steps):
+    """Continues a copy of OUT/run."""
+    if not (root / "finetuned").exists():
+        shutil.rmtree(root / "finetuned.part", ignore_errors=True)
+        shutil.copytree(root / "run", root / "finetuned.part")
+        (root / "finetuned.part").rename(root / "finetuned")
+    more = [f"finetune.steps={steps}", *FINETUNE]
+    train(root, "finetuned", [*settings, *more], [assignment.partition("=")[0] for assignment in more])
+
+
+def install(run, photos):
+    """Writes the weights of a run's newest checkpoint, and the config and figures that belong to them."""
+    from trainer import checkpoints, presets, storage
+    from trainer.tensorboard import read_curves
+
+    pin = checkpoints.find(str(run))
+    checkpoint = checkpoints.load_for_inference(pin)
+    config = checkpoint.config
+    packed = io.BytesIO()
+    weights = checkpoints.inference_weights(checkpoint)
+    # Kernels are nearly all of it; statistics may be of any magnitude.
+    np.savez_compressed(
+        packed, **{k: v.astype(np.float16) if v.ndim > 1 else v for k, v in sorted(weights.arrays.items())}
+    )
+    data = packed.getvalue()
+    if len(data) > MAX_BYTES:
+        raise SystemExit(f"starter.npz: expected at most {MAX_BYTES:,} bytes. Received {len(data):,}.")
+    speeds = read_curves(str(run), ["speed/images_per_second"]).get("speed/images_per_second", [])
+    examples = checkpoint.state["step"] * config.examples_per_step
+    card = {
+        "config": json.loads(presets.to_json(config)),
+        "weights": weights.kind,
+        "files": {"starter.npz": storage.crc32c(data)},
+        "step": checkpoint.state["step"],
+        "examples": examples,
+        "hours": round(examples / np.mean([value for _, value in speeds]) / 3600, 1) if speeds else None,
+        "photographs": photos,
+        "bytes": len(data),
+        "date": datetime.date.today().isoformat(),
+    }
+    (ASSETS / "starter.npz").write_bytes(data)
+    (ASSETS / "starter.json").write_text(json.dumps(card, indent=1, sort_keys=True) + "\n")
+    return card
+
+
+def evaluate(root, size):
+    """Mean scores in holes of the installed model and of the others: {interval: {method: (PSNR, SSIM)}}."""
+    report = root / f"report-{size}"
+    data = ["--images", root / "images", "--masks", root / f"val-masks-{size}", "--per-cell", "all"]
+    call("pipelines.evaluate", *data, "--model", "starter", "--output", report, "--overwrite")
+    found = {}
+    for cell in json.loads((report / "metrics.json").read_text())["cells"]:
+        if cell["border"] == "all":
+            means = [cell["metrics"][name]["mean"] for name in ("psnr_holes", "ssim_holes")]
+            found.setdefault(cell["interval"], {})[cell["method"]] = [round(mean, 4) for mean in means]
+    return found
+
+
+# What it says
+
+
+def table(scores, size):
+    """The scores at one size, as Markdown."""
+    lines = [
+        f"| hole ratio, {size} x {size} | starter | Telea | NS | gain | SSIM: starter | Telea | NS |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for interval, of in scores.items():
+        psnr, ssim = zip(*(of[method] for method in ("network", "telea", "ns")), strict=True)
+        gain = psnr[0] - max(psnr[1:])
+        numbers = [f"{x:.2f}" for x in psnr], [f"{gain:+.2f}"], [f"{x:.3f}" for x in ssim]
+        lines.append(f"| {interval} | " + " | ".join(x for group in numbers for x in group) + " |")
+    return "\n".join(lines)
+
+
+def card_of(card):
+    """starter.md, from starter.json."""
+    config, photos = card["config"], card["photographs"]
+    unet, finetuned = config["unet"], config["finetune"]["steps"]
+    facts = {
+        "filters": ", ".join(map(str, unet["filters"])),
+        "refine": f" and a stage of {unet['refine']} channels at full size" if unet["refine"] else "",
+        "side": unet["image_size"],
+        "losses": ", ".join(f"{k} {v:g}" for k, v in config["loss"].items() if k != "vgg" and v),
+        "finetuned": f", the last {finetuned:,} of them with VGG-16's terms" if finetuned else "",
+        "train": len(photos["train"]),
+        "val": len(photos["val"]),
+        "held_out": textwrap.fill(
+            "Held out: " + ", ".join(sorted(name.rpartition("/")[2] for name in photos["val"])),
+            width=120,
+            break_on_hyphens=False,
+        ),
+        "notes": "".join(
+            textwrap.fill(f"* {note}", width=120, subsequent_indent="  ") + "\n" for note in card["notes"]
+        ),
+        "tables": "\n\n".join(table(scores, size) for size, scores in card["scores"].items()),
+    }
+    return CARD.format(
+        pairs=PAIRS, **facts, **{key: card[key] for key in ("bytes", "step", "examples", "hours", "date")}
+    )
+
+
+CARD = """# The starter model
+
+A small network for the first minute, before any training of your own: `pipelines.inpaint --model starter`,
+`pipelines.evaluate --model starter`, `predict.load_model(predict.starter())`. `tests/benchmarks/starter.py` trained it,
+measured it, and wrote this card and `starter.json` ({date}).
+
+* **Weights**: `starter.npz`, {bytes:,} bytes, kernels in float16. They are under this project's license. The pictures
+  that they were trained on are not part of the package; `LICENSES.md` says where those came from.
+* **Network**: the paper's UNet with {filters} filters{refine}.
+* **Training**: {step:,} steps{finetuned}, {examples:,} examples of {side} x {side} pixels of {train} photographs;
+  about {hours} hours on two CPU cores. Weights of the loss: {losses}. Averaged weights (EMA).
+{notes}
+## Scores
+
+In the holes of {pairs} pairs of {val} photographs that it never saw, with masks of all intervals and border classes.
+PSNR in dB, what it gains on the better of the two others, and SSIM. Telea and Navier-Stokes (NS) are OpenCV's, at
+radius 3 (`trainer/inference/baselines.py` says why).
+
+{tables}
+
+{held_out}.
+
+## What it is not for
+
+* Results that anyone relies on. It is no ImageNet or Places2 network: a few hundred photographs teach it to continue
+  colors, edges and plain textures, not what a face, a word or a wheel looks like.
+* Comparisons with published scores: train on the data that those were measured with.
+* Large holes. It was trained on squares of {side} pixels: the middle of a hole that is wider than that is a blur.
+* Forensic, medical or scientific images: it invents pixels.
+"""
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--photos", type=Path, action="append", default=[], help="folder of photographs; repeatable (default: bundled)")
+    add("--without", action="append", default=[], metavar="GLOB", help="names not to train on; repeatable")
+    add("--output", type=Path, help="folder to keep; without it nothing is done: the training takes hours")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help="passed on to trainer.train; repeatable")
+    add("--note", action="append", default=[], metavar="TEXT", help="a sentence for the card; repeatable")
+    add("--finetune", type=int, default=0, metavar="STEPS", help="steps with the paper's perceptual and style terms")
+    options = parser.parse_args(argv)
+    if not options.output:
+        print("skipped: --output OUT trains for hours")
+        return
+    root, settings = options.output, [*SETTINGS, *options.set]
+    photos = copy_photos(root, [*options.photos, PHOTOS], options.without)
+    build_datasets(root)
+    train(root, "run", settings)
+    if options.finetune:
+        finetune(root, settings, options.finetune)
+    card = install(root / ("finetuned" if options.finetune else "run"), photos)
+    card["notes"] = options.note
+    card["scores"] = {size: evaluate(root, size) for size in SIZES}
+    (ASSETS / "starter.json").write_text(json.dumps(card, indent=1, sort_keys=True) + "\n")
+    (ASSETS / "starter.md").write_text(card_of(card))
+    print("\n\n".join(table(scores, size) for size, scores in card["scores"].items()))
+
+
+if __name__ == "__main__":
+    main()
