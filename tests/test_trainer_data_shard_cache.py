@@ -150,6 +150,23 @@ def test_what_was_fetched_ahead_waits_to_be_opened_unless_the_room_is_needed(buc
     opened.close()
 
 
+def test_names_change_while_nobody_lists_the_folder(bucket, shards, folder, monkeypatch):
+    rename, free = os.rename, []
+
+    def watching(old, new):
+        with open(folder / ".lock") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                free.append(new)
+            except BlockingIOError:
+                pass
+        rename(old, new)
+
+    monkeypatch.setattr(os, "rename", watching)
+    use(ShardCache(10**6, str(folder)), bucket, shards[0])
+    assert cached(folder) == [shards[0].name] and not free
+
+
 def test_several_are_downloaded_at_a_time(bucket, shards, folder, monkeypatch):
     read, meeting = storage.read, threading.Barrier(4, timeout=BOUND)
 

@@ -206,7 +206,8 @@ class ShardCache:
             while done < len(data):
                 done += os.pwrite(draft, data[done : done + _BLOCK], done)
             os.ftruncate(draft, len(data))
-            os.rename(path + _DRAFT, path)
+            with self._turn():  # a file whose name changes while `_reserve` lists them might be counted under neither
+                os.rename(path + _DRAFT, path)
         except BaseException as error:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path + _DRAFT)
@@ -220,10 +221,16 @@ class ShardCache:
         fcntl.flock(draft, fcntl.LOCK_SH)
         return draft
 
+    @contextlib.contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Keeps other processes and threads from adding and removing files meanwhile."""
+        with _closing(os.open(os.path.join(self._folder, ".lock"), os.O_RDWR | os.O_CREAT, 0o600)) as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
     def _reserve(self, draft: int, size: int) -> bool:
         """Removes unused files until ``size`` more bytes fit, gives the draft that size; returns whether they fit."""
-        with _closing(os.open(os.path.join(self._folder, ".lock"), os.O_RDWR | os.O_CREAT, 0o600)) as turn:
-            fcntl.flock(turn, fcntl.LOCK_EX)
+        with self._turn():
             files, own = [], os.fstat(draft).st_ino
             for entry in os.scandir(self._folder):
                 with contextlib.suppress(FileNotFoundError):
