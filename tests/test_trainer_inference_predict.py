@@ -14,6 +14,7 @@ from trainer import checkpoints, presets, storage
 from trainer.checkpoints import pointers
 from trainer.errors import UserError
 from trainer.inference import predict
+from trainer.model import precision
 
 CONFIG = small_config(16)
 STRIDE = 8
@@ -273,7 +274,9 @@ def test_a_model_is_the_newest_checkpoint_of_its_run(run):
         assert np.abs(filled - inpaint_by_hand(image, mask, network)).max() <= 0.51
 
 
-def test_precision_is_that_of_training_or_as_asked(tmp_path, model):
+@pytest.mark.parametrize("native", [True, False])
+def test_precision_is_that_of_training_or_as_asked(tmp_path, model, monkeypatch, native):
+    monkeypatch.setattr(precision, "computes_bfloat16", lambda: native)
     image, mask = draw(16, 16)
     config = presets.override(CONFIG, ["precision=mixed_bfloat16"])
     storage.create(f"{tmp_path}/config.json", presets.to_json(config))
@@ -281,8 +284,10 @@ def test_precision_is_that_of_training_or_as_asked(tmp_path, model):
     pin = predict.find_model(str(tmp_path))
     exact = predict.inpaint(image, mask, model)
     np.testing.assert_array_equal(predict.inpaint(image, mask, predict.load_model(pin, "float32")), exact)
-    rough = predict.inpaint(image, mask, predict.load_model(pin)).astype(int)
+    rough = predict.inpaint(image, mask, predict.load_model(pin, "mixed_bfloat16")).astype(int)
     assert 0 < np.abs(rough - exact).max() < 30
+    as_trained = predict.inpaint(image, mask, predict.load_model(pin))
+    np.testing.assert_array_equal(as_trained, rough if native else exact)
     np.testing.assert_array_equal(rough[mask == 1], image[mask == 1])
 
 

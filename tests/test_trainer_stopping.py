@@ -21,7 +21,8 @@ FIRST = {
     "pipelines.demo": "PIL.ImageDraw",
 }
 SCRIPT = (
-    "import atexit, contextlib, os, signal, sys, threading, time\nfrom trainer import stopping\nfrom trainer.command import *\n"
+    "import atexit, contextlib, os, signal, sys, threading, time\n"
+    "from trainer import stopping\nfrom trainer.command import *\n"
 )
 
 

@@ -20,6 +20,7 @@ from trainer.command import ArgumentParser, quiet_imports, run_command
 from trainer.config import ScalingConfig, TrainConfig
 from trainer.data import folders
 from trainer.errors import ConfigChanged, UserError
+from trainer.model.precision import find_policy
 from trainer.storage import recognize
 from trainer.training.ray_session import TENSORFLOW_PORTS, check_cluster, check_place
 
@@ -229,9 +230,12 @@ def train(plan: Plan, verbose: bool, log: runs.RunLog) -> None:
     config = plan.config
     many = "workers" if plan.address else f"{config.scaling.device} devices"
     times = f" x {config.accumulate} parts of a step" if config.accumulate > 1 else ""
+    precision, policy = config.precision, find_policy(config.precision, config.scaling.device)
+    if policy != precision and not plan.address:
+        precision = f"{policy} as this processor has no instructions for bfloat16"
     log.show(
         f"{plan.image_count} images, {plan.mask_count} masks; {config.scaling.workers} {many} x "
-        f"{config.per_worker_batch_size} examples{times}, {config.precision}; {plan.validation}"
+        f"{config.per_worker_batch_size} examples{times}, {precision}; {plan.validation}"
     )
     if change := describe_change(plan):
         log.show(change)

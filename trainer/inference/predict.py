@@ -27,6 +27,7 @@ from trainer.inference import DEVICES, arrays
 from trainer.inference.filling import Model, fill_images
 from trainer.inference.pins import MODEL, STARTER, STARTER_WEIGHTS, ModelPin, find_export, find_model, starter
 from trainer.inference.windows import Tiling, make_sides
+from trainer.model.precision import find_policy
 from trainer.model.unet import build_unet
 
 __all__ = ["Model", "ModelPin", "find_export", "find_model", "inpaint", "inpaint_batch", "load_model", "starter"]
@@ -48,7 +49,8 @@ def load_model(
     """Builds the network from its config and reads the weights that validation judged; runs no code from storage.
 
     Args:
-        precision: a Keras dtype policy such as ``float32`` or ``mixed_bfloat16``; by default what it was trained with.
+        precision: a Keras dtype policy such as ``float32`` or ``mixed_bfloat16``; by default what it was trained with,
+            or float32 where `precision.find_policy` says so.
         device: ``cpu``, ``gpu``, or ``auto`` for a GPU if there is one.
         batch_size: images of 512 x 512 per batch; by default 8 on a GPU and 1 on a CPU, where more is no faster.
         window: longest side in pixels that is computed at once; by default twice the training crops', at most 1024:
@@ -69,7 +71,7 @@ def load_model(
     uses_gpu = bool(gpus) and device != "cpu"
     place = (lambda: tf.device("CPU:0")) if device == "cpu" else nullcontext
     with place():
-        unet = _restore_unet(pin, precision or pin.config.precision)
+        unet = _restore_unet(pin, precision or find_policy(pin.config.precision, "gpu" if uses_gpu else "cpu"))
     # Sizes are open: one trace serves images of every size.
     signature = [tf.TensorSpec([None, None, None, channels], tf.float32) for channels in (3, 1)]
     traced = tf.function(lambda image, mask: unet([image, mask], training=False), input_signature=signature)

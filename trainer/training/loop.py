@@ -14,6 +14,7 @@ from trainer.checkpoints.saver import Saver
 from trainer.config import TrainConfig
 from trainer.data import batches as data
 from trainer.model import losses, unet, vgg
+from trainer.model.precision import find_policy
 from trainer.runs import summarized_step
 from trainer.training.devices import divide_batch, make_strategy
 from trainer.training.preemption import Notice
@@ -65,7 +66,8 @@ def train(
     with strategy.scope():
         features = None
         if losses.needs_features(config.loss):
-            features = vgg.build_features(config.loss.vgg, dtype=config.precision)
+            policy = find_policy(config.precision, config.scaling.device)
+            features = vgg.build_features(config.loss.vgg, dtype=policy)
     with contextlib.ExitStack() as stack:
         saver = stack.enter_context(Saver(run, config)) if worker == 0 else None
         pin = restore(state, config, run, worker, strategy, report)

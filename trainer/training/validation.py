@@ -24,6 +24,7 @@ from trainer.errors import UserError
 from trainer.images import rgb
 from trainer.metrics import IMAGE, METRICS, image_quality, intervals, validation_metrics
 from trainer.metrics.intervals import ALL, interval_tag
+from trainer.model.precision import find_policy
 from trainer.model.unet import build_unet
 from trainer.training.devices import num_devices
 from trainer.training.step import make_sum
@@ -182,7 +183,8 @@ class Validator:
         self._pairs, self._count = pairs, count
         self._batch = config.per_worker_batch_size // num_devices(strategy)  # it computes on one of them
         self._num_drawn = config.validation.pictures
-        self._network = build_unet(config.unet, dtype=config.precision, name="validated")
+        policy = find_policy(config.precision, config.scaling.device)
+        self._network = build_unet(config.unet, dtype=policy, name="validated")
         signature = [tf.TensorSpec([None, None, None, channels], tf.float32) for channels in (3, 1)]
         self._predict = tf.function(
             lambda image, mask: self._network([image, mask], training=False), input_signature=signature

@@ -13,6 +13,7 @@ from trainer import checkpoints
 from trainer.checkpoints.files import State
 from trainer.config import TrainConfig
 from trainer.model import unet
+from trainer.model.precision import find_policy
 from trainer.training.carried import LossScale, WeightAverage
 
 
@@ -38,7 +39,8 @@ class TrainState:
     def build(cls, config: TrainConfig, strategy: tf.distribute.Strategy) -> TrainState:
         """The state before the first step."""
         with strategy.scope():
-            model = unet.build_unet(config.unet, dtype=config.precision, seed=config.seed)
+            policy = find_policy(config.precision, config.scaling.device)
+            model = unet.build_unet(config.unet, dtype=policy, seed=config.seed)
             rate = config.initial.learning_rate
             optimizer = keras.optimizers.Adam(rate, name="adam")  # part of its variables' names
             optimizer.build(model.trainable_variables)
