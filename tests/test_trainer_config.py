@@ -14,6 +14,7 @@ from trainer.config import (
     TrainConfig,
     UNetConfig,
 )
+from trainer.model.losses import needs_features
 from trainer.presets import PRESETS, flatten, override, resolve_epochs
 
 # Tables of arXiv 1804.07723 (sections 3.3 and 4, appendix), written down once more, by hand.
@@ -23,6 +24,7 @@ PAPER = {
     "unet.kernels": (7, 5, 5, 3, 3, 3, 3, 3),
     "unet.head": "none",
     "unet.refine": 0,
+    "unet.residual": False,
     "unet.mean": (0, 0, 0),
     "unet.std": (1, 1, 1),
     "loss.valid": 1,
@@ -56,6 +58,17 @@ def test_demo_preset_keeps_what_the_demo_promises():
     assert (demo.unet.image_size, demo.scaling.workers, demo.scaling.device) == (128, 2, "cpu")
     assert demo.precision == "mixed_bfloat16"
     assert demo.total_steps % demo.checkpoint.every == 0
+
+
+def test_small_preset_lies_between_the_demo_and_the_paper():
+    demo, small, paper = (PRESETS[name] for name in ("demo", "small", "paper"))
+    for of in (
+        lambda config: config.unet.image_size,
+        lambda config: config.unet.kernel_values,
+        lambda config: config.total_steps * config.examples_per_step,
+    ):
+        assert of(demo) < of(small) < of(paper)
+    assert not needs_features(small.loss)  # which would be most of a step
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,8 @@ class UNetConfig:
         refine: channels of one more stage at the full size of the image, before the last partial convolution; 0: none.
             The paper has none: at full size its network is one linear layer, and fine structure beside the edge of a
             hole has to come through features of half the size.
+        residual: predict what to add to holes that are interpolated (`trainer.model.interpolation`), in place of the
+            image itself, as the paper does: a short training spends nothing on what interpolation knows.
     """
 
     image_size: Annotated[int, Field(ge=1, le=2**14)] = 512
@@ -69,6 +71,7 @@ class UNetConfig:
     std: tuple[_Positive, _Positive, _Positive] = (1.0, 1.0, 1.0)
     head: Literal["none", "sigmoid"] = "none"
     refine: _Count = 0
+    residual: bool = False
 
     def __post_init__(self) -> None:
         _require(len(self.filters) >= 1, "filters", "one or more positive integers", self.filters)
@@ -78,6 +81,7 @@ class UNetConfig:
             f"{len(self.filters)} odd sizes, one per entry of unet.filters",
             self.kernels,
         )
+        _require(self.head == "none" or not self.residual, "head", "none with unet.residual=true", self.head)
         fits = self.image_size // self.stride * self.stride
         _require(
             fits == self.image_size,
@@ -304,7 +308,8 @@ class TrainConfig:
         accumulate: an optimizer step is of so many times ``global_batch_size``, computed one part after the other: as
             one of a batch so many times as large, in the memory of the smaller one. BatchNorm alone takes the
             statistics of each part, and their mean for inference.
-        precision: Keras dtype policy of the network: float32, mixed_bfloat16, or mixed_float16 with a loss scale.
+        precision: Keras dtype policy of the network: float32, mixed_bfloat16, or mixed_float16 with a loss scale. On a
+            CPU without instructions for bfloat16, mixed_bfloat16 is computed in float32.
         clip_norm: maximum norm of the gradient over all variables; larger ones are scaled down to it. 0: no clipping.
         ema_decay: decay of an exponential moving average of the weights, which validation and export then use;
             0: no average.

@@ -21,6 +21,7 @@ from trainer.config import (
     DataConfig,
     LossConfig,
     PhaseConfig,
+    ScalingConfig,
     TrainConfig,
     UNetConfig,
     ValidationConfig,
@@ -51,6 +52,28 @@ PRESETS = {
         precision="mixed_bfloat16",
         clip_norm=1.0,
         log_every=20,
+    ),
+    # For a few hundred photographs or more, in some hours of a few CPU cores or minutes of a GPU. The recipe is the
+    # starter model's (tests/benchmarks/starter.py), with one more level for squares twice as large.
+    "small": TrainConfig(
+        unet=UNetConfig(
+            image_size=256,
+            filters=(32, 64, 128, 256, 256, 256),
+            kernels=(7, 5, 3, 3, 3, 3),
+            mean=(0.45, 0.45, 0.45),
+            std=(0.25, 0.25, 0.25),
+            residual=True,
+        ),
+        loss=LossConfig(
+            hole=0.0, perceptual=0.0, style_output=0.0, style_composite=0.0, total_variation=0.0, hole_log=1.0
+        ),
+        initial=PhaseConfig(steps=10_000, learning_rate=6e-3, schedule="cosine", warmup_steps=200),
+        finetune=PhaseConfig(steps=0, learning_rate=2e-4, freeze_encoder_bn=True),
+        scaling=ScalingConfig(workers=1, cpus_per_worker=2),
+        global_batch_size=8,
+        precision="mixed_bfloat16",
+        clip_norm=1.0,
+        ema_decay=0.999,
     ),
     # Section 4 of the paper: network, losses, learning rates, batch size of 6. It gives days of
     # training, not steps: the steps are ours.

@@ -11,6 +11,8 @@ With `UNetConfig.refine` one more stage lies between: decoder_1 is as the others
 
     refine:     [decoder_1, image]      -> PartialConv2D 3x3 with 3 filters
 
+With `UNetConfig.residual` the last convolution begins at 0, and what it computes is added to the interpolated image.
+
 Masks depend on the input mask alone and have one channel throughout. Each tensor is masked once, where it
 is created: an encoder's output serves the next encoder and the skip connection, and a decoder's is masked before
 upsampling, at a quarter of the pixels.
@@ -28,6 +30,7 @@ import numpy as np
 from keras import layers
 
 from trainer.config import UNetConfig
+from trainer.model.interpolation import InterpolateHoles
 from trainer.model.layers import ApplyMask, BatchNormalization, PartialConv2D
 
 # PyTorch's default, as the paper's authors used PyTorch (its momentum of 0.1 is 0.9 in Keras's terms).
@@ -66,7 +69,7 @@ def build_unet(
     image = keras.Input((height, width, 3), name="image", dtype="float32")
     mask = keras.Input((height, width, 1), name="mask", dtype="float32")
     builder = _Builder(config, keras.dtype_policies.get(dtype), seed)
-    output = builder.output(builder.decoder(builder.encoder(image, mask)))
+    output = builder.output(builder.decoder(builder.encoder(image, mask)), image, mask)
     return keras.Model([image, mask], output, name=name)
 
 
@@ -144,9 +147,14 @@ class _Builder(NamedTuple):
             x, _ = self._conv("refine", [(x, m), branches[0]], 3, 3, 1, 2 * config.depth + 2, use_bias=True)
         return x
 
-    def output(self, x):
+    def output(self, x, image, mask):
         """The image in float32 from the decoder's features: the head if there is one, then the scale of the input."""
         config, policy = self.config, self.policy
+        if config.residual:
+            if config.normalizes:
+                x = layers.Rescaling(list(config.std), dtype="float32", name="residual")(x)
+            base = InterpolateHoles(name="interpolated")([image, mask])
+            return layers.Add(dtype="float32", name="output")([base, x])
         if config.head == "sigmoid":
             x = layers.LeakyReLU(LEAKY_SLOPE, dtype=policy, name="head_leaky_relu")(x)
             glorot = keras.initializers.GlorotUniform(seed=_layer_seed(self.seed, 2 * config.depth + 1))
@@ -157,12 +165,15 @@ class _Builder(NamedTuple):
         return layers.Activation("linear", dtype="float32", name="output")(x)
 
     def _conv(self, stage, branches, filters, kernel, strides, index, use_bias):
+        initializer = keras.initializers.HeNormal(seed=_layer_seed(self.seed, index))
+        if self.config.residual and stage == ("refine" if self.config.refine else "decoder_1"):
+            initializer = "zeros"  # training begins with what is interpolated
         return PartialConv2D(
             filters,
             kernel,
             strides,
             use_bias=use_bias,
-            kernel_initializer=keras.initializers.HeNormal(seed=_layer_seed(self.seed, index)),
+            kernel_initializer=initializer,
             inputs_masked=True,
             dtype=self.policy,
             name=f"{stage}_conv",
