@@ -4,9 +4,10 @@
 
 Runs the five stage commands on bundled photographs, printing each command: draws masks, writes
 image records, trains a small network on two cores with Ray, inpaints photographs that the network
-has never seen, and scores it beside methods that need no training. OUTPUT/report/report.html has
-tables, curves and images in one page; OUTPUT/report.png shows whole photographs. What an earlier
-demo left in OUTPUT is removed first; a folder with anything else of these names is refused.
+has never seen, and scores it beside the starter model and methods that need no training.
+OUTPUT/report/report.html has tables, curves and images in one page; OUTPUT/report.png shows whole
+photographs. What an earlier demo left in OUTPUT is removed first; a folder with anything else of
+these names is refused.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ WRITES = {
     **dict.fromkeys(("masks", "test-masks", "records"), _SET),
     "run": r"(checkpoints|logs|exports)/.*|(config|data|summary)\.json",
     **dict.fromkeys(("pictures", "holes"), "{photo}"),
-    "inpainted": r"manifest\.json|(items|rejects)\.jsonl|{photo}",
+    **dict.fromkeys(("inpainted", "inpainted-starter"), r"manifest\.json|(items|rejects)\.jsonl|{photo}"),
     "report": r"pairs\.jsonl|metrics\.json|table\.md|report\.html",
 }
 MASKS = 6000  # to train with
@@ -58,6 +59,7 @@ class Score(NamedTuple):
     name: str
     hole_ratio: float
     network: float
+    starter: float
     telea: float
     mean: float
 
@@ -178,6 +180,7 @@ def inpaint(output: Path) -> list[str]:
         names = write_images(output)
     files = ("--images", str(output / "pictures"), "--masks", str(output / "holes"), "--hole", "black")
     run_stage("pipelines.inpaint", *files, "--run", str(output / "run"), "--output", str(output / "inpainted"))
+    run_stage("pipelines.inpaint", *files, "--model", "starter", "--output", str(output / "inpainted-starter"))
     return names
 
 
@@ -193,15 +196,17 @@ def compare(output: Path, names: Sequence[str]) -> list[Score]:
     for name in names:
         target = rgb.decode_rgb((output / "pictures" / name).read_bytes())
         mask = decode_mask((output / "holes" / name).read_bytes())
-        network = rgb.decode_rgb((output / "inpainted" / name).read_bytes())
+        network, starter = (
+            rgb.decode_rgb((output / folder / name).read_bytes()) for folder in ("inpainted", "inpainted-starter")
+        )
         telea, mean = fill_telea(target, mask), fill_mean(target, mask)
-        psnr = [score(filled, target, mask)["psnr_holes"] for filled in (network, telea, mean)]
+        psnr = [score(filled, target, mask)["psnr_holes"] for filled in (network, starter, telea, mean)]
         scores.append(Score(name, hole_ratio(mask), *psnr))
-        captions = [f"{hole_ratio(mask):.0%} holes", f"{psnr[0]:.1f} dB in holes", Path(name).stem]
-        captions.append(f"{psnr[1]:.1f} dB in holes")
-        rows.append(([show_holes(target, mask), network, target, telea], captions))
-    title = "Photographs that the network has never seen"
-    draw_sheet(title, ["with holes", "inpainted", "target", "Telea (OpenCV)"], rows).save(output / "report.png")
+        captions = [f"{hole_ratio(mask):.0%} holes", *(f"{value:.1f} dB in holes" for value in psnr[:3])]
+        rows.append(([show_holes(target, mask), network, starter, telea, target], [*captions, Path(name).stem]))
+    title = "Photographs that neither network has seen"
+    columns = ["with holes", "trained here", "starter model", "Telea (OpenCV)", "target"]
+    draw_sheet(title, columns, rows).save(output / "report.png")
     return scores
 
 
@@ -244,14 +249,16 @@ def draw_sheet(
 
 
 def print_scores(scores: Sequence[Score]) -> None:
-    print(f"\n{'PSNR inside the holes, dB':28}{'holes':>7}{'network':>10}{'Telea':>8}{'mean color':>13}")
+    print(f"\n{'PSNR inside the holes, dB':28}{'holes':>7}{'network':>10}{'starter':>9}{'Telea':>8}{'mean color':>13}")
     for s in scores:
-        print(f"{s.name:28}{s.hole_ratio:7.0%}{s.network:10.2f}{s.telea:8.2f}{s.mean:13.2f}")
+        print(f"{s.name:28}{s.hole_ratio:7.0%}{s.network:10.2f}{s.starter:9.2f}{s.telea:8.2f}{s.mean:13.2f}")
 
 
 def evaluate(output: Path) -> None:
     data = ("--images", str(output / "records"), "--masks", str(output / "test-masks"))
-    run_stage("pipelines.evaluate", *data, "--run", str(output / "run"), "--output", str(output / "report"))
+    networks = ("--run", f"network={output / 'run'}", "--run", "starter")
+    methods = ("--baseline", "telea,ns,mean,interpolation")
+    run_stage("pipelines.evaluate", *data, *networks, *methods, "--output", str(output / "report"))
 
 
 def parser() -> ArgumentParser:

@@ -73,7 +73,7 @@ def parser() -> ArgumentParser:
         "--baseline",
         type=_baselines,
         default="telea,ns,mean",
-        help="comma-separated methods to score as well (default telea,ns,mean)",
+        help="comma-separated methods to score as well: telea, ns, mean, interpolation (default telea,ns,mean)",
     )
     add("--published", action="store_true", help="also show the paper's published scores (different data)")
     add("--lpips", metavar="FILE", help="LPIPS weights (.npz or .pth); LPIPS is skipped if not given")

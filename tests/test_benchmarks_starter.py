@@ -108,7 +108,7 @@ def fake_call(called: list, network):
             cells = [
                 {"border": border, "interval": "(0.1, 0.2]", "method": method, "metrics": found}
                 for border in ("none", "all")
-                for method in ("network", "telea", "ns", "mean")
+                for method in ("network", "telea", "ns", "interpolation")
             ]
             Path(parsed.output).mkdir()
             Path(parsed.output, "metrics.json").write_text(json.dumps({"cells": cells}))
@@ -142,6 +142,7 @@ def test_the_script_trains_installs_and_scores(starter, monkeypatch, capsys, tmp
     assert list(said["val"]) == ["photo/" + sorted(first.rglob("*.jpg"))[0].name]
     trained = {name.rpartition("/")[2] for name in said["train"]}
     assert "noise.png" in trained and "part.png" not in trained
+    assert "train-living-cat.jpg" in trained and not any("coffee" in name for name in trained)  # the demo shows it
     assert not any("beach" in name or "fig" in name for name in trained if name.startswith("train-landscape"))
 
     monkeypatch.setattr(pins, "STARTER_CARD", assets / "starter.json")
@@ -152,9 +153,20 @@ def test_the_script_trains_installs_and_scores(starter, monkeypatch, capsys, tmp
     mask[:, 4:9, 4:9] = 0
     np.testing.assert_allclose(loaded.predict(image, mask), network([image, mask]), atol=0.02)
     card = json.loads((assets / "starter.json").read_text())
-    assert (card["step"], card["examples"], card["notes"]) == (12, 12 * 16, ["A first one."])
-    row = "| (0.1, 0.2] | 24.00 | 24.00 | 24.00 | +0.00 | 0.750 | 0.750 | 0.750 |"
+    assert (card["step"], card["examples"], card["notes"]) == (12, 12 * 8, ["A first one."])
+    row = "| (0.1, 0.2] | 24.00 | 24.00 | 24.00 | +0.00 | 24.00 | 0.750 | 0.750 | 0.750 |"
     assert row in capsys.readouterr().out and row in (assets / "starter.md").read_text()
+
+
+def test_what_the_demo_shows_was_not_trained_on(starter):
+    """By hashes; test_the_script_trains_installs_and_scores has copies and parts."""
+
+    def bits(hashes):
+        return np.array([list(f"{int(h, 16):064b}") for h in hashes]) == "1"
+
+    trained = bits(json.loads((starter.ASSETS / "starter.json").read_text())["photographs"]["train"].values())
+    shown = bits(map(starter.hash_of, starter.list_photos(PHOTOS / "val")))
+    assert shown.shape == (4, 64) and (shown[:, None] != trained).sum(-1).min() > 6
 
 
 def test_the_card_is_what_the_figures_say(starter, monkeypatch):

@@ -29,7 +29,7 @@ def test_the_demo_ends_with_a_report(tmp_path):
 
     page = (tmp_path / "report" / "report.html").read_text()
     assert f"Open {(tmp_path / 'report' / 'report.html').as_uri()} in a browser." in done.stdout
-    assert page.count('class="card"') == 18 and page.count("data:image/jpeg;base64,") == 18 * 6
+    assert page.count('class="card"') == 18 and page.count("data:image/jpeg;base64,") == 18 * 8
     assert "<h2>Training</h2>" in page and "loss/total" in page
     cells = json.loads((tmp_path / "report" / "metrics.json").read_text())["cells"]
     assert {c["pairs"] for c in cells if c["bucket"] != "all" and c["border"] != "all"} == {4}
@@ -37,17 +37,18 @@ def test_the_demo_ends_with_a_report(tmp_path):
 
     sheet = Image.open(tmp_path / "report.png")
     assert sheet.width > 1000 and sheet.height > 600 and len(sheet.getcolors(sheet.width * sheet.height)) > 10_000
-    lines = re.findall(r"^(\w+\.png)\s+(\d+)%\s+([\d.]+)\s+([\d.]+)\s+([\d.]+)$", done.stdout, re.MULTILINE)
+    lines = re.findall(r"^(\w+\.png)\s+(\d+)%" + r"\s+([\d.]+)" * 4 + "$", done.stdout, re.MULTILINE)
     assert len(lines) == 4
-    for name, percent, network, _, mean in lines:
-        target, output = (
-            rgb.decode_rgb((tmp_path / folder / name).read_bytes()) / 255 for folder in ("pictures", "inpainted")
+    for name, percent, network, starter, _, mean in lines:
+        target, output, by_starter = (
+            rgb.decode_rgb((tmp_path / folder / name).read_bytes()) / 255
+            for folder in ("pictures", "inpainted", "inpainted-starter")
         )
         mask = decode_mask((tmp_path / "holes" / name).read_bytes())
         assert float(percent) == round(100 * (mask == 0).mean())
         np.testing.assert_array_equal(output[mask == 1], target[mask == 1])
         color = np.rint(255 * target[mask == 1].mean(axis=0)) / 255
-        for image, printed in ((output, network), (np.broadcast_to(color, target.shape), mean)):
+        for image, printed in ((output, network), (by_starter, starter), (np.broadcast_to(color, target.shape), mean)):
             error = ((image - target)[mask == 0] ** 2).mean()
             assert abs(-10 * np.log10(error) - float(printed)) < 0.01
         assert float(network) > float(mean)

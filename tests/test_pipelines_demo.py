@@ -86,7 +86,7 @@ def photos(tmp_path, monkeypatch):
         path.parent.mkdir(parents=True)
         Image.radial_gradient("L").resize(size).convert("RGB").save(path, quality=95)
     monkeypatch.setattr(demo, "PHOTOS", tmp_path / "photos")
-    for folder in ("pictures", "holes", "inpainted"):
+    for folder in ("pictures", "holes", "inpainted", "inpainted-starter"):
         (tmp_path / folder).mkdir()
     return tmp_path, demo.write_images(tmp_path)
 
@@ -116,6 +116,8 @@ def test_scores_are_psnr_inside_the_holes(photos):
         holes[name] = np.asarray(Image.open(folder / "holes" / name).convert("L")) == 0
         network = np.where(holes[name][..., None], np.abs(targets[name] - 10), targets[name])
         (folder / "inpainted" / name).write_bytes(rgb.encode_png(network.astype(np.uint8)))
+        starter = np.where(holes[name][..., None], np.abs(targets[name] - 20), targets[name])
+        (folder / "inpainted-starter" / name).write_bytes(rgb.encode_png(starter.astype(np.uint8)))
     scores = demo.compare(folder, names)
     assert [score.name for score in scores] == names
     for score in scores:
@@ -128,6 +130,7 @@ def test_scores_are_psnr_inside_the_holes(photos):
 
         assert score.hole_ratio == pytest.approx(np.mean(hole))
         assert score.network == pytest.approx(psnr(network), abs=1e-6)
+        assert score.starter == pytest.approx(psnr(np.abs(target - 20)), abs=1e-6)
         assert score.mean == pytest.approx(psnr(np.broadcast_to(mean, target.shape)), abs=1e-6)
         assert score.mean < score.telea < 99  # a gradient is what Telea's method is good at
     with Image.open(folder / "report.png") as sheet:
@@ -135,12 +138,14 @@ def test_scores_are_psnr_inside_the_holes(photos):
 
 
 def test_the_table_has_a_line_for_each_photograph(capsys):
-    demo.print_scores([demo.Score("a.png", 0.254, 21.456, 20.0, 14.3), demo.Score("b.png", 0.3, 9.0, 8.125, 7.0)])
+    demo.print_scores(
+        [demo.Score("a.png", 0.254, 21.456, 22.5, 20.0, 14.3), demo.Score("b.png", 0.3, 9.0, 9.5, 8.125, 7.0)]
+    )
     heading, *lines = capsys.readouterr().out.strip().splitlines()
     assert "PSNR inside the holes, dB" in heading
     assert [line.split() for line in lines] == [
-        ["a.png", "25%", "21.46", "20.00", "14.30"],
-        ["b.png", "30%", "9.00", "8.12", "7.00"],
+        ["a.png", "25%", "21.46", "22.50", "20.00", "14.30"],
+        ["b.png", "30%", "9.00", "9.50", "8.12", "7.00"],
     ]
     assert len({len(line) for line in lines}) == 1
 
@@ -173,6 +178,7 @@ EARLIER = [
     "holes/coffee.png",
     "inpainted/coffee.png",
     "inpainted/items.jsonl",
+    "inpainted-starter/manifest.json",
     "inpainted/.items/job.json",
     "inpainted/.claims/000001-0123456789abcdef",
     "report/report.html",

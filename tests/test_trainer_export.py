@@ -27,6 +27,7 @@ OTHER = TrainConfig(
     ),
     initial=PhaseConfig(steps=7),
 )
+RESIDUAL = presets.override(CONFIG, ["unet.residual=true", "unet.std=0.2,0.3,0.4"])
 
 # What a server would do: TensorFlow and ONNX Runtime alone.
 PROGRAM = """
@@ -76,7 +77,12 @@ def draw_cases():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "config", [pytest.param(CONFIG, id="paper"), pytest.param(OTHER, marks=pytest.mark.soak, id="other")]
+    "config",
+    [
+        pytest.param(CONFIG, id="paper"),
+        pytest.param(RESIDUAL, id="residual"),
+        pytest.param(OTHER, marks=pytest.mark.soak, id="other"),
+    ],
 )
 def test_every_format_computes_what_the_network_does(tmp_path, config, capsys):
     run, cases = str(tmp_path / "run"), draw_cases()

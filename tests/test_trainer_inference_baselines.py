@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from trainer.inference.baselines import BASELINES, fill_mean, fill_ns, fill_telea
+from trainer.inference.baselines import BASELINES, fill_interpolated, fill_mean, fill_ns, fill_telea
 
 
 def draw(height=24, width=17, hole_ratio=0.3, seed=0):
@@ -15,7 +15,12 @@ def draw(height=24, width=17, hole_ratio=0.3, seed=0):
 
 
 def test_baselines_are_these():
-    assert BASELINES == {"telea": fill_telea, "ns": fill_ns, "mean": fill_mean}
+    assert BASELINES == {
+        "telea": fill_telea,
+        "ns": fill_ns,
+        "mean": fill_mean,
+        "interpolation": fill_interpolated,
+    }
 
 
 @pytest.mark.parametrize("fill", BASELINES.values(), ids=BASELINES)
@@ -51,8 +56,16 @@ def test_mean_by_hand():
     assert fill_mean(image, mask)[1, 1].tolist() == [23, 1, 255]  # 70 / 3, 2 / 3, 255
 
 
-@pytest.mark.parametrize("fill", [fill_telea, fill_ns])
-def test_opencvs_methods_are_nearer_than_the_mean_on_a_ramp(fill):
+def test_interpolation_by_hand():
+    """One pixel, of which two neighbors are known: it and the other unknown one are relaxed twice."""
+    image = np.uint8([[[0] * 3, [9] * 3, [200] * 3]])
+    mask = np.uint8([[1, 0, 1]])
+    # Pull: [0, -, 200] -> [0, 200] -> [100]. Push: 0, then twice (0 + 200 + x + x) / 4: 50, 75.
+    assert fill_interpolated(image, mask)[0, 1].tolist() == [75, 75, 75]
+
+
+@pytest.mark.parametrize("fill", [fill_telea, fill_ns, fill_interpolated])
+def test_methods_that_look_at_edges_are_nearer_than_the_mean_on_a_ramp(fill):
     ramp = np.broadcast_to(np.arange(0, 240, 5, dtype=np.uint8)[:, None, None], (48, 40, 3))
     mask = np.ones((48, 40), np.uint8)
     mask[20:28, 10:30] = 0

@@ -18,7 +18,7 @@ from trainer.inference.export_formats import export_model
 from trainer.model.unet import build_unet
 
 CONFIG = TrainConfig(
-    unet=UNetConfig(image_size=16, filters=(4, 6, 8), kernels=(5, 3, 3)),
+    unet=UNetConfig(image_size=16, filters=(4, 6, 8), kernels=(5, 3, 3), residual=True),
     initial=PhaseConfig(steps=7, learning_rate=0.01),
     precision="mixed_bfloat16",
 )

@@ -33,6 +33,15 @@ def fill_ns(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return fill_with_opencv(image, mask, cv2.INPAINT_NS, RADII["ns"])
 
 
+def fill_interpolated(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Pull-push interpolation (`trainer.model.interpolation`), which a network with `UNetConfig.residual` adds to;
+    `fill_mean` if no pixel is valid."""
+    from trainer.model.interpolation import interpolate_holes  # loads Keras
+
+    filled = np.rint(np.asarray(interpolate_holes(image[None], mask[None, ..., None])[0])).astype(np.uint8)
+    return filled if mask.any() else fill_mean(image, mask)
+
+
 def fill_with_opencv(image: np.ndarray, mask: np.ndarray, method: int, radius: int) -> np.ndarray:
     """By `cv2.inpaint`: ``method`` is one of its constants, ``radius`` in pixels."""
     # OpenCV reads a few pixels under the holes for its gradients, and returns an image without valid pixels
@@ -41,4 +50,4 @@ def fill_with_opencv(image: np.ndarray, mask: np.ndarray, method: int, radius: i
     return np.where(mask[..., None] == 1, image, filled)
 
 
-BASELINES = {"telea": fill_telea, "ns": fill_ns, "mean": fill_mean}
+BASELINES = {"telea": fill_telea, "ns": fill_ns, "mean": fill_mean, "interpolation": fill_interpolated}

@@ -172,6 +172,11 @@ def read_chunks(table: pa.Table, job_ref: Any) -> Iterator[pa.Table]:
 
 
 def _read(chunks: Iterable[tuple[int, Chunk]], job: Inpainting) -> Iterator[tuple[Key, Any]]:
+    """What needs no network, as an image without holes, is written here: it travels as its line."""
+    return _written(_load(chunks, job), job)
+
+
+def _load(chunks: Iterable[tuple[int, Chunk]], job: Inpainting) -> Iterator[tuple[Key, Any]]:
     items = (((number, place), item) for number, chunk in chunks for place, item in enumerate(unpack_items(chunk)))
 
     def read(keyed: tuple[Key, Item]) -> Iterator[tuple[Key, Files | Line]]:
@@ -284,17 +289,29 @@ def _write(found: Iterable[tuple[Key, Any]], job: Inpainting, survey: Survey) ->
     writer, chunks = Writer(job.books, job.claim, survey.digits), dict[int, int]()
     number = rejects = 0
 
-    def write(keyed: tuple[Key, Any]) -> Iterator[tuple[Key, Line]]:
-        key, one = keyed
-        yield from ((key, line) for line in ([one] if isinstance(one, Line) else job.write(one)))
-
-    def weigh(keyed: tuple[Key, Any]) -> int:
-        return 1 if isinstance(keyed[1], Line) else WRITING["weigh"](keyed[1])
-
-    for (chunk, place), line in map_in_threads(write, found, **{**WRITING, "weigh": weigh}):
+    for (chunk, place), line in _written(found, job):
         writer.add(line)
         chunks[chunk] = chunks.get(chunk, 0) | 1 << place
         number += 1
         rejects += _is_reject(line)
     writer.flush()
     yield Booked(chunks, number, rejects)
+
+
+def _written(found: Iterable[tuple[Key, Any]], job: Inpainting) -> Iterator[tuple[Key, Any]]:
+    """The lines of results, which threads write; what is a line already, or waits for a network, as it is."""
+
+    def waits(one: Any) -> bool:
+        return isinstance(one, Line | Files) or isinstance(one[1], Pair)
+
+    def write(keyed: tuple[Key, Any]) -> Iterator[tuple[Key, Any]]:
+        key, one = keyed
+        yield from ((key, line) for line in ([one] if waits(one) else job.write(one)))
+
+    def weigh(keyed: tuple[Key, Any]) -> int:
+        one = keyed[1]
+        if isinstance(one, Line | Files):
+            return 1
+        return one[1].mask.size if isinstance(one[1], Pair) else WRITING["weigh"](one)
+
+    return map_in_threads(write, found, **{**WRITING, "weigh": weigh})
