@@ -52,8 +52,8 @@ PRESETS = {
         clip_norm=1.0,
         log_every=20,
     ),
-    # For hundreds of photographs: the recipe of the starter model (tests/benchmarks/starter.py), with one more level for
-    # squares twice as large. Not yet run to its end.
+    # For hundreds of photographs: the recipe of the starter model (tests/benchmarks/starter.py), with one more level
+    # for squares twice as large. Not yet run to its end.
     "small": TrainConfig(
         unet=UNetConfig(
             image_size=256,

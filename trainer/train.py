@@ -230,9 +230,11 @@ def train(plan: Plan, verbose: bool, log: runs.RunLog) -> None:
     config = plan.config
     many = "workers" if plan.address else f"{config.scaling.device} devices"
     times = f" x {config.accumulate} parts of a step" if config.accumulate > 1 else ""
-    precision, policy = config.precision, find_policy(config.precision, config.scaling.device)
-    if policy != precision and not plan.address:
-        precision = f"{policy} as this processor has no instructions for bfloat16"
+    precision = find_policy(config.precision, config.scaling.device)
+    if plan.address:  # whose machines may compute what this one does not
+        precision = config.precision
+    elif precision != config.precision:
+        precision += " as this processor has no instructions for bfloat16"
     log.show(
         f"{plan.image_count} images, {plan.mask_count} masks; {config.scaling.workers} {many} x "
         f"{config.per_worker_batch_size} examples{times}, {precision}; {plan.validation}"
