@@ -269,7 +269,10 @@ def test_images_may_be_a_file_or_a_folder_of_files(made):
         (["--per-cell", "0"], "--per-cell: expected 1 or more, or all. Received 0."),
         (["--per-cell", "few"], "--per-cell: expected 1 or more, or all. Received few."),
         (["--batch-size", "0"], "--batch-size: expected 1 or more. Received 0."),
-        (["--baseline", "telea,nearest"], "--baseline: expected names of ['mean', 'ns', 'telea']. Received 'nearest'."),
+        (
+            ["--baseline", "telea,nearest"],
+            "--baseline: expected names of ['interpolation', 'mean', 'ns', 'telea']. Rec",
+        ),
         (["--split", "test"], "split: expected one of ['train', 'val']. Received 'test'."),
         (["--mask-split", "train"], "split: expected one of ['val']. Received 'train'."),
         (["--images", "{0}/masks"], "expected a dataset of image records. Received mask records."),

@@ -92,7 +92,7 @@ def test_worker_processes_end_with_a_job_that_is_killed(tmp_path):
         workers = running.below(WORKER)
         assert len(workers) == 2
         code, said = running.stop(signal.SIGKILL)  # until the last of them has closed the pipe
-    assert (code, without_progress(said)) == (-9, "")
+    assert code == -9 and without_progress(said) in ("", "a worker process has lost its job\n")  # if it was asking
     assert have_ended(workers)
 
 

@@ -51,7 +51,7 @@ def make_saved(run, model, config, **more):
 
 
 def test_restoring_names_the_config_keys_that_differ(tmp_path):
-    old = presets.PRESETS["demo"]
+    old = presets.override(presets.PRESETS["demo"], ["unet.residual=false"])
     changes = ["unet.filters=4,8,8,8,8", "unet.head=sigmoid", "precision=float32", "data.flip=false", "seed=4"]
     new = presets.override(old, changes)
     checkpoint = make_saved(str(tmp_path), make_model(1, units=4), old)

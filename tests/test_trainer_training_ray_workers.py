@@ -150,7 +150,7 @@ def test_a_full_disk_ends_the_training_and_an_outage_does_not():
 
 
 def test_each_number_of_workers_that_may_be_left_divides_the_batch():
-    message = "of each number of workers from scaling.min_workers=2 to scaling.workers=4. Received 16"
+    message = "of each number of workers from scaling.min_workers=2 to scaling.workers=4. Received 8"
     with pytest.raises(ValueError, match=message):
         presets.override(presets.PRESETS["demo"], ["scaling.workers=4", "scaling.min_workers=2"])
     presets.override(presets.PRESETS["demo"], ["scaling.workers=2", "scaling.min_workers=1"])

@@ -55,8 +55,8 @@ open(f"{root}/{run}-{worker}.json", "w").write(json.dumps(events))
 SMALL = ["unet.image_size=32", "unet.filters=4,8,8", "unet.kernels=5,3,3", "log_every=1", "precision=float32"]
 SMALL += ["global_batch_size=8", "initial.schedule=constant", "initial.learning_rate=0.0005", "checkpoint.every=1000"]
 SMALL += ["validation.split=train", "validation.every=25", "clip_norm=0.3", "ema_decay=0.9"]
-# Three terms, whatever the preset has, and the whole rate within the steps.
-SMALL += ["loss.valid=1", "loss.total_variation=0.1", "initial.warmup_steps=10"]
+# Three terms and an image to learn, whatever the preset has, and the whole rate within the steps.
+SMALL += ["unet.residual=false", "loss.valid=1", "loss.total_variation=0.1", "initial.warmup_steps=10"]
 
 
 def train(root, run, workers, *settings, devices=1):
