@@ -1,6 +1,6 @@
 """Holes filled by interpolation: what `UNetConfig.residual` lets the network begin from.
 
-The pull-push algorithm (Gortler et al., "The Lumigraph", SIGGRAPH 1996, section 3.4) with some passes of Jacobi's
+The pull-push algorithm (Gortler et al., "The Lumigraph", SIGGRAPH 1996) with some passes of Jacobi's
 method, so that the result nears the membrane, the smoothest surface through the edge of a hole:
 
     pull    each level has the means of the valid pixels in squares of 2 x 2 of the one before, down to one pixel: a

@@ -1,7 +1,7 @@
 """The precision a network is computed in: that of its config, unless this machine's processor would only emulate it.
 
 Without instructions for bfloat16 TensorFlow computes a convolution in loops of its own: on two cores of an AMD EPYC
-with AVX2 alone, a training step of the preset demo took 3.5 s, and 0.57 s in float32; with AVX-512 bfloat16 is faster.
+with AVX2 alone, a training step of the preset demo took 3.5 s, and 0.57 s in float32.
 """
 
 from __future__ import annotations
