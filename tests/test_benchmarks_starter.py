@@ -154,8 +154,40 @@ def test_the_script_trains_installs_and_scores(starter, monkeypatch, capsys, tmp
     np.testing.assert_allclose(loaded.predict(image, mask), network([image, mask]), atol=0.02)
     card = json.loads((assets / "starter.json").read_text())
     assert (card["step"], card["examples"], card["notes"]) == (12, 12 * 8, ["A first one."])
+    assert (card["device"], card["config"]["precision"]) == ("two CPU cores", "float32")
     row = "| (0.1, 0.2] | 24.00 | 24.00 | 24.00 | +0.00 | 24.00 | 0.750 | 0.750 | 0.750 |"
     assert row in capsys.readouterr().out and row in (assets / "starter.md").read_text()
+
+
+def test_weights_of_a_gpu_are_installed_and_not_trained_again(starter, monkeypatch, tmp_path):
+    assets, called, network = tmp_path / "assets", [], make_network(CONFIG, 3)
+    assets.mkdir()
+    monkeypatch.setattr(starter, "ASSETS", assets)
+    monkeypatch.setattr(starter, "call", fake_call(called, network))
+    np.savez(tmp_path / "weights.npz", **checkpoints.read_variables(network.variables))
+    config = presets.override(presets.PRESETS["demo"], ["precision=mixed_bfloat16"])
+    config = json.loads(presets.to_json(dataclasses.replace(config, unet=CONFIG.unet)))
+    facts = {"step": 9, "examples": 1234, "seconds": 7200.0, "device": "a GPU", "sides": [16, 32], "probes": 2}
+    (tmp_path / "weights.json").write_text(json.dumps({**facts, "config": config}))
+    starter.main(["--output", str(tmp_path / "out"), "--photos", str(PHOTOS), "--prepare"])
+    assert called == [] and (tmp_path / "out" / "photos.json").exists() and not any(assets.iterdir())
+    command = ["--output", str(tmp_path / "out"), "--photos", str(PHOTOS)]
+    starter.main([*command, "--weights", str(tmp_path / "weights.npz")])
+
+    assert "trainer.train" not in [module for module, _ in called]
+    monkeypatch.setattr(pins, "STARTER_CARD", assets / "starter.json")
+    monkeypatch.setattr(predict, "STARTER_WEIGHTS", assets / "starter.npz")
+    loaded = predict.load_model(predict.starter())
+    image, mask = np.random.default_rng(1).random((1, 16, 16, 3), np.float32), np.ones((1, 16, 16, 1), np.float32)
+    mask[:, 4:9, 4:9] = 0
+    np.testing.assert_allclose(loaded.predict(image, mask), network([image, mask]), atol=0.02)
+    trained = len(json.loads((tmp_path / "out" / "photos.json").read_text())["train"]) - 2
+    text = (assets / "starter.md").read_text()
+    assert (
+        f"9 steps, 1,234 examples of 16 x 16 and 32 x 32 pixels of {trained} photographs;\n  2.0 hours on a GPU."
+        in text
+    )
+    assert json.loads((assets / "starter.json").read_text())["config"]["precision"] == "float32"
 
 
 def test_what_the_demo_shows_was_not_trained_on(starter):

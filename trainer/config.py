@@ -60,7 +60,8 @@ class UNetConfig:
             The paper has none: at full size its network is one linear layer, and fine structure beside the edge of a
             hole has to come through features of half the size.
         residual: predict what to add to holes that are interpolated (`trainer.model.interpolation`), in place of the
-            image itself, as the paper does: a short training spends nothing on what interpolation knows.
+            image itself, as the paper does: a short training spends nothing on what interpolation knows. The stages
+            that see the image see the interpolated one, too.
     """
 
     image_size: Annotated[int, Field(ge=1, le=2**14)] = 512
@@ -104,9 +105,10 @@ class UNetConfig:
         """Number of the values in all kernels of partial convolutions, nearly all weights of the network."""
         inputs = (3, *self.filters[:-1])  # of the encoder's levels
         encoder = sum(size**2 * a * b for size, a, b in zip(self.kernels, inputs, self.filters, strict=True))
-        outputs = (self.refine or 3, *self.filters[:-1])
-        decoder = sum(9 * (a + b) * c for a, b, c in zip(self.filters, inputs, outputs, strict=True))
-        return encoder + decoder + (9 * (self.refine + 3) * 3 if self.refine else 0)
+        views = 6 if self.residual else 3  # channels of the image, and of the interpolated one
+        skips, outputs = (views, *self.filters[:-1]), (self.refine or 3, *self.filters[:-1])
+        decoder = sum(9 * (a + b) * c for a, b, c in zip(self.filters, skips, outputs, strict=True))
+        return encoder + decoder + (9 * (self.refine + views) * 3 if self.refine else 0)
 
     @property
     def stride(self) -> int:

@@ -3,6 +3,8 @@
     python tests/benchmarks/starter.py --photos FOLDER --output OUT
     python tests/benchmarks/starter.py --photos FOLDER --output OUT --set initial.steps=2000   # a try
     python tests/benchmarks/starter.py --photos FOLDER --output OUT --finetune 2000            # with VGG-16's terms
+    python tests/benchmarks/starter.py --photos FOLDER --output OUT --prepare                  # no training, but ...
+    python tests/benchmarks/starter.py --photos FOLDER --output OUT --weights WEIGHTS          # ... starter_gpu.py's
 
 Trains on the photographs of all folders and on the bundled ones, for hours; the same command goes on where an earlier
 one was interrupted, and does again what is not finished. Every fourth photograph of the first folder by name, ten at
@@ -37,25 +39,25 @@ ASSETS = Path(__file__).resolve().parents[2] / "trainer" / "assets"
 SIZE, SIZES, PAIRS, MASKS = (64, (64,), 12, 12) if SMALL else (128, (128, 256), 120, 12_000)
 MAX_BYTES = 8_000_000
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
-# Loss by what the first 250 steps taught from scratch (PSNR in holes over that of the interpolation, one seed):
-# 0.016 dB at 3e-3 with loss.hole, 0.006 at 1e-2; with loss.hole_log 0.015 at 2e-3 and 0.007 at 6e-3 (200 steps). With
-# loss.valid as well, 1,250 steps taught it to add nothing: what it adds to valid pixels nobody sees, so that is 0.
+# What won on a GPU (starter_gpu.py says among what); there 1,756,400 examples took 395 s.
 SETTINGS = [
-    "initial.steps=1800",
+    "initial.steps=200000",
     "initial.learning_rate=3e-3",
-    "initial.warmup_steps=50",
-    "ema_decay=0.998",
-    "data.crop_scale=0.5,1.0",
-    "loss.hole=6",
+    "initial.warmup_steps=100",
+    "ema_decay=0.999",
+    "data.crop_scale=0.35,1.0",
+    "loss.hole=0",
+    "loss.hole_log=1",
     "loss.valid=0",
     "unet.filters=32,64,128,256,256",
+    "unet.refine=32",
     "unet.residual=true",
     "global_batch_size=8",
     "precision=float32",
     "scaling.workers=1",
     "scaling.cpus_per_worker=2",
     "checkpoint.every=250",
-    "validation.every=900",
+    "validation.every=2000",
     f"validation.examples={PAIRS}",
 ]
 # Pixels as before, with the paper's perceptual term, and its style terms at a tenth of their weight. Not measured yet.
@@ -146,32 +148,50 @@ def finetune(root, settings, steps):
     train(root, "finetuned", [*settings, *more], [assignment.partition("=")[0] for assignment in more])
 
 
-def install(run, photos):
-    """Writes the weights of a run's newest checkpoint, and the config and figures that belong to them."""
-    from trainer import checkpoints, presets, storage
+def trained_here(run):
+    """The averaged weights of a run's newest checkpoint by name, its config, and what is known of its training."""
+    from trainer import checkpoints
     from trainer.tensorboard import read_curves
 
-    pin = checkpoints.find(str(run))
-    checkpoint = checkpoints.load_for_inference(pin)
-    config = checkpoint.config
+    checkpoint = checkpoints.load_for_inference(checkpoints.find(str(run)))
+    speeds = read_curves(str(run), ["speed/images_per_second"]).get("speed/images_per_second", [])
+    examples = checkpoint.state["step"] * checkpoint.config.examples_per_step
+    facts = {
+        "step": checkpoint.state["step"],
+        "examples": examples,
+        "seconds": round(examples / np.mean([value for _, value in speeds])) if speeds else None,
+        "device": "two CPU cores",
+        "sides": [SIZE],
+        "probes": 0,
+    }
+    return checkpoints.inference_weights(checkpoint).arrays, checkpoint.config, facts
+
+
+def trained_elsewhere(weights):
+    """As `trained_here`, of what tests/benchmarks/starter_gpu.py saved."""
+    from trainer import presets
+
+    facts = json.loads(weights.with_suffix(".json").read_text())
+    with np.load(weights) as arrays:
+        return dict(arrays), presets.from_json(json.dumps(facts.pop("config")).encode()), facts
+
+
+def install(arrays, config, facts, photos):
+    """Writes the weights, and the config and figures that belong to them; returns the latter."""
+    from trainer import presets, storage
+
     packed = io.BytesIO()
-    weights = checkpoints.inference_weights(checkpoint)
     # Kernels are nearly all of it; statistics may be of any magnitude.
-    np.savez_compressed(
-        packed, **{k: v.astype(np.float16) if v.ndim > 1 else v for k, v in sorted(weights.arrays.items())}
-    )
+    np.savez_compressed(packed, **{k: v.astype(np.float16) if v.ndim > 1 else v for k, v in sorted(arrays.items())})
     data = packed.getvalue()
     if len(data) > MAX_BYTES:
         raise SystemExit(f"starter.npz: expected at most {MAX_BYTES:,} bytes. Received {len(data):,}.")
-    speeds = read_curves(str(run), ["speed/images_per_second"]).get("speed/images_per_second", [])
-    examples = checkpoint.state["step"] * config.examples_per_step
+    config = presets.override(config, ["precision=float32"])  # in which the card's scores are measured
     card = {
+        **facts,
         "config": json.loads(presets.to_json(config)),
-        "weights": weights.kind,
+        "weights": "ema",
         "files": {"starter.npz": storage.crc32c(data)},
-        "step": checkpoint.state["step"],
-        "examples": examples,
-        "hours": round(examples / np.mean([value for _, value in speeds]) / 3600, 1) if speeds else None,
         "photographs": photos,
         "bytes": len(data),
         "date": datetime.date.today().isoformat(),
@@ -213,6 +233,12 @@ def table(scores, size):
     return "\n".join(lines)
 
 
+def duration(seconds):
+    if seconds is None:
+        return "for an unknown time"
+    return f"{seconds / 3600:.1f} hours" if seconds >= 3600 else f"{seconds:.0f} seconds"
+
+
 def card_of(card):
     """starter.md, from starter.json."""
     config, photos = card["config"], card["photographs"]
@@ -221,10 +247,12 @@ def card_of(card):
         "filters": ", ".join(map(str, unet["filters"])),
         "refine": f" and a stage of {unet['refine']} channels at full size" if unet["refine"] else "",
         "predicts": "which adds to interpolated holes" if unet["residual"] else "which predicts the image",
-        "side": unet["image_size"],
+        "sides": " and ".join(f"{side} x {side}" for side in card["sides"]),
+        "largest": max(card["sides"]),
+        "time": duration(card["seconds"]),
         "losses": ", ".join(f"{k} {v:g}" for k, v in config["loss"].items() if k != "vgg" and v),
         "finetuned": f", the last {finetuned:,} of them with VGG-16's terms" if finetuned else "",
-        "train": len(photos["train"]),
+        "train": len(photos["train"]) - card["probes"],
         "val": len(photos["val"]),
         "held_out": textwrap.fill(
             "Held out: " + ", ".join(sorted(name.rpartition("/")[2] for name in photos["val"])),
@@ -237,7 +265,7 @@ def card_of(card):
         "tables": "\n\n".join(table(scores, size) for size, scores in card["scores"].items()),
     }
     return CARD.format(
-        pairs=PAIRS, **facts, **{key: card[key] for key in ("bytes", "step", "examples", "hours", "date")}
+        pairs=PAIRS, **facts, **{key: card[key] for key in ("bytes", "step", "examples", "device", "date")}
     )
 
 
@@ -249,9 +277,10 @@ measured it, and wrote this card and `starter.json` ({date}).
 
 * **Weights**: `starter.npz`, {bytes:,} bytes, kernels in float16. They are under this project's license. The pictures
   that they were trained on are not part of the package; `LICENSES.md` says where those came from.
-* **Network**: the paper's UNet with {filters} filters{refine}, {predicts}.
-* **Training**: {step:,} steps{finetuned}, {examples:,} examples of {side} x {side} pixels of {train} photographs;
-  about {hours} hours on two CPU cores. Weights of the loss: {losses}. Averaged weights (EMA).
+* **Network**: the paper's UNet with {filters} filters{refine},
+  {predicts}.
+* **Training**: {step:,} steps{finetuned}, {examples:,} examples of {sides} pixels of {train} photographs;
+  {time} on {device}. Weights of the loss: {losses}. Averaged weights (EMA).
 {notes}
 ## Scores
 
@@ -269,7 +298,8 @@ the difference to that.
 * Results that anyone relies on. It is no ImageNet or Places2 network: a few hundred photographs teach it to continue
   colors, edges and plain textures, not what a face, a word or a wheel looks like.
 * Comparisons with published scores: train on the data that those were measured with.
-* Large holes. It was trained on squares of {side} pixels: the middle of a hole that is wider than that is a blur.
+* Large holes. It was trained on squares of at most {largest} pixels: the middle of a hole that is wider than that is a
+  blur.
 * Forensic, medical or scientific images: it invents pixels.
 """
 
@@ -283,17 +313,25 @@ def main(argv=None):
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="passed on to trainer.train; repeatable")
     add("--note", action="append", default=[], metavar="TEXT", help="a sentence for the card; repeatable")
     add("--finetune", type=int, default=0, metavar="STEPS", help="steps with the paper's perceptual and style terms")
+    add("--weights", type=Path, help="install these, of tests/benchmarks/starter_gpu.py, in place of training")
+    add("--prepare", action="store_true", help="only fill OUT/photos, for tests/benchmarks/starter_gpu.py")
     options = parser.parse_args(argv)
     if not options.output:
         print("skipped: --output OUT trains for hours")
         return
     root, settings = options.output, [*SETTINGS, *options.set]
     photos = copy_photos(root, [*options.photos, PHOTOS], options.without)
+    if options.prepare:
+        return
     build_datasets(root)
-    train(root, "run", settings)
-    if options.finetune:
-        finetune(root, settings, options.finetune)
-    card = install(root / ("finetuned" if options.finetune else "run"), photos)
+    if options.weights:
+        trained = trained_elsewhere(options.weights)
+    else:
+        train(root, "run", settings)
+        if options.finetune:
+            finetune(root, settings, options.finetune)
+        trained = trained_here(root / ("finetuned" if options.finetune else "run"))
+    card = install(*trained, photos)
     card["notes"] = options.note
     card["scores"] = {size: evaluate(root, size) for size in SIZES}
     (ASSETS / "starter.json").write_text(json.dumps(card, indent=1, sort_keys=True) + "\n")

@@ -68,13 +68,22 @@ def _neighbors(x):
 
 @keras.saving.register_keras_serializable(package="pconv")
 class InterpolateHoles(keras.layers.Layer):
-    """`interpolate_holes` of a pair (image, mask), in float32 under every dtype policy."""
+    """`interpolate_holes` as a branch (see `trainer.model.layers`), in float32 under every dtype policy.
+
+    Call arguments:
+        inputs: one branch, the image [B, H, W, C] and its mask [B, H, W, 1].
+
+    Returns:
+        The pair (filled image [B, H, W, C], mask [B, H, W, 1] of ones; of zeros in an image without any valid pixel).
+    """
 
     def __init__(self, **kwargs):
         super().__init__(**{"dtype": "float32", **kwargs})
 
     def call(self, inputs):
-        return interpolate_holes(*inputs)
+        image, mask = inputs
+        known = ops.max(ops.cast(mask, "float32"), axis=(1, 2), keepdims=True)
+        return interpolate_holes(image, mask), ops.broadcast_to(known, ops.shape(mask))
 
     def compute_output_shape(self, input_shape):
-        return input_shape[0]
+        return tuple(tuple(shape) for shape in input_shape)

@@ -12,6 +12,8 @@ With `UNetConfig.refine` one more stage lies between: decoder_1 is as the others
     refine:     [decoder_1, image]      -> PartialConv2D 3x3 with 3 filters
 
 With `UNetConfig.residual` the last convolution begins at 0, and what it computes is added to the interpolated image.
+The stages that see the image see the interpolated one after it, in which nothing is a hole: what has to be added to a
+value cannot be told without it.
 
 Masks depend on the input mask alone and have one channel throughout. Each tensor is masked once, where it
 is created: an encoder's output serves the next encoder and the skip connection, and a decoder's is masked before
@@ -69,7 +71,8 @@ def build_unet(
     image = keras.Input((height, width, 3), name="image", dtype="float32")
     mask = keras.Input((height, width, 1), name="mask", dtype="float32")
     builder = _Builder(config, keras.dtype_policies.get(dtype), seed)
-    output = builder.output(builder.decoder(builder.encoder(image, mask)), image, mask)
+    base = InterpolateHoles(name="interpolated")([image, mask]) if config.residual else None
+    output = builder.output(builder.decoder(builder.encoder(image, mask), base), base)
     return keras.Model([image, mask], output, name=name)
 
 
@@ -111,12 +114,8 @@ class _Builder(NamedTuple):
 
     def encoder(self, image, mask):
         """Branches from the image down: that of the image and of each level."""
-        config, x = self.config, image
-        if config.normalizes:
-            scale = [1 / std for std in config.std]
-            offset = [-mean / std for mean, std in zip(config.mean, config.std, strict=True)]
-            x = layers.Rescaling(scale, offset, dtype="float32", name="image_normalized")(x)
-        branches = [self._masked("image", x, mask)]
+        config = self.config
+        branches = [self._masked("image", self._normalized("image", image), mask)]
         for k, (filters, kernel) in enumerate(zip(config.filters, config.kernels, strict=True), start=1):
             stage = f"encoder_{k}"
             x, m = self._conv(stage, branches[-1], filters, kernel, 2, k, use_bias=k == 1)
@@ -126,35 +125,39 @@ class _Builder(NamedTuple):
             branches.append(self._masked(stage, x, m) if k > 1 else (x, m))  # without BatchNorm holes are still 0
         return branches
 
-    def decoder(self, branches):
-        """Features of 3 channels at the image's size, from the encoder's branches."""
+    def decoder(self, branches, base):
+        """Features of 3 channels at the image's size, from the encoder's branches and, if any, the interpolated one."""
         config, policy = self.config, self.policy
         *skips, (x, m) = branches
+        views = skips[:1]  # of the image, at its full size
+        if base is not None:
+            filled, known = base
+            views.append((self._normalized("interpolated", filled), known))
         for k in range(config.depth, 0, -1):
-            stage, skip = f"decoder_{k}", skips[k - 1]
+            stage = f"decoder_{k}"
             up = (
                 layers.UpSampling2D(2, interpolation="nearest", dtype=policy, name=f"{stage}_up")(x),
                 layers.UpSampling2D(2, interpolation="nearest", dtype="float32", name=f"{stage}_up_mask")(m),
             )
             filters = config.filters[k - 2] if k > 1 else config.refine or 3
             last = k == 1 and not config.refine
-            x, m = self._conv(stage, [up, skip], filters, 3, 1, 2 * config.depth + 1 - k, use_bias=last)
+            beside = views if k == 1 else [skips[k - 1]]
+            x, m = self._conv(stage, [up, *beside], filters, 3, 1, 2 * config.depth + 1 - k, use_bias=last)
             if not last:
                 x = self._batch_norm(stage)(x)
                 x = layers.LeakyReLU(LEAKY_SLOPE, dtype=policy, name=f"{stage}_leaky_relu")(x)
                 x, m = self._masked(stage, x, m)
         if config.refine:
-            x, _ = self._conv("refine", [(x, m), branches[0]], 3, 3, 1, 2 * config.depth + 2, use_bias=True)
+            x, _ = self._conv("refine", [(x, m), *views], 3, 3, 1, 2 * config.depth + 2, use_bias=True)
         return x
 
-    def output(self, x, image, mask):
+    def output(self, x, base):
         """The image in float32 from the decoder's features: the head if there is one, then the scale of the input."""
         config, policy = self.config, self.policy
-        if config.residual:
+        if base is not None:
             if config.normalizes:
                 x = layers.Rescaling(list(config.std), dtype="float32", name="residual")(x)
-            base = InterpolateHoles(name="interpolated")([image, mask])
-            return layers.Add(dtype="float32", name="output")([base, x])
+            return layers.Add(dtype="float32", name="output")([base[0], x])
         if config.head == "sigmoid":
             x = layers.LeakyReLU(LEAKY_SLOPE, dtype=policy, name="head_leaky_relu")(x)
             glorot = keras.initializers.GlorotUniform(seed=_layer_seed(self.seed, 2 * config.depth + 1))
@@ -163,6 +166,14 @@ class _Builder(NamedTuple):
         if config.normalizes:
             return layers.Rescaling(list(config.std), list(config.mean), dtype="float32", name="output")(x)
         return layers.Activation("linear", dtype="float32", name="output")(x)
+
+    def _normalized(self, name, x):
+        config = self.config
+        if not config.normalizes:
+            return x
+        scale = [1 / std for std in config.std]
+        offset = [-mean / std for mean, std in zip(config.mean, config.std, strict=True)]
+        return layers.Rescaling(scale, offset, dtype="float32", name=f"{name}_normalized")(x)
 
     def _conv(self, stage, branches, filters, kernel, strides, index, use_bias):
         initializer = keras.initializers.HeNormal(seed=_layer_seed(self.seed, index))
