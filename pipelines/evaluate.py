@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib.util
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -73,7 +74,8 @@ def parser() -> ArgumentParser:
         "--baseline",
         type=_baselines,
         default="telea,ns,mean",
-        help="comma-separated methods to score as well: telea, ns, mean, interpolation (default telea,ns,mean)",
+        help="comma-separated methods to score as well: telea, ns, mean, interpolation, patchmatch (default "
+        "telea,ns,mean)",
     )
     add("--published", action="store_true", help="also show the paper's published scores (different data)")
     add("--lpips", metavar="FILE", help="LPIPS weights (.npz or .pth); LPIPS is skipped if not given")
@@ -91,11 +93,14 @@ def _per_cell(text: str) -> str:
 
 
 def _baselines(text: str) -> tuple[str, ...]:
-    from trainer.inference.baselines import BASELINES
+    from trainer.inference.baselines import BASELINES, EXTRAS
 
     names = tuple(dict.fromkeys(name for name in text.split(",") if name))
     if wrong := [name for name in names if name not in BASELINES]:
         raise argparse.ArgumentTypeError(f"expected names of {sorted(BASELINES)}. Received {wrong[0]!r}.")
+    for name in EXTRAS.keys() & set(names):
+        if importlib.util.find_spec(EXTRAS[name]) is None:
+            raise argparse.ArgumentTypeError(f"{name} is an optional package: pip install 'pconv[{name}]'.")
     return names
 
 

@@ -105,6 +105,7 @@ PRINTED = {
         r"written but not yet in the books",
     ],
     "starter.py": [r"skipped: --output OUT trains for hours"],
+    "starter_gpu.py": [r"skipped: --output OUT trains on a GPU"],
     "reader.py 128": [
         r"128 pixels, 7 kB examples/s: plain # reused # reader # reader over plain #, over reused #",
         r"target # ms, decoder alone, at full size # ms, mask # ms",

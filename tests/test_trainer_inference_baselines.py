@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import concurrent.futures
+
 import numpy as np
 import pytest
 
-from trainer.inference.baselines import BASELINES, fill_interpolated, fill_mean, fill_ns, fill_telea
+from trainer.inference.baselines import BASELINES, fill_interpolated, fill_mean, fill_ns, fill_telea, fill_with_patches
 
 
 def draw(height=24, width=17, hole_ratio=0.3, seed=0):
@@ -20,6 +22,7 @@ def test_baselines_are_these():
         "ns": fill_ns,
         "mean": fill_mean,
         "interpolation": fill_interpolated,
+        "patchmatch": fill_with_patches,
     }
 
 
@@ -48,6 +51,19 @@ def test_one_color_is_continued(fill):
 def test_nothing_valid_gives_mid_gray(fill):
     image, _ = draw()
     np.testing.assert_array_equal(fill(image, np.zeros(image.shape[:2], np.uint8)), np.full_like(image, 128))
+
+
+def test_patches_are_copied_from_elsewhere():
+    """A pattern that repeats is continued, where interpolation blurs it; and in two threads alike."""
+    rng = np.random.default_rng(3)
+    image = np.tile(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8), (8, 8, 1))
+    mask = np.ones((64, 64), np.uint8)
+    mask[20:29, 30:41] = 0
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        filled = list(pool.map(lambda _: fill_with_patches(image, mask), range(6)))
+    errors = np.abs(filled[0].astype(int) - image)[mask == 0].mean()
+    assert errors < 0.25 * np.abs(fill_interpolated(image, mask).astype(int) - image)[mask == 0].mean()
+    assert all(np.array_equal(other, filled[0]) for other in filled)
 
 
 def test_mean_by_hand():

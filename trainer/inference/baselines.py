@@ -6,6 +6,8 @@ returns the image with its holes filled; valid pixels are unchanged.
 
 from __future__ import annotations
 
+import threading
+
 import cv2
 import numpy as np
 
@@ -13,6 +15,13 @@ import numpy as np
 # ratios is within 0.02 dB (Telea) and 0.11 dB (Navier-Stokes) of that of the best radius up to 15; small holes are
 # filled better by smaller ones, large holes by larger ones (tests/benchmarks/classical.py).
 RADII = {"telea": 3, "ns": 3}
+
+
+# Of the patches that are compared, (2 radius + 1) squared pixels. The mean PSNR over the intervals of hole ratios at
+# 128 pixels, ten photographs: 21.66, 21.73, 21.72 and 21.58 dB with 1 to 4.
+PATCH_RADIUS = 2
+
+_RANDOM = threading.Lock()  # PyPatchMatch has one stream of random numbers for all threads
 
 
 def fill_mean(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -42,6 +51,19 @@ def fill_interpolated(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return filled if mask.any() else fill_mean(image, mask)
 
 
+def fill_with_patches(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Patches that look alike, from elsewhere in the image (PatchMatch: Barnes et al. 2009), by PyPatchMatch, an extra
+    of this package; `fill_mean` if no pixel is valid."""
+    from patchmatch import patch_match  # optional
+
+    if not mask.any():
+        return fill_mean(image, mask)
+    with _RANDOM:
+        patch_match.set_random_seed(0)  # the same result wherever it is computed
+        filled = patch_match.inpaint(fill_mean(image, mask), 1 - mask, patch_size=PATCH_RADIUS)
+    return np.where(mask[..., None] == 1, image, filled)
+
+
 def fill_with_opencv(image: np.ndarray, mask: np.ndarray, method: int, radius: int) -> np.ndarray:
     """By `cv2.inpaint`: ``method`` is one of its constants, ``radius`` in pixels."""
     # OpenCV reads a few pixels under the holes for its gradients, and returns an image without valid pixels
@@ -50,4 +72,11 @@ def fill_with_opencv(image: np.ndarray, mask: np.ndarray, method: int, radius: i
     return np.where(mask[..., None] == 1, image, filled)
 
 
-BASELINES = {"telea": fill_telea, "ns": fill_ns, "mean": fill_mean, "interpolation": fill_interpolated}
+BASELINES = {
+    "telea": fill_telea,
+    "ns": fill_ns,
+    "mean": fill_mean,
+    "interpolation": fill_interpolated,
+    "patchmatch": fill_with_patches,
+}
+EXTRAS = {"patchmatch": "patchmatch"}  # modules by baseline that are not installed with this package
