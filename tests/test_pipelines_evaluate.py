@@ -20,7 +20,7 @@ from pipelines.evaluation.job import Data
 from trainer import checkpoints, presets, storage
 from trainer.config import PhaseConfig, TrainConfig, UNetConfig
 from trainer.errors import UserError
-from trainer.inference import export_formats, predict
+from trainer.inference import baselines, export_formats, predict
 from trainer.model.unet import build_unet
 
 SIZE, MASKS = 24, 204  # twelve cells of 17
@@ -271,7 +271,7 @@ def test_images_may_be_a_file_or_a_folder_of_files(made):
         (["--batch-size", "0"], "--batch-size: expected 1 or more. Received 0."),
         (
             ["--baseline", "telea,nearest"],
-            "--baseline: expected names of ['interpolation', 'mean', 'ns', 'telea']. Rec",
+            "--baseline: expected names of ['interpolation', 'mean', 'ns', 'patchmatch', 'telea']. Rec",
         ),
         (["--split", "test"], "split: expected one of ['train', 'val']. Received 'test'."),
         (["--mask-split", "train"], "split: expected one of ['val']. Received 'train'."),
@@ -299,3 +299,10 @@ def test_wrong_values_are_refused_at_launch(options, message, made, tmp_path):
     with pytest.raises(UserError, match=re.escape(message.format(made))):
         evaluate(made, tmp_path / "out", "--run", f"{made}/run", *(option.format(made) for option in options))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_baseline_says_which_package_it_needs(monkeypatch, made, tmp_path):
+    monkeypatch.setitem(baselines.EXTRAS, "patchmatch", "no_such_module")
+    message = "--baseline: patchmatch is an optional package: pip install 'pconv[patchmatch]'."
+    with pytest.raises(UserError, match=re.escape(message)):
+        evaluate(made, tmp_path / "out", "--run", f"{made}/run", "--baseline", "telea,patchmatch")
