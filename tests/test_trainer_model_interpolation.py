@@ -87,3 +87,14 @@ def test_the_network_adds_to_it(refine, scale):
 def test_a_head_has_no_residual():
     with pytest.raises(ValueError, match="head: expected none with unet.residual=true. Received 'sigmoid'"):
         dataclasses.replace(CONFIG, head="sigmoid")
+
+
+@pytest.mark.parametrize("refine", [0, 5])
+def test_the_last_stages_see_the_interpolated_image(refine):
+    """3 channels more than without; `kernel_values` counts them."""
+    config = dataclasses.replace(CONFIG, refine=refine)
+    model = build_unet(config)
+    kernels = {layer.name: layer.kernel.shape for layer in model.layers if hasattr(layer, "kernel")}
+    assert kernels["decoder_1_conv"][2] == 4 + 3 + 3
+    assert kernels.get("refine_conv", (3, 3, 5 + 3 + 3))[2] == 5 + 3 + 3
+    assert sum(int(np.prod(shape)) for shape in kernels.values()) == config.kernel_values

@@ -40,10 +40,8 @@ SIZE, SIZES, PAIRS, MASKS = (64, (64,), 12, 12) if SMALL else (128, (128, 256), 
 MAX_BYTES = 8_000_000
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 # What won on a GPU (starter_gpu.py says among what); there 1,756,400 examples took 395 s.
-SETTINGS = [
-    "initial.steps=200000",
+RECIPE = [
     "initial.learning_rate=3e-3",
-    "initial.warmup_steps=100",
     "ema_decay=0.999",
     "data.crop_scale=0.35,1.0",
     "loss.hole=0",
@@ -52,6 +50,11 @@ SETTINGS = [
     "unet.filters=32,64,128,256,256",
     "unet.refine=32",
     "unet.residual=true",
+]
+SETTINGS = [
+    *RECIPE,
+    "initial.steps=200000",
+    "initial.warmup_steps=100",
     "global_batch_size=8",
     "precision=float32",
     "scaling.workers=1",

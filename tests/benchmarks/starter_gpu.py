@@ -16,6 +16,8 @@ import os
 import sys
 from pathlib import Path
 
+from starter import RECIPE
+
 # PSNR in the holes of 120 pairs of the probed photographs, (0.1, 0.2] and (0.4, 0.5] at 128 x 128 and the same at
 # 256 x 256, from 23.45, 20.02, 22.88, 19.63 of the interpolation. Six processes on one H100 for 100 s, at 2e-3, most of
 # them interrupted before their last step; one seed:
@@ -30,17 +32,7 @@ from pathlib import Path
 #     hole_log 1, refine 32                 43,910 steps   25.16 21.32 24.36 20.72   (24.43 20.57 23.65 20.00 at 4,542)
 #
 # Before the last stages saw the interpolated image, 1,800 steps of 8 had not taught more than 0.14 dB in any interval.
-SETTINGS = [
-    "initial.learning_rate=3e-3",
-    "ema_decay=0.999",
-    "data.crop_scale=0.35,1.0",
-    "loss.hole=0",
-    "loss.hole_log=1",
-    "loss.valid=0",
-    "unet.filters=32,64,128,256,256",
-    "unet.refine=32",
-    "precision=mixed_bfloat16",
-]
+SETTINGS = [*RECIPE, "precision=mixed_bfloat16"]
 
 
 def main(argv=None):
