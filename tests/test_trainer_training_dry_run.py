@@ -84,7 +84,8 @@ def test_the_command_says_it_all_and_starts_no_ray(bucket, tmp_path):
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert "initial.steps = 5" in lines and "initial.epochs = 0.0" in lines and "unet.filters = (4,)" in lines
-    assert "parameters 304, 304 trainable" in lines
+    # encoder 3*3*3*4 + 4 with bias; decoder of encoder, image and interpolated image 3*3*(4+3+3)*3 + 3.
+    assert "parameters 385, 385 trainable" in lines
     assert "steps      5 of 4 examples: 2.00 epochs (5 initial, 0 finetune)" in lines
     assert f"images     {bucket}/images: 10 in train" in lines
     assert f"masks      {bucket}/masks: 5 in train, 2 in val" in lines
