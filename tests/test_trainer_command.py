@@ -167,6 +167,30 @@ def test_quiet_imports_show_everything_when_loading_fails():
     assert (seen.returncode, seen.stdout, seen.stderr) == (0, "1\n", "the reason\ncaught\n")
 
 
+@pytest.mark.parametrize("collects", [True, False])
+def test_modules_are_exempt_from_garbage_collection(collects):
+    seen = run_script(
+        "import gc, sys\n"
+        "from trainer.command import quiet_imports\n"
+        f"gc.enable() if {collects} else gc.disable()\n"
+        "with quiet_imports():\n"
+        "    assert not gc.isenabled()\n"
+        "    import wave\n"
+        f"assert gc.isenabled() is {collects}\n"
+        "frozen = gc.get_freeze_count()\n"
+        "assert not any(found is vars(wave) for found in gc.get_objects()) and frozen\n"
+        "garbage = [set() for _ in range(1000)]\n"
+        "with quiet_imports():\n"
+        "    import wave\n"
+        "assert gc.get_freeze_count() <= frozen\n"
+        "try:\n"
+        "    with quiet_imports(): import no_such_module_anywhere\n"
+        "except ImportError: pass\n"
+        f"assert gc.isenabled() is {collects}\n"
+    )
+    assert seen.returncode == 0, seen.stderr
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (61, "1:01"), (3600, "1:00:00"), (-1, "0:00")]
 )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import gc
 import importlib.metadata
 import io
 import os
@@ -269,7 +270,7 @@ def quiet_imports() -> Iterator[None]:
     with tempfile.TemporaryFile() as held:
         os.dup2(held.fileno(), 2)
         try:
-            with stopping.tidying(needed=False, stderr=terminal):
+            with stopping.tidying(needed=False, stderr=terminal), _modules_uncollected():
                 yield
         except Exception as error:
             if sys.flags.optimize > 1:
@@ -285,3 +286,21 @@ def quiet_imports() -> Iterator[None]:
             sys.stderr.flush()
             os.dup2(terminal, 2)
             os.close(terminal)
+
+
+@contextlib.contextmanager
+def _modules_uncollected() -> Iterator[None]:
+    """Collects no garbage while modules are imported, nor ever looks for it in them.
+
+    TensorFlow and Beam are a million objects that live as long as the process. Looking through them again and again
+    took a fifth of their import, and a quarter of a command that inpaints one photograph (25.5 s of CPU, 18.9 without).
+    """
+    enabled, known = gc.isenabled(), len(sys.modules)
+    gc.disable()
+    try:
+        yield
+    finally:
+        if len(sys.modules) > known:  # else what would be kept is the garbage of whoever calls
+            gc.freeze()
+        if enabled:
+            gc.enable()

@@ -50,20 +50,26 @@ def _pull(x, valid):
 
 def _push(below, x, valid):
     """This level with its holes filled; `below` has half its size, rounded up."""
-    height, width = ops.shape(x)[1:3]
-    hole = ops.cast(ops.logical_not(ops.broadcast_to(valid, ops.shape(x))), "float32")
-    filled = x + hole * ops.repeat(ops.repeat(below, 2, 1), 2, 2)[:, :height, :width]
+    hole = ops.cast(ops.logical_not(valid), "float32")
+    filled = x + hole * _doubled(below, like=x)
     quarter = 0.25 * hole
     for _ in range(PASSES):
         filled = x + quarter * _neighbors(filled)
     return filled
 
 
+def _doubled(x, like):
+    """Each pixel as a square of 2 x 2, cut to the size of `like`. `ops.repeat` would be 60 operations of a graph."""
+    twice = ops.concatenate([x, x], -1)
+    twice = ops.concatenate([twice, twice], 2)
+    (_, rows, columns, channels), (height, width) = ops.shape(x), ops.shape(like)[1:3]
+    return ops.reshape(twice, (-1, 2 * rows, 2 * columns, channels))[:, :height, :width]
+
+
 def _neighbors(x):
     """Sums of the four neighbors; a pixel at the border of the image is its own neighbor beyond it."""
-    rows = ops.concatenate([x[:, :1], x, x[:, -1:]], 1)
-    columns = ops.concatenate([x[:, :, :1], x, x[:, :, -1:]], 2)
-    return rows[:, :-2] + rows[:, 2:] + columns[:, :, :-2] + columns[:, :, 2:]
+    x = ops.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="symmetric")
+    return x[:, :-2, 1:-1] + x[:, 2:, 1:-1] + x[:, 1:-1, :-2] + x[:, 1:-1, 2:]
 
 
 @keras.saving.register_keras_serializable(package="pconv")
