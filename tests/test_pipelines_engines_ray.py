@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -348,17 +349,32 @@ def test_gpus_are_whole_ones_or_a_part_of_one(gpus, tmp_path):
 @pytest.mark.parametrize(
     ("machines", "gpus", "device", "expected"),
     [
-        # One core: half of it counts for the network, and two tasks of a quarter fit beside it.
-        ([{"CPU": 1}], None, "auto", Parts(0.25, 0.5, 0, 1, 1)),
-        ([{"CPU": 1}, {"CPU": 1}], None, "auto", Parts(0.25, 0.5, 0, 1, 2)),
-        ([{"CPU": 2}], None, "auto", Parts(0.5, 1, 0, 2, 1)),
-        ([{"CPU": 64}], None, "auto", Parts(1, 4, 0, 8, 12)),
+        # One core: half of it counts for the network, and a little more, so that two of them do not fill it.
+        ([{"CPU": 1}], None, "auto", Parts(0.2, 0.55, 0, 1, 1)),
+        ([{"CPU": 1}, {"CPU": 1}], None, "auto", Parts(0.2, 0.55, 0, 1, 2)),
+        ([{"CPU": 2}], None, "auto", Parts(0.4, 1.1, 0, 2, 1)),
+        ([{"CPU": 9}], None, "auto", Parts(1, 4, 0, 8, 1)),
+        ([{"CPU": 64}], None, "auto", Parts(1, 4.4, 0, 8, 12)),
         ([{}, {"CPU": 16, "GPU": 4}], None, "auto", Parts(1, 1, 1, 8, 4)),
         ([{"CPU": 2}, {"CPU": 16, "GPU": 4}], 0.5, "gpu", Parts(1, 1, 0.5, 8, 8)),
-        ([{"CPU": 16, "GPU": 4}], None, "cpu", Parts(1, 4, 0, 8, 3)),
-        ([{}], None, "auto", Parts(0.5, 1, 0, 2, 1)),  # workers are to come
-        ([{}], 1, "auto", Parts(0.5, 0.5, 1, 2, 1)),
+        ([{"CPU": 2, "GPU": 8}], None, "auto", Parts(0.4, 0.2, 1, 2, 8)),
+        ([{"CPU": 16, "GPU": 4}], None, "cpu", Parts(1, 4.4, 0, 8, 3)),
+        ([{}], None, "auto", Parts(0.2, 0.8, 0, 2, 1)),  # workers are to come
+        ([{}], 1, "auto", Parts(0.2, 0.2, 1, 2, 1)),
     ],
 )
 def test_one_of_each_part_fits_on_the_smallest_machine(machines, gpus, device, expected):
     assert Parts.of(machines, gpus, device) == expected
+
+
+@pytest.mark.parametrize("gpus", [0, 0.5, 1])
+def test_however_many_actors_a_machine_takes_a_task_fits_beside_them(gpus):
+    """As many as fit: of a machine that is lost, all may be started again on one that had its own."""
+    for sizes in itertools.combinations(range(1, 49), 2):
+        machines = [{"CPU": float(size)} | ({"GPU": 4.0} if gpus else {}) for size in sizes]
+        parts = Parts.of(machines, gpus, "auto")
+        for machine in machines:
+            room = machine["CPU"] / parts.actor_cpus
+            taken = min(int(room + 1e-9), int(4 / gpus)) if gpus else int(room + 1e-9)
+            left = machine["CPU"] - taken * parts.actor_cpus
+            assert taken >= 1 and left >= parts.task_cpus - 1e-9, (machines, parts)

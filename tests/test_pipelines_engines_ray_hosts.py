@@ -30,6 +30,7 @@ from running import processes_with
 
 from networks import small_config, write_run
 from picture_files import block, noise, save, save_mask
+from pipelines import evaluate
 from pipelines.inpaint import main
 from pipelines.inpainting.books import list_parts
 from storage_server import serve_storage
@@ -79,10 +80,14 @@ class Hosts:
         assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
         return done.stdout
 
+    def job(self, output: str) -> contextlib.AbstractContextManager[subprocess.Popen]:
+        """The inpainting job on the head; what it says is in pipes."""
+        return self.running("pipelines.inpaint", *options(output))
+
     @contextlib.contextmanager
-    def job(self, output: str) -> Iterator[subprocess.Popen]:
-        """The job on the head; what it says is in pipes."""
-        job = ["-m", "pipelines.inpaint", *options(output, *RAY, "--address", self.address)]
+    def running(self, module: str, *arguments: str) -> Iterator[subprocess.Popen]:
+        """A command on the head, with the options of the cluster; what it says is in pipes."""
+        job = ["-m", module, *arguments, *RAY, "--address", self.address]
         command = self.command("run", "--", sys.executable, *job)
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         with subprocess.Popen(command, **pipes, text=True, env=self.environment) as process:
@@ -185,6 +190,28 @@ def plain(hosts):
     assert main(options("plain/beam")) == SOME_REJECTED
 
 
+def test_an_evaluation_writes_the_same_report_on_hosts_as_on_beam(hosts, plain):
+    names = [f"{number:02d}.png" for number in range(IMAGES)] + ["bad.png"]
+    rows = "".join(f"in/{name},holes/{name}\n" for name in names)
+    storage.create("gs://pconv/plain/pairs.csv", f"image,mask\n{rows}".encode())
+    what = ["--pairs", "gs://pconv/plain/pairs.csv", "--hole", "black", "--run", "gs://pconv/plain/run@1"]
+    what += ["--baseline", "telea"]
+    assert evaluate.main([*what, "--output", "gs://pconv/plain/report-beam"]) == SOME_REJECTED
+    before = len(hosts.proxy.lines)
+    with hosts.running("pipelines.evaluate", *what, "--output", "gs://pconv/plain/report-hosts") as job:
+        said = job.communicate(timeout=900)[1]
+    assert job.returncode == SOME_REJECTED, said
+    for name in ("pairs.jsonl", "metrics.json", "table.md", "report.html"):
+        ours, expected = (storage.read(f"gs://pconv/plain/report-{engine}/{name}") for engine in ("hosts", "beam"))
+        assert ours == expected, name
+    lines = storage.read("gs://pconv/plain/report-hosts/pairs.jsonl").splitlines()
+    assert len(lines) == 2 * len(names)  # each with the network and with Telea's method
+    asked = zip(hosts.proxy.clients[before:], hosts.proxy.lines[before:], strict=True)
+    reads = Counter(client for client, line in asked if read_images([line]))
+    if hosts.apart:
+        assert len([number for number in reads.values() if number >= 10]) == len(NODES), reads
+
+
 def read_images(lines: list[str]) -> set[str]:
     """Names of the images, and of their outputs, that requests have read."""
     found = (line.partition("/in/")[2][:6] for line in map(urllib.parse.unquote, lines) if re.search(DOWNLOAD, line))
@@ -276,6 +303,18 @@ def test_what_is_lost_at_random_moments_costs_nothing_that_was_written(lost, tim
             bring_back(hosts, losing.lost)
     print(f"{times} times {lost.__name__}; {finished} outputs were in the books before, none of them was made again")
     assert finished > IMAGES // 4  # else nothing was shown
+
+
+def test_a_node_that_was_lost_just_before_takes_no_job_along(hosts, plain):
+    """Ray lists it for some time, so the job plans for the actors of both; these would fill the node that is left."""
+    hosts.cluster("kill", NODES[1])
+    try:
+        with hosts.job("plain/after") as job:
+            said = job.communicate(timeout=900)[1]
+        assert job.returncode == SOME_REJECTED, said
+        assert_same("plain/after", "plain/beam")
+    finally:
+        hosts.cluster("join", NODES[1])
 
 
 def test_a_command_that_is_killed_at_random_moments_goes_on_where_it_was(hosts, plain):

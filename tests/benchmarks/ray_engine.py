@@ -91,6 +91,7 @@ def benchmark_hosts(folder):
                 command = job(folder, "ray", "--address", address, "--device", "cpu")
                 run([*(part.format("run") for part in cluster), "--", *command])
                 found.append((hosts, seconds_each(f"{folder}/out-ray")))
+                progress(f"hosts: {hosts}, {found[-1][1]:.2f} s an image")
             act("kill", "node2")
     finally:
         act("stop")

@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -76,23 +76,28 @@ class Parts(NamedTuple):
 
     @classmethod
     def of(cls, machines: list[dict[str, float]], gpus_per_actor: float | None, device: str) -> Parts:
-        """For machines of these resources, of which the smallest decides; if a cluster has none yet, for two cores.
+        """For machines of these resources, of which the smallest decides; of one or two cores if there are none yet.
 
-        On a CPU a network's threads are as many as cores, though it is counted as half of them: those that read and
-        write wait for storage most of the time.
+        On a CPU a network's threads are as many as cores, though it is counted as half of them or a little more: those
+        that read and write wait for storage most of the time.
         """
         machines = [machine for machine in machines if machine.get("CPU")]
         if gpus_per_actor is None:
             gpus_per_actor = float(device != "cpu" and any(machine.get("GPU") for machine in machines))
         able = [machine for machine in machines if machine.get("GPU", 0) >= gpus_per_actor]
-        cores = min((machine["CPU"] for machine in able or machines), default=2.0)
-        task_cpus, threads = min(1.0, cores / 4), min(cores, _MOST_THREADS)
-        actor_cpus = task_cpus if gpus_per_actor else threads / 2
-        actors = 0
-        for machine in able:
-            room = machine["CPU"] / actor_cpus
-            actors += int(min(room, machine["GPU"] / gpus_per_actor) if gpus_per_actor else room * 3 / 4)
-        return cls(task_cpus, actor_cpus, gpus_per_actor, max(1, int(threads)), max(1, actors))
+        sizes = {machine["CPU"] for machine in able or machines}
+        threads = min([_MOST_THREADS, *(sizes or {2.0})])
+        sizes = sizes or {1.0, 2.0}
+        task_cpus = min(1.0, min(sizes) / 5)
+        if gpus_per_actor:
+            rooms = [(machine["CPU"], machine["GPU"] // gpus_per_actor) for machine in able]
+            actor_cpus = min([task_cpus, *((size - task_cpus) / room for size, room in rooms)])
+            actors = sum(room for _, room in rooms)
+        else:
+            tried = [threads * percent / 100 for percent in (50, *range(55, 100, 5), 45, 40)]
+            actor_cpus = next((cpus for cpus in tried if _leaves_room(cpus, task_cpus, sizes)), tried[1])
+            actors = sum(int(machine["CPU"] / threads * 3 / 2) for machine in able)
+        return cls(task_cpus, actor_cpus, gpus_per_actor, max(1, int(threads)), max(1, int(actors)))
 
     def prepare_devices(self) -> None:
         """Has TensorFlow compute on an actor's share of its machine; before it is first used in the process."""
@@ -101,6 +106,17 @@ class Parts(NamedTuple):
         if 0 < self.actor_gpus < 1:  # several processes have a GPU, of which one would take all memory
             os.environ["TF_FORCE_GPU_ALLOW_GROWTH"] = "true"
         prepare_devices("gpu" if self.actor_gpus else "cpu", 1, self.threads)
+
+
+def _leaves_room(actor_cpus: float, task_cpus: float, sizes: Iterable[float]) -> bool:
+    """Whether a task fits beside as many actors as a machine of any of these sizes takes.
+
+    After a machine is lost, Ray starts its actors again on others: on one that was full of them no task would ever run,
+    and the actors would wait for what it was to read.
+    """
+    units = 10_000  # of a core: Ray counts no finer
+    actor, task = round(actor_cpus * units), round(task_cpus * units)
+    return all(size >= actor + task and size % actor >= task for size in (round(cores * units) for cores in sizes))
 
 
 @contextlib.contextmanager
