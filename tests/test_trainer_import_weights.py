@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from collections import OrderedDict
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import numpy as np
 import pytest
 from torch_files import write_pth
 
-from trainer import import_weights
+from trainer import import_weights, presets, runs, train
 from trainer.checkpoints.restore import find_latest, load_checkpoint
 from trainer.errors import UserError
 from trainer.inference import predict
@@ -132,6 +134,28 @@ def test_a_run_is_not_written_twice(imported):
     assert len(before) == 9  # five files and a pointer of the checkpoint, two of the export, config.json
 
 
+def test_the_starter_model_is_trained_on_by_the_options_that_are_printed(tmp_path, capsys):
+    run, pin = str(tmp_path / "run"), predict.starter()
+    assert import_weights.main(["--from", "starter", "--run", run]) == 0
+    printed = capsys.readouterr().out
+    assert "note:" not in printed
+    options = shlex.split(re.search(r"^trained on by: trainer.train (--run .*) \.\.\.$", printed, re.MULTILINE)[1])
+    ours = train.parser().parse_args([*options, "--images", "i", "--masks", "m"])
+    config = presets.resolve_config(ours.preset, ours.set)
+    assert ours.run == run and config.unet == pin.config.unet
+    runs.compare_config(run, config)  # nothing that would have to be allowed
+
+    with np.load(predict.STARTER_WEIGHTS) as packed:
+        expected = {path: array.astype("float32") for path, array in packed.items()}
+    found = load_checkpoint(find_latest(run)).variables["model"]
+    assert found.keys() == expected.keys() and all(np.array_equal(found[path], expected[path]) for path in found)
+
+
+def test_other_weights_need_a_file(tmp_path):
+    with pytest.raises(UserError, match="FILE: expected a file of weights. Received none"):
+        import_weights.main(["--from", "naoto0804", "--run", str(tmp_path / "run")])
+
+
 def _files(folder):
     return sorted(path for path in Path(folder).rglob("[!.]*") if path.is_file())
 
@@ -153,6 +177,7 @@ def swap_last(layers):
         ("naoto0804", lambda path: write_h5(path, draw_pconv_keras()), "expected a file of torch.save"),
         ("lama", lambda path: path.write_text("no"), "--from: invalid choice: 'lama' .*pconv-keras.*naoto0804"),
         ("naoto0804", lambda path: None, "weights does not exist"),
+        ("starter", lambda path: None, "FILE: expected no file with --from starter.* Received .*weights"),
     ],
 )
 def test_other_files_are_refused_before_anything_is_written(tmp_path, source, write, text):

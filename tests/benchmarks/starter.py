@@ -4,7 +4,8 @@
     python tests/benchmarks/starter.py --photos FOLDER --output OUT --set initial.steps=2000   # a try
     python tests/benchmarks/starter.py --photos FOLDER --output OUT --finetune 2000            # with VGG-16's terms
     python tests/benchmarks/starter.py --photos FOLDER --output OUT --prepare                  # no training, but ...
-    python tests/benchmarks/starter.py --photos FOLDER --output OUT --weights WEIGHTS          # ... starter_gpu.py's
+    python tests/benchmarks/starter.py --photos FOLDER --output OUT --weights WEIGHTS          # ... starter_gpu.py's;
+                                                    # --finetune trains on from these
 
 Trains on the photographs of all folders and on the bundled ones, for hours; the same command goes on where an earlier
 one was interrupted, and does again what is not finished. Every fourth photograph of the first folder by name, ten at
@@ -15,7 +16,8 @@ tests/benchmarks/_starter_photos.py fills a folder with photographs. All stages 
     OUT/photos, images          photographs by split, and their dataset (pipelines.build_imagenet)
     OUT/masks, val-masks-SIZE   masks of all intervals and border classes (pipelines.build_masks)
     OUT/run                     the training on pixel losses (trainer.train)
-    OUT/finetuned               its continuation with --finetune STEPS: the paper's perceptual and style terms, too
+    OUT/finetuned               with --finetune STEPS its continuation, or that of WEIGHTS: the paper's perceptual and
+                                style terms, too
     trainer/assets/starter.*    weights in float16, config and figures, and the card, of this checkout
     OUT/report-SIZE             the scores of those weights beside Telea and Navier-Stokes (pipelines.evaluate)
 """
@@ -141,14 +143,18 @@ def train(root, name, settings, changed=()):
     call("trainer.train", "--preset", "demo", *data, "--run", root / name, *sets, *allowed)
 
 
-def finetune(root, settings, steps):
-    """Continues a copy of OUT/run."""
+def finetune(root, settings, steps, installed):
+    """Continues a copy of OUT/run, or the weights that are ``installed``."""
     if not (root / "finetuned").exists():
         shutil.rmtree(root / "finetuned.part", ignore_errors=True)
-        shutil.copytree(root / "run", root / "finetuned.part")
+        if installed:
+            call("trainer.import_weights", "--from", "starter", "--run", root / "finetuned.part")
+        else:
+            shutil.copytree(root / "run", root / "finetuned.part")
         (root / "finetuned.part").rename(root / "finetuned")
-    more = [f"finetune.steps={steps}", *FINETUNE]
-    train(root, "finetuned", [*settings, *more], [assignment.partition("=")[0] for assignment in more])
+    settings = [*settings, f"finetune.steps={steps}", *FINETUNE, *(["initial.steps=0"] if installed else [])]
+    keys = [assignment.partition("=")[0] for assignment in settings]
+    train(root, "finetuned", settings, [key for key in keys if not key.startswith("unet.")])
 
 
 def trained_here(run):
@@ -328,13 +334,18 @@ def main(argv=None):
         return
     build_datasets(root)
     if options.weights:
-        trained = trained_elsewhere(options.weights)
+        card = install(*trained_elsewhere(options.weights), photos)
     else:
         train(root, "run", settings)
-        if options.finetune:
-            finetune(root, settings, options.finetune)
-        trained = trained_here(root / ("finetuned" if options.finetune else "run"))
-    card = install(*trained, photos)
+        card = install(*trained_here(root / "run"), photos)
+    if options.finetune:
+        finetune(root, settings, options.finetune, installed=options.weights)
+        weights, config, facts = trained_here(root / "finetuned")
+        if options.weights:  # most of the training was not here
+            facts = {key: card[key] + facts[key] for key in ("step", "examples", "seconds")} | {
+                key: card[key] for key in ("device", "sides", "probes")
+            }
+        card = install(weights, config, facts, photos)
     card["notes"] = options.note
     card["scores"] = {size: evaluate(root, size) for size in SIZES}
     (ASSETS / "starter.json").write_text(json.dumps(card, indent=1, sort_keys=True) + "\n")

@@ -103,7 +103,7 @@ def _restore_unet(pin: ModelPin, dtype: str) -> keras.Model:
         _load_weights(unet, data, address)
     elif address == STARTER:
         unet = build_unet(config, dtype=dtype)
-        checkpoints.assign_variables(unet.variables, _read_starter(pin.checkpoint.crc32c))
+        checkpoints.assign_variables(unet.variables, read_starter(pin.checkpoint.crc32c))
     else:
         weights = checkpoints.inference_weights(checkpoints.load_for_inference(pin.checkpoint))
         checkpoints.require_fit(config, sum(array.nbytes for array in weights.arrays.values()), address)
@@ -112,7 +112,7 @@ def _restore_unet(pin: ModelPin, dtype: str) -> keras.Model:
     return unet
 
 
-def _read_starter(crc32c: str) -> dict[str, np.ndarray]:
+def read_starter(crc32c: str) -> dict[str, np.ndarray]:
     """The arrays of the starter model that is installed here, float32; raises `UserError` if it is another."""
     data = STARTER_WEIGHTS.read_bytes()
     if storage.crc32c(data) != crc32c:
