@@ -56,9 +56,7 @@ COMMANDS = {
     "inpaint": Command("pipelines.inpaint", "inpaint images", beam=True),
     "evaluate": Command("pipelines.evaluate", "score runs and classical methods by hole ratio", beam=True),
     "export": Command("trainer.export", "export a checkpoint: .keras, SavedModel, ONNX"),
-    "import": Command(
-        "trainer.import_weights", "make a run of weights: of another implementation, or the starter model"
-    ),
+    "import": Command("trainer.import_weights", "begin a run with published or the starter's weights"),
     "demo": Command("pipelines.demo", "every stage for real, on a small scale"),
     "try": Command("pipelines.try_out", "a page to paint holes on and see them filled"),
     "doctor": Command("pipelines.doctor", "say what works here, what does not, and what to do"),
