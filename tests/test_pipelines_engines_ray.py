@@ -349,16 +349,16 @@ def test_gpus_are_whole_ones_or_a_part_of_one(gpus, tmp_path):
 @pytest.mark.parametrize(
     ("machines", "gpus", "device", "expected"),
     [
-        # One core: half of it counts for the network, and a little more, so that two of them do not fill it.
-        ([{"CPU": 1}], None, "auto", Parts(0.2, 0.55, 0, 1, 1)),
-        ([{"CPU": 1}, {"CPU": 1}], None, "auto", Parts(0.2, 0.55, 0, 1, 2)),
-        ([{"CPU": 2}], None, "auto", Parts(0.4, 1.1, 0, 2, 1)),
+        # One core: less than half of it counts for a network, so that two of them leave room for a task.
+        ([{"CPU": 1}], None, "auto", Parts(0.2, 0.4, 0, 1, 1)),
+        ([{"CPU": 1}, {"CPU": 1}], None, "auto", Parts(0.2, 0.4, 0, 1, 2)),
+        ([{"CPU": 2}], None, "auto", Parts(0.4, 0.8, 0, 2, 1)),
         ([{"CPU": 9}], None, "auto", Parts(1, 4, 0, 8, 1)),
-        ([{"CPU": 64}], None, "auto", Parts(1, 4.4, 0, 8, 12)),
+        ([{"CPU": 64}], None, "auto", Parts(1, 3.936, 0, 8, 12)),
         ([{}, {"CPU": 16, "GPU": 4}], None, "auto", Parts(1, 1, 1, 8, 4)),
         ([{"CPU": 2}, {"CPU": 16, "GPU": 4}], 0.5, "gpu", Parts(1, 1, 0.5, 8, 8)),
         ([{"CPU": 2, "GPU": 8}], None, "auto", Parts(0.4, 0.2, 1, 2, 8)),
-        ([{"CPU": 16, "GPU": 4}], None, "cpu", Parts(1, 4.4, 0, 8, 3)),
+        ([{"CPU": 16, "GPU": 4}], None, "cpu", Parts(1, 3.744, 0, 8, 3)),
         ([{}], None, "auto", Parts(0.2, 0.8, 0, 2, 1)),  # workers are to come
         ([{}], 1, "auto", Parts(0.2, 0.2, 1, 2, 1)),
     ],

@@ -78,8 +78,9 @@ class Parts(NamedTuple):
     def of(cls, machines: list[dict[str, float]], gpus_per_actor: float | None, device: str) -> Parts:
         """For machines of these resources, of which the smallest decides; of one or two cores if there are none yet.
 
-        On a CPU a network's threads are as many as cores, though it is counted as half of them or a little more: those
-        that read and write wait for storage most of the time.
+        On a CPU a network's threads are as many as cores, though it is counted as half of them or a little less: those
+        that read and write wait for storage most of the time, and an actor that starts again on another machine is to
+        find room there, or what was sent to it waits forever.
         """
         machines = [machine for machine in machines if machine.get("CPU")]
         if gpus_per_actor is None:
@@ -94,8 +95,8 @@ class Parts(NamedTuple):
             actor_cpus = min([task_cpus, *((size - task_cpus) / room for size, room in rooms)])
             actors = sum(room for _, room in rooms)
         else:
-            tried = [threads * percent / 100 for percent in (50, *range(55, 100, 5), 45, 40)]
-            actor_cpus = next((cpus for cpus in tried if _leaves_room(cpus, task_cpus, sizes)), tried[1])
+            tried = [threads * permille / 1000 for permille in (*range(500, 199, -1), *range(501, 800))]
+            actor_cpus = next((cpus for cpus in tried if _leaves_room(cpus, task_cpus, sizes)), tried[0])
             actors = sum(int(machine["CPU"] / threads * 3 / 2) for machine in able)
         return cls(task_cpus, actor_cpus, gpus_per_actor, max(1, int(threads)), max(1, int(actors)))
 
