@@ -367,7 +367,7 @@ def test_one_of_each_part_fits_on_the_smallest_machine(machines, gpus, device, e
     assert Parts.of(machines, gpus, device) == expected
 
 
-@pytest.mark.parametrize("gpus", [0, 0.5, 1])
+@pytest.mark.parametrize("gpus", [0, 0.1, 0.5, 1])  # 1 // 0.1 is 9
 def test_however_many_actors_a_machine_takes_a_task_fits_beside_them(gpus):
     """As many as fit: of a machine that is lost, all may be started again on one that had its own."""
     for sizes in itertools.combinations(range(1, 49), 2):
@@ -375,6 +375,6 @@ def test_however_many_actors_a_machine_takes_a_task_fits_beside_them(gpus):
         parts = Parts.of(machines, gpus, "auto")
         for machine in machines:
             room = machine["CPU"] / parts.actor_cpus
-            taken = min(int(room + 1e-9), int(4 / gpus)) if gpus else int(room + 1e-9)
+            taken = min(int(room + 1e-9), int(4 / gpus + 1e-9)) if gpus else int(room + 1e-9)
             left = machine["CPU"] - taken * parts.actor_cpus
             assert taken >= 1 and left >= parts.task_cpus - 1e-9, (machines, parts)

@@ -123,6 +123,7 @@ def test_what_differs_is_printed(imported):
     notes = [line.removeprefix("note: ") for line in printed.splitlines() if line.startswith("note: ")]
     assert notes == list(expected.notes or ["it computes what the other does, up to rounding"])
     assert len(notes) == {"pconv-keras": 2, "naoto0804": 1}[command[1]]
+    assert_fitting(printed, run, expected.config)
 
 
 def test_a_run_is_not_written_twice(imported):
@@ -134,16 +135,21 @@ def test_a_run_is_not_written_twice(imported):
     assert len(before) == 9  # five files and a pointer of the checkpoint, two of the export, config.json
 
 
+def assert_fitting(printed, run, unet):
+    """The options that were printed are those of the run: nothing differs that would have to be allowed."""
+    options = shlex.split(re.search(r"^trained on by: trainer.train (--run .*) \.\.\.$", printed, re.MULTILINE)[1])
+    ours = train.parser().parse_args([*options, "--images", "i", "--masks", "m"])
+    config = presets.resolve_config(ours.preset, ours.set)
+    assert ours.run == run and config.unet == unet
+    runs.compare_config(run, config)
+
+
 def test_the_starter_model_is_trained_on_by_the_options_that_are_printed(tmp_path, capsys):
     run, pin = str(tmp_path / "run"), predict.starter()
     assert import_weights.main(["--from", "starter", "--run", run]) == 0
     printed = capsys.readouterr().out
     assert "note:" not in printed
-    options = shlex.split(re.search(r"^trained on by: trainer.train (--run .*) \.\.\.$", printed, re.MULTILINE)[1])
-    ours = train.parser().parse_args([*options, "--images", "i", "--masks", "m"])
-    config = presets.resolve_config(ours.preset, ours.set)
-    assert ours.run == run and config.unet == pin.config.unet
-    runs.compare_config(run, config)  # nothing that would have to be allowed
+    assert_fitting(printed, run, pin.config.unet)
 
     with np.load(predict.STARTER_WEIGHTS) as packed:
         expected = {path: array.astype("float32") for path, array in packed.items()}

@@ -59,7 +59,7 @@ def _push(below, x, valid):
 
 
 def _doubled(x, like):
-    """Each pixel as a square of 2 x 2, cut to the size of `like`. `ops.repeat` would be 60 operations of a graph."""
+    """Each pixel as a square of 2 x 2, cut to the size of `like`. `ops.repeat` takes more operations of a graph."""
     twice = ops.concatenate([x, x], -1)
     twice = ops.concatenate([twice, twice], 2)
     (_, rows, columns, channels), (height, width) = ops.shape(x), ops.shape(like)[1:3]

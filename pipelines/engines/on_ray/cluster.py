@@ -91,14 +91,14 @@ class Parts(NamedTuple):
         sizes = sizes or {1.0, 2.0}
         task_cpus = min(1.0, min(sizes) / 5)
         if gpus_per_actor:
-            rooms = [(machine["CPU"], machine["GPU"] // gpus_per_actor) for machine in able]
+            rooms = [(machine["CPU"], int(machine["GPU"] / gpus_per_actor + 1e-9)) for machine in able]
             actor_cpus = min([task_cpus, *((size - task_cpus) / room for size, room in rooms)])
             actors = sum(room for _, room in rooms)
         else:
             tried = [threads * permille / 1000 for permille in (*range(500, 199, -1), *range(501, 800))]
             actor_cpus = next((cpus for cpus in tried if _leaves_room(cpus, task_cpus, sizes)), tried[0])
             actors = sum(int(machine["CPU"] / threads * 3 / 2) for machine in able)
-        return cls(task_cpus, actor_cpus, gpus_per_actor, max(1, int(threads)), max(1, int(actors)))
+        return cls(task_cpus, actor_cpus, gpus_per_actor, max(1, int(threads)), max(1, actors))
 
     def prepare_devices(self) -> None:
         """Has TensorFlow compute on an actor's share of its machine; before it is first used in the process."""
