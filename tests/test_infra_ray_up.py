@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import yaml
 from metadata_server import serve_metadata
+from running import run_on_one_core
 
 from storage_server import serve_storage
 from trainer import storage
@@ -191,6 +192,34 @@ def test_a_machine_is_taken_away_and_no_step_is_lost(cloud):
     kept = logs.pop("driver.log").splitlines()
     assert [line for line in kept if line in set(shown)] == shown
     assert {cloud.addresses[name] for name in ("one", "two")} <= {name.rpartition("-")[0] for name in logs}, logs
+    fill_and_score(cloud)
+
+
+def fill_and_score(cloud: Cloud) -> None:
+    """The cluster that has trained fills and scores, and writes what Beam does in one process."""
+    mask = np.full((80, 80), 255, np.uint8)
+    mask[20:50, 30:60] = 0
+    storage.create("gs://pconv/hole.png", rgb.encode_png(mask))
+    rows = "".join(f"photos/{number}.jpg,hole.png\n" for number in range(24))
+    storage.create("gs://pconv/pairs.csv", f"image,mask\n{rows}".encode())
+    inputs = {
+        "inpaint": "--images gs://pconv/photos --masks gs://pconv/hole.png",
+        "evaluate": "--pairs gs://pconv/pairs.csv --baseline telea",
+    }
+    for job, where in inputs.items():
+        words = f"python -m pipelines.{job} {where} --hole black --run gs://pconv/run"
+        on_ray = f"{words} --engine ray --address auto --output gs://pconv/{job}-ray"
+        cloud.run("exec", "--no-config-cache", str(cloud.file), on_ray)
+        done = run_on_one_core(*words.split()[2:], "--output", f"gs://pconv/{job}-beam")
+        assert done.returncode == 0, done.stderr
+        ours, expected = (files_of(f"gs://pconv/{job}-{engine}") for engine in ("ray", "beam"))
+        assert ours == expected and len(ours) >= {"inpaint": 24 + 3, "evaluate": 4}[job], ours.keys()
+
+
+def files_of(output: str) -> dict[str, bytes]:
+    """What is in each file of a job's output, without the seconds that each image took; of its books nothing."""
+    found = {storage.relative(address, output): storage.read(address) for address in storage.find(output)}
+    return {name: re.sub(rb'"seconds": ?[^,}]+', b"", data) for name, data in found.items() if name[0] != "."}
 
 
 def check_machine(cloud: Cloud, name: str, token: str) -> None:

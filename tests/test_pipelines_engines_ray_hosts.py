@@ -26,11 +26,10 @@ from pathlib import Path
 import pytest
 from faults import DOWNLOAD, UPLOAD, Fault, Proxy
 from mixed_files import write_files
-from running import processes_with
+from running import processes_with, run_on_one_core
 
 from networks import small_config, write_run
 from picture_files import block, noise, save, save_mask
-from pipelines import evaluate
 from pipelines.inpaint import main
 from pipelines.inpainting.books import list_parts
 from storage_server import serve_storage
@@ -103,8 +102,14 @@ class Hosts:
             for pid in processes_with(f"TMPDIR={self.folder}/{node}/tmp"):
                 with contextlib.suppress(OSError):
                     titles[pid] = Path(f"/proc/{pid}/cmdline").read_bytes()
-        found = [pid for pid, title in titles.items() if title.startswith(b"ray::")]
+        # A node ends with its agents, which are called so, too.
+        found = [pid for pid, title in titles.items() if title.startswith(b"ray::") and b"Agent" not in title]
         return sorted(pid for pid in found if not titles[pid].startswith(b"ray::IDLE")) or sorted(found)
+
+    def run_alone(self, module: str, *arguments: str) -> None:
+        """A command on Beam, in one process with one core, as each host has."""
+        done = run_on_one_core(module, *arguments, **self.environment)
+        assert done.returncode == SOME_REJECTED, done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -153,6 +158,7 @@ def lines_of(output: str) -> list[dict]:
 def test_300_files_of_all_kinds_are_the_same_on_hosts_on_this_machine_and_on_beam(hosts):
     write_files("gs://pconv/mixed")
     assert main(options("mixed/beam")) == SOME_REJECTED
+    hosts.run_alone("pipelines.inpaint", *options("mixed/alone"))
     command = [sys.executable, "-m", "pipelines.inpaint", *options("mixed/local", *RAY)]
     variables = hosts.environment | {"TMPDIR": "/tmp"}  # Ray's sockets need a short path
     local = subprocess.run(command, capture_output=True, text=True, timeout=900, env=variables)
@@ -161,8 +167,8 @@ def test_300_files_of_all_kinds_are_the_same_on_hosts_on_this_machine_and_on_bea
     with hosts.job("mixed/hosts") as job:
         said = job.communicate(timeout=900)[1]
     assert job.returncode == SOME_REJECTED, said
-    for output in ("mixed/local", "mixed/hosts"):
-        assert_same(output, "mixed/beam")
+    assert_same("mixed/local", "mixed/beam")
+    assert_same("mixed/hosts", "mixed/alone")
     counts = json.loads(storage.read("gs://pconv/mixed/hosts/manifest.json"))["counts"]
     assert counts["inputs"] == counts["outputs"] + counts["rejects"] == 300 and counts["rejects"] >= 40
     uploads = Counter(
@@ -187,7 +193,7 @@ def plain(hosts):
     storage.create("gs://pconv/plain/in/bad.png", b"no image")
     save_mask("gs://pconv/plain/holes/bad.png", block(30, 40))
     write_run("gs://pconv/plain/run", small_config(32))
-    assert main(options("plain/beam")) == SOME_REJECTED
+    hosts.run_alone("pipelines.inpaint", *options("plain/beam"))
 
 
 def test_an_evaluation_writes_the_same_report_on_hosts_as_on_beam(hosts, plain):
@@ -196,7 +202,7 @@ def test_an_evaluation_writes_the_same_report_on_hosts_as_on_beam(hosts, plain):
     storage.create("gs://pconv/plain/pairs.csv", f"image,mask\n{rows}".encode())
     what = ["--pairs", "gs://pconv/plain/pairs.csv", "--hole", "black", "--run", "gs://pconv/plain/run@1"]
     what += ["--baseline", "telea"]
-    assert evaluate.main([*what, "--output", "gs://pconv/plain/report-beam"]) == SOME_REJECTED
+    hosts.run_alone("pipelines.evaluate", *what, "--output", "gs://pconv/plain/report-beam")
     before = len(hosts.proxy.lines)
     with hosts.running("pipelines.evaluate", *what, "--output", "gs://pconv/plain/report-hosts") as job:
         said = job.communicate(timeout=900)[1]

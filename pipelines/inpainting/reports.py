@@ -10,6 +10,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from pydantic_core import to_json
+
 from pipelines.inpainting import pages
 from pipelines.inpainting.books import Books, parse_record, parse_reject, read_parts, read_records, run_of
 from pipelines.inpainting.colors import Ring, warn_of_rings
@@ -25,7 +27,6 @@ from trainer.storage import claims
 from trainer.storage.claims import Claim
 from trainer.storage.names import printable
 
-_ENCODE = json.JSONEncoder(sort_keys=True, check_circular=False).encode
 _COUNTS = ("inputs", "outputs", "rejects", "finished_before", "without_holes", "several_frames")
 
 
@@ -235,8 +236,8 @@ def publish(summary: Summary, survey: Survey, job: Reporting) -> None:
     claims.publish(job.claim, storage.join(folder, MANIFEST), manifest, storage.overwrite)
 
 
-def _dump(value: Any) -> bytes:
-    return _ENCODE(value).encode() + b"\n"
+def _dump(value: dict) -> bytes:
+    return to_json(dict(sorted(value.items())), ensure_ascii=True) + b"\n"  # 3.4 us; json.dumps 11.5
 
 
 def _failure(lost: Reject) -> dict:

@@ -11,6 +11,7 @@ more slowly above a rate of writes.
 import bisect
 import collections
 import contextlib
+import functools
 import itertools
 import json
 import os
@@ -45,9 +46,18 @@ def _draw(kind):
     return cv2.imencode(".jpg", image)[1].tobytes(), cv2.imencode(".png", mask)[1].tobytes()
 
 
+_ENDS = [f"{number:03d}" for number in range(FOLDER)]
+
+
+@functools.lru_cache(8)
+def _begin_of(folder):
+    return f"{folder:05d}/{folder:06d}"
+
+
 def name_of(number):
-    """Path of an input below its set, without extension."""
-    return f"{number // FOLDER:05d}/{number:09d}"
+    """Path of an input below its set, without extension: ``00012/000012345``."""
+    folder, end = divmod(number, FOLDER)
+    return _begin_of(folder) + _ENDS[end]
 
 
 class SimulatedStore:
@@ -168,7 +178,7 @@ class SimulatedStore:
 
     def _list_set(self, top, below, start, end):
         """A set's files below a folder of it, from ``start`` to before ``end``; both are names below that folder."""
-        extension, known = SETS[top], self._known[top]
+        extension, known, begin = SETS[top], self._known[top], f"{ROOT}/{top}/"
         first, last, cut = 0, self.count, 0
         if below:
             first, last, cut = int(below) * FOLDER, min(last, (int(below) + 1) * FOLDER), len(below) + 1
@@ -182,7 +192,7 @@ class SimulatedStore:
 
         for number in range(position(start) if start else first, position(end) if end else last):
             size, checksum = known[number % KINDS]
-            yield f"{ROOT}/{top}/{name_of(number)}{extension}", size, "", checksum
+            yield f"{begin}{name_of(number)}{extension}", size, "", checksum
 
     def _list_written(self, folder, deep, start, end):
         begin = folder + "/"
@@ -338,6 +348,10 @@ class Finished:
             for start in range(first, last, self.LINES):
                 self._parts[f"part-{prefix}-00000001-{start:012x}.jsonl"] = start, min(start + self.LINES, last)
         self._names = sorted(self._parts)
+        known = [store._known[folder] for folder in SETS]
+        self._versions = [
+            ", ".join(f'[{size}, "{checksum}", ""]' for size, checksum in pair) for pair in zip(*known, strict=True)
+        ]
 
     def list(self, begin, deep, start, end):
         if begin == f"{ROOT}/out/.items/":
@@ -360,13 +374,11 @@ class Finished:
 
     def _line(self, number, share):
         name = name_of(number)
-        kinds = [self._store._known[folder][number % KINDS] for folder in SETS]
-        versions = ", ".join(f'[{size}, "{checksum}", ""]' for size, checksum in kinds)
         return (
             f'{{"share": "{share}", "output": "{name}.png", "image": "{ROOT}/in/{name}.jpg", '
             f'"mask": "{ROOT}/holes/{name}.png", "height": {SIDE}, "width": {SIDE}, "hole_ratio": 0.1, "windows": 1, '
             f'"mask_read_as": "black and white", "seconds": 0.01, "bytes": {1000 + number % KINDS}, '
-            f'"crc32c": "AAAAAA==", "status": "done", "stamp": "", "versions": [{versions}]}}\n'
+            f'"crc32c": "AAAAAA==", "status": "done", "stamp": "", "versions": [{self._versions[number % KINDS]}]}}\n'
         ).encode()
 
 
