@@ -12,7 +12,7 @@ import pytest
 from networks import small_config, write_run
 from picture_files import block, counts, noise, save, save_mask
 from pipelines.inpaint import main
-from pipelines.inpainting import books, outputs, pages, resume
+from pipelines.inpainting import books, outputs, pages, reports, resume
 from pipelines.inpainting.books import Books, Line, Writer
 from pipelines.inpainting.inputs import Item
 from pipelines.pairs.names import root_of
@@ -86,6 +86,13 @@ def test_the_same_lines_are_the_same_part(kept):
         writer.flush()
         writer.flush()
     assert len(books.list_parts(kept.output)) == 1
+
+
+@pytest.mark.parametrize("value", ["\u00e9\n\u2028", 0.1, 2**70, {"b": [1, None], "a": True}])
+def test_a_line_of_the_report_may_have_whatever_a_book_has(value):
+    line = reports.dump_line({"b": value, "a": 1})
+    assert json.loads(line) == {"a": 1, "b": value} and line.startswith(b'{"a"')
+    assert line.count(b"\n") == 1 and line.endswith(b"\n")
 
 
 @pytest.mark.parametrize("cut", [1, 12, 40, -2])

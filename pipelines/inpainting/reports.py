@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from pydantic_core import to_json
+import orjson
 
 from pipelines.inpainting import pages
 from pipelines.inpainting.books import Books, parse_record, parse_reject, read_parts, read_records, run_of
@@ -99,15 +99,16 @@ def merge(group: tuple[str, Iterable[bytes]], job: Reporting) -> Summary:
     images, missing = set[str](), set(before)
     for record, status in records:
         said = _said(record, status)
-        lines.append((said["image"], said["mask"], _dump(said)))
-        is_new = status == "done"
+        lines.append((said["image"], said["mask"], dump_line(said)))
         missing.discard(record["output"])
         kept: Any = record.get("pack", record)
-        files[pack_of(record) or record["output"]] = (kept["bytes"], kept["crc32c"]) if is_new else None
+        if status == "done":
+            files[pack_of(record) or record["output"]] = kept["bytes"], kept["crc32c"]
+        else:
+            files[pack_of(record) or record["output"]] = None
+            counts[3] += 1
         if rejects:
             images.add(printable(record["image"]))
-        if not is_new:
-            counts[3] += 1
         if said["without_holes"]:
             counts[4] += 1
         if said.get("frames", 1) > 1:
@@ -124,7 +125,7 @@ def merge(group: tuple[str, Iterable[bytes]], job: Reporting) -> Summary:
     claims.require_files(folder, files, there)
     # An input that one attempt could not use and another could is an output.
     rejects = [lost for lost in rejects if lost.source not in images]
-    lines += [(lost.source, "", _dump(_failure(lost))) for lost in rejects]
+    lines += [(lost.source, "", dump_line(_failure(lost))) for lost in rejects]
     counts[0], counts[2] = counts[0] + len(rejects), len(rejects)
     names: list[tuple[str, ...]] = []
     for name, text in ((ITEMS, b"".join(line for *_, line in sorted(lines))), (REJECTS, reject_lines(rejects))):
@@ -236,8 +237,12 @@ def publish(summary: Summary, survey: Survey, job: Reporting) -> None:
     claims.publish(job.claim, storage.join(folder, MANIFEST), manifest, storage.overwrite)
 
 
-def _dump(value: dict) -> bytes:
-    return to_json(dict(sorted(value.items())), ensure_ascii=True) + b"\n"  # 3.4 us; json.dumps 11.5
+def dump_line(value: dict) -> bytes:
+    """A line of ``items.jsonl``, its keys in order."""
+    try:
+        return orjson.dumps(value, option=orjson.OPT_SORT_KEYS | orjson.OPT_APPEND_NEWLINE)  # 1.8 us; json.dumps 11.5
+    except TypeError:  # as an integer of more than 64 bits, which the books do not have of this job
+        return json.dumps(value, sort_keys=True).encode() + b"\n"
 
 
 def _failure(lost: Reject) -> dict:

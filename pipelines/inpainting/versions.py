@@ -128,8 +128,8 @@ def is_record(found: Any) -> bool:
             pack = found["pack"]
             types = [type(pack[key]) for key in ("name", "bytes", "crc32c", "stamp")]
             is_one = is_one and types == [str, int, str, str] and pack_prefix(pack["name"]) is not None
-        for version in found.get("versions", ()):
-            is_one = is_one and len(version) == 3
+        if "versions" in found:
+            is_one = is_one and {3}.issuperset(map(len, found["versions"]))
         return is_one
     except (KeyError, TypeError, AttributeError):
         return False
@@ -154,7 +154,9 @@ def begin_of(pack: str) -> str:
 
 def told(record: Mapping[str, Any]) -> dict[str, Any]:
     """What ``items.jsonl`` says of an output."""
-    said = {key: value for key, value in record.items() if key not in _OWN}
+    said = dict(record)
+    for key in _OWN:
+        said.pop(key, None)
     if "pack" in said:
         said["pack"] = said["pack"]["name"]
     return said
@@ -230,8 +232,8 @@ def is_seen(record: Record, there: str, marks: Sequence[str]) -> bool:
     versions, kept = record.get("versions", ()), record.get("pack") or record
     if not there or (there != kept["crc32c"] and there != kept.get("stamp")) or len(versions) != len(marks):
         return False
-    for mark, version in zip(marks, versions, strict=True):
-        if not mark or mark not in version[1:]:
+    for mark, (_, crc32c, stamp) in zip(marks, versions, strict=True):
+        if not mark or (mark != crc32c and mark != stamp):
             return False
     return True
 

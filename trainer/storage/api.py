@@ -101,8 +101,9 @@ def folder_entries(
     span: Span = EVERYTHING,
 ) -> Iterator[Entry]:
     """`entries` of a folder; a hint: ``enters`` is whether a folder below, by its address, may hold what is sought."""
+    skipped, is_hidden = len(folder), names.is_hidden
     for found in store_of(folder).entries(folder, deep, enters, lost, span):
-        if not names.is_hidden(found.address[len(folder) :]):
+        if not is_hidden(found[0][skipped:]):
             yield found
 
 

@@ -54,9 +54,9 @@ def is_hidden(path: str) -> bool:
     ``.`` and ``..`` are no hidden folders; they occur in names of objects and of members of tars.
     """
     folder, _, last = path.rpartition("/")
-    if last.lower() in _LEFT_BEHIND or (last.startswith(".") and last not in (".", "..")):
+    if (last[:1] == "." and last not in (".", "..")) or last.lower() in _LEFT_BEHIND:
         return True
-    return bool(folder) and _is_in_hidden(folder)
+    return folder != "" and _is_in_hidden(folder)
 
 
 @functools.lru_cache(1024)  # many files have one folder
