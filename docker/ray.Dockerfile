@@ -43,6 +43,7 @@ RUN echo "PATH=/opt/pconv/bin:\$PATH" > /etc/profile.d/pconv.sh
 ARG PCONV_COMMIT=""
 
 # LD_LIBRARY_PATH: where Google's machines (GKE, Dataflow) mount NVIDIA's driver.
+# RAY_idle_worker_...: pipelines/engines/on_ray/cluster.py says why.
 ENV PATH=/opt/pconv/bin:$PATH \
     LD_LIBRARY_PATH=/usr/local/nvidia/lib64 \
     PCONV_COMMIT=$PCONV_COMMIT \
@@ -50,7 +51,8 @@ ENV PATH=/opt/pconv/bin:$PATH \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility \
     RAY_AUTH_MODE=token \
-    RAY_USAGE_STATS_ENABLED=0
+    RAY_USAGE_STATS_ENABLED=0 \
+    RAY_idle_worker_killing_time_threshold_ms=60000
 USER 1000
 WORKDIR /home/pconv
 CMD ["python", "/opt/pconv/smoke.py"]

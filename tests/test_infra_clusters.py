@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 import logging
+import re
 import subprocess
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
+from pipelines.engines.on_ray import cluster
 from trainer.command import SOME_REJECTED
 from trainer.config import DataConfig
 
@@ -202,6 +204,13 @@ def test_a_training_has_as_many_workers_as_it_waits_for():
     _, workers = groups_of(job)
     assert f"scaling.workers={workers['replicas']} " in job["spec"]["entrypoint"]
     assert pods_of(job)[1]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
+
+
+def test_processes_are_kept_wherever_a_ray_is_started():
+    """In images, by `ray up` and KubeRay; on this machine's hosts; and by a job that starts its own."""
+    for path in ("docker/ray.Dockerfile", "infra/local/cluster.py"):
+        found = re.search(r"(RAY_idle_\w+)\W{1,4}(\d+)", (ROOT / path).read_text("utf-8"))
+        assert {found[1]: int(found[2])} == cluster._KEPT, path
 
 
 @pytest.mark.parametrize(

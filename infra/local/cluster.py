@@ -40,7 +40,8 @@ _RAY = [sys.executable, "-m", "ray.scripts.scripts"]
 
 def environment(hosts: Hosts, host: str) -> dict[str, str]:
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": f"{hosts.folder}/token"}
-    return os.environ | token | {"TMPDIR": f"{hosts.folder}/{host}/tmp", "RAY_USAGE_STATS_ENABLED": "0"}
+    image = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_idle_worker_killing_time_threshold_ms": "60000"}
+    return os.environ | token | image | {"TMPDIR": f"{hosts.folder}/{host}/tmp"}
 
 
 def start_ray(hosts: Hosts, names: list[str], cpus: int) -> None:
