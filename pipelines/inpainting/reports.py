@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import orjson
 
@@ -101,12 +101,9 @@ def merge(group: tuple[str, Iterable[bytes]], job: Reporting) -> Summary:
         said = _said(record, status)
         lines.append((said["image"], said["mask"], dump_line(said)))
         missing.discard(record["output"])
-        kept: Any = record.get("pack", record)
-        if status == "done":
-            files[pack_of(record) or record["output"]] = kept["bytes"], kept["crc32c"]
-        else:
-            files[pack_of(record) or record["output"]] = None
-            counts[3] += 1
+        is_new, kept = status == "done", cast(Any, record.get("pack", record))
+        files[pack_of(record) or record["output"]] = (kept["bytes"], kept["crc32c"]) if is_new else None
+        counts[3] += not is_new
         if rejects:
             images.add(printable(record["image"]))
         if said["without_holes"]:
