@@ -90,7 +90,7 @@ def test_the_same_lines_are_the_same_part(kept):
 
 @pytest.mark.parametrize("value", ["\u00e9\n\u2028", 0.1, 2**70, {"b": [1, None], "a": True}])
 def test_a_line_of_the_report_may_have_whatever_a_book_has(value):
-    line = reports.dump_line({"b": value, "a": 1})
+    line = reports.dump_item({"b": value, "a": 1})
     assert json.loads(line) == {"a": 1, "b": value} and line.startswith(b'{"a"')
     assert line.count(b"\n") == 1 and line.endswith(b"\n")
 

@@ -99,7 +99,7 @@ def merge(group: tuple[str, Iterable[bytes]], job: Reporting) -> Summary:
     images, missing = set[str](), set(before)
     for record, status in records:
         said = _said(record, status)
-        lines.append((said["image"], said["mask"], dump_line(said)))
+        lines.append((said["image"], said["mask"], dump_item(said)))
         missing.discard(record["output"])
         is_new, kept = status == "done", cast(Any, record.get("pack", record))
         files[pack_of(record) or record["output"]] = (kept["bytes"], kept["crc32c"]) if is_new else None
@@ -122,7 +122,7 @@ def merge(group: tuple[str, Iterable[bytes]], job: Reporting) -> Summary:
     claims.require_files(folder, files, there)
     # An input that one attempt could not use and another could is an output.
     rejects = [lost for lost in rejects if lost.source not in images]
-    lines += [(lost.source, "", dump_line(_failure(lost))) for lost in rejects]
+    lines += [(lost.source, "", dump_item(_failure(lost))) for lost in rejects]
     counts[0], counts[2] = counts[0] + len(rejects), len(rejects)
     names: list[tuple[str, ...]] = []
     for name, text in ((ITEMS, b"".join(line for *_, line in sorted(lines))), (REJECTS, reject_lines(rejects))):
@@ -234,7 +234,7 @@ def publish(summary: Summary, survey: Survey, job: Reporting) -> None:
     claims.publish(job.claim, storage.join(folder, MANIFEST), manifest, storage.overwrite)
 
 
-def dump_line(value: dict) -> bytes:
+def dump_item(value: dict) -> bytes:
     """A line of ``items.jsonl``, its keys in order."""
     try:
         return orjson.dumps(value, option=orjson.OPT_SORT_KEYS | orjson.OPT_APPEND_NEWLINE)  # 1.8 us; json.dumps 11.5
