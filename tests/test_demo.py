@@ -18,9 +18,11 @@ NOISE = re.compile(r"^[WIEF]\d{4} |WARNING|INFO|Warning|Traceback|pid=|absl|cuda
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_the_demo_ends_with_a_report(tmp_path):
-    settings = ["--set", "unet.filters=16,32,64", "--set", "unet.kernels=5,3,3", "--set", "initial.steps=60"]
-    settings += ["--set", "global_batch_size=8"]
+def test_the_demo_ends_with_a_report(tmp_path, soak):
+    # To beat the mean color takes no step at all: the network adds to holes that are interpolated.
+    steps, batch = (60, 8) if soak else (12, 2)
+    settings = ["--set", "unet.filters=16,32,64", "--set", "unet.kernels=5,3,3", "--set", f"initial.steps={steps}"]
+    settings += ["--set", f"global_batch_size={batch}", "--set", "log_every=4"]
     command = [sys.executable, "-m", "pipelines.demo", "--output", str(tmp_path), *settings]
     done = subprocess.run(command, capture_output=True, text=True, timeout=1700)
     assert done.returncode == 0, done.stdout + done.stderr
