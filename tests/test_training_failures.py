@@ -12,6 +12,7 @@ import json
 import os
 import random
 import re
+import socket
 import subprocess
 import sys
 import tempfile
@@ -79,6 +80,18 @@ if "RECORDS" in os.environ:
     sys.meta_path.insert(0, Recorder())
 """
 
+# A worker of a training that nothing happens to, with what Ray would have started left out.
+UNBROKEN = """
+import sys
+from trainer import presets
+from trainer.training import loop
+from trainer.training.devices import prepare_devices
+
+prepare_devices("cpu", 1, 1)
+data, worker, config = sys.argv[1:4], int(sys.argv[4]), presets.override(presets.PRESETS["demo"], sys.argv[5:])
+loop.train(config, *data, worker=worker, workers=2, report=lambda event: None)
+"""
+
 
 def call(*command, **options) -> str:
     done = subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True, timeout=600, **options)
@@ -135,23 +148,46 @@ def build_datasets(place):
     assert counts == {"image": IMAGES, "mask": MASKS}
 
 
+def settings_of(steps: int, every: int) -> list[str]:
+    settings = {"unet.image_size": SIZE, "unet.filters": "4,8,8", "unet.kernels": "5,3,3", "precision": "float32"}
+    settings |= {"initial.steps": steps, "initial.learning_rate": 0.0005, "global_batch_size": BATCH, "log_every": 1}
+    settings |= {"checkpoint.every": every, "validation.every": 0, "scaling.max_failures": 99}
+    return [f"{key}={value}" for key, value in settings.items()]
+
+
+def train_unbroken(place: Place, run: str, steps: int, every: int) -> None:
+    """Two processes of this machine: nothing may be different on Ray."""
+    hosts, started = [f"127.0.0.1:{port}" for port in free_ports(2)], []
+    for worker in range(2):
+        task = json.dumps({"cluster": {"worker": hosts}, "task": {"type": "worker", "index": worker}})
+        command = [sys.executable, "-c", UNBROKEN, "gs://pconv/images", "gs://pconv/masks", run, str(worker)]
+        command += settings_of(steps, every)
+        started.append(subprocess.Popen(command, env=place.environment | {"TF_CONFIG": task}))
+    try:
+        assert [process.wait(600) for process in started] == [0, 0]
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+
+
+def free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in probes]
+
+
 class Command:
     """python -m trainer.train, on the head; typed again it goes on."""
 
     def __init__(self, place: Place, run: str, steps: int, every: int):
-        settings = {"unet.image_size": SIZE, "unet.filters": "4,8,8", "unet.kernels": "5,3,3", "precision": "float32"}
-        settings |= {
-            "initial.steps": steps,
-            "initial.learning_rate": 0.0005,
-            "global_batch_size": BATCH,
-            "log_every": 1,
-        }
-        settings |= {"checkpoint.every": every, "validation.every": 0, "scaling.max_failures": 99}
         self._command = [sys.executable, str(ROOT / "infra/local/cluster.py"), "run", "--folder", place.folder, "--"]
         self._command += [sys.executable, "-m", "trainer.train", "--address", place.address, "--preset", "demo"]
         self._command += ["--trusted-network"]
         self._command += ["--images", "gs://pconv/images", "--masks", "gs://pconv/masks", "--run", run]
-        self._command += [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
+        self._command += [part for value in settings_of(steps, every) for part in ("--set", value)]
         self._place, self._log = place, Path(tempfile.mkstemp(dir=place.records, suffix=".log")[1])
 
     def start(self) -> None:
@@ -233,15 +269,13 @@ def test_a_run_that_loses_a_worker_a_host_and_its_command_equals_one_that_did_no
     two need not have, and more than two would, whose order of summation may change when they start again.
     """
     build_datasets(place)
-    failures, every = ["node", "driver"], 20
+    failures, every, apart = ["node", "driver"], 8, 26
     rng = random.Random(time.time_ns() if soak else 0)
     if soak:
         failures = ["worker", *failures, "notice", *rng.choices(["worker", *failures], k=10)]
-        every = 2
-    steps = 60 * (len(failures) + 1)
-    whole = Command(place, "gs://pconv/whole", steps, every)
-    whole.start()
-    seconds = {"uninterrupted": whole.wait(lambda: whole.process.poll() is not None)}
+        every, apart = 2, 60
+    steps, seconds = apart * (len(failures) + 1), {}
+    train_unbroken(place, "gs://pconv/whole", steps, every)
     expected = what_counts(read_attempts(place), steps)
     for file in Path(place.records).glob("*.jsonl"):
         file.unlink()
@@ -249,7 +283,7 @@ def test_a_run_that_loses_a_worker_a_host_and_its_command_equals_one_that_did_no
     command, nodes = Command(place, "gs://pconv/broken", steps, every), ["node1", "node2"]
     command.start()
     for number, what in enumerate(failures):
-        step = 60 * number + rng.randint(15, 55)
+        step = apart * number + rng.randint(apart // 4, apart - 5)
         command.wait(lambda step=step: f" step {step}/{steps} " in command.output())
         time.sleep(rng.uniform(0, 0.1))
         known = len(read_attempts(place))
