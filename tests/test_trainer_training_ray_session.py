@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import shutil
@@ -120,7 +119,7 @@ def test_what_is_no_address_is_told_with_what_is(address):
         check_cluster(address)
 
 
-# On this machine
+# On this machine. That a finished training leaves no files is in test_end_to_end.py, which has such trainings.
 
 
 def processes_of(root: int) -> set[int]:
@@ -187,17 +186,6 @@ def test_a_local_training_listens_on_loopback_alone_and_a_kill_leaves_nothing(fo
     ):
         assert time.monotonic() < deadline, names
         time.sleep(0.1)
-
-
-def test_a_finished_training_leaves_no_files_in_the_temporary_folder(folder, datasets):
-    os.mkdir(folder / "tmp")
-    line = command(datasets, folder / "run", "--set", "scaling.workers=1", "--set", "initial.steps=2")
-    line += ["--set", "finetune.steps=0"]
-    environment = os.environ | {"TMPDIR": str(folder / "tmp")}
-    done = subprocess.run(line, capture_output=True, text=True, env=environment, timeout=600)
-    assert done.returncode == 0, done.stderr
-    assert json.loads((folder / "run" / "summary.json").read_text())["step"] == 2
-    assert [path for path in (folder / "tmp").rglob("*") if not path.is_dir()] == []
 
 
 def test_a_gpu_that_is_not_there_is_one_line_and_no_second_try(tmp_path, folder, datasets):
