@@ -7,8 +7,8 @@
 
 The start is left out: a job's time is that from an early output to its last, by the files' modification times; jobs
 take turns, and figures are medians. Each host is pinned to a core of its own; the cluster's head and the command are on
-the first host's, with one host and with two. Their network is the starter model: of the paper's, which takes seconds
-for an image, there would be too few images to fill the tasks that read and write.
+the first host's, with one host and with two. Their network, and that of the large images, is the starter model: of the
+paper's, which takes seconds for an image of `hosts`, there would be too few to fill the tasks that read and write.
 """
 
 import os
@@ -171,7 +171,7 @@ def benchmark_large(folder):
         for kind in ("in/{:03d}.jpg", "holes/{:03d}.png"):
             os.link(f"{folder}/{kind.format(0)}", f"{folder}/{kind.format(number)}")
     for engine in ("beam", "ray"):
-        command = job(folder, engine)
+        command = job(folder, engine, model=("--model", "starter"))
         with subprocess.Popen(command, stdout=subprocess.DEVNULL, env=os.environ | {"TMPDIR": "/tmp"}) as process:
             memory = Memory(process.pid)
         memory.stop()

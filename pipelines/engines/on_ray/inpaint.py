@@ -12,9 +12,11 @@ of an image that needs more memory than there is again and again, and what runs 
 from __future__ import annotations
 
 import contextlib
+import gc
 import threading
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -216,7 +218,10 @@ class Maker:
     def load(self) -> None:
         with self._lock:
             if self._model is None:
-                self._job.handler.prepare()
+                # What imports leave behind is never collected (see `quiet_imports`), the frames of their callers among
+                # it, and what these have: so a thread without images calls.
+                with ThreadPoolExecutor(1) as pool:
+                    pool.submit(self._job.handler.prepare).result()
                 self._parts.prepare_devices()
                 self._model = self._job.handler.load_model()
 
@@ -229,6 +234,9 @@ class Maker:
 
     def finish(self, files: Files) -> Line:
         """The line of an item that is decoded, filled and written here."""
+        # TensorFlow's tracing leaves cycles with the frames of its callers, and so with an image that was filled, of 100
+        # megapixels 0.7 GB, until a collection that hardly ever comes.
+        gc.collect()
         (loaded,) = loading.load_item(files, self._job.settings)
         if isinstance(loaded, Line):
             return loaded
