@@ -234,8 +234,8 @@ class Maker:
 
     def finish(self, files: Files) -> Line:
         """The line of an item that is decoded, filled and written here."""
-        # TensorFlow's tracing leaves cycles with the frames of its callers, and so with an image that was filled, of 100
-        # megapixels 0.7 GB, until a collection that hardly ever comes.
+        # TensorFlow's tracing leaves cycles with the frames of its callers, and so with an image that was filled, until
+        # a collection that hardly ever comes: of 100 megapixels 0.7 GB.
         gc.collect()
         (loaded,) = loading.load_item(files, self._job.settings)
         if isinstance(loaded, Line):
