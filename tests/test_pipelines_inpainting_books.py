@@ -57,8 +57,7 @@ def test_lines_are_read_as_they_were_written(kept):
 
 
 @pytest.mark.parametrize("damaged", [b"", b"[]", b"\xff", b'{"share": "3f00", "output": "b.png"', b"}, {", b"1, 2"])
-def test_records_are_read_some_at_once_as_one_by_one(damaged, kept, monkeypatch):
-    monkeypatch.setattr(books, "MOST_LINES", 3)
+def test_records_are_read_as_lines_are(damaged, kept):
     writer = Writer(kept, None, digits=1)
     for number in range(8):
         writer.add(Line(f"3f0{number}", record(f'"{number}\u00e9.png', hole_ratio=number / 7)))

@@ -9,7 +9,6 @@ made of: see `versions`. Several lines of one output are of several attempts or 
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import itertools
@@ -18,10 +17,10 @@ import re
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import orjson
 from pydantic import TypeAdapter
-from pydantic_core import from_json
 from typing_extensions import TypedDict
 
 from pipelines.inpainting.versions import RECORDS, Record, is_record
@@ -164,20 +163,18 @@ def read_parts(books: Books, names: Iterable[str], share: str) -> Iterator[tuple
         for line in lines:
             found = _BEGIN.match(line)
             if found and found[1].startswith(start):
-                yield run, from_json(found[2]) if found[2] else "", line
+                yield run, orjson.loads(found[2]) if found[2] else "", line
 
 
 def read_records(books: Books, names: Iterable[str], share: str) -> Iterator[tuple[str, Record, bytes]]:
-    """(output, record, line) of each record of a share, without damaged ones; parsed some at once, which is faster."""
-    start = share.encode()
+    """(output, record, line) of each record of a share, without damaged ones."""
+    begin = b'{"share": "' + share.encode()
     for _, lines in _read_lines(books, names):
-        for first in range(0, len(lines), MOST_LINES):
-            some = lines[first : first + MOST_LINES]
-            for line, record in zip(some, _parse_lines(some), strict=True):
-                # What `_BEGIN` finds, told sooner.
-                is_ours = line.startswith(b'{"share": "') and line.startswith(b'", "output": "', 15)
-                if is_ours and line.startswith(start, 11) and _DIGITS.issuperset(line[11:15]) and is_record(record):
-                    yield record["output"], record, line
+        for line in lines:
+            # What `_BEGIN` finds, told sooner.
+            is_ours = line.startswith(begin) and line.startswith(b'", "output": "', 15)
+            if is_ours and _DIGITS.issuperset(line[11:15]) and (record := parse_record(line)):
+                yield record["output"], record, line
 
 
 def _read_lines(books: Books, names: Iterable[str]) -> Iterator[tuple[str, list[bytes]]]:
@@ -187,25 +184,12 @@ def _read_lines(books: Books, names: Iterable[str]) -> Iterator[tuple[str, list[
         yield run_of(name), (data or b"").splitlines()
 
 
-def _parse_lines(lines: list[bytes]) -> list[Any]:
-    """What is in each line; None for one that is no JSON."""
-    with contextlib.suppress(ValueError, RecursionError):
-        found = from_json(b"[" + b",".join(lines) + b"]")
-        if len(found) == len(lines):
-            return found
-    return [_parse(line) for line in lines]
-
-
-def _parse(line: bytes) -> Any:
-    try:
-        return from_json(line)  # 3.0 us; json.loads 7.5
-    except (ValueError, RecursionError):
-        return None
-
-
 def parse_record(line: bytes) -> Record | None:
     """The record in a line; None if it is damaged, as if it were not there."""
-    found = _parse(line)
+    try:
+        found = orjson.loads(line)  # 1.7 us; json.loads 7.5
+    except ValueError:
+        return None
     return found if is_record(found) else None
 
 

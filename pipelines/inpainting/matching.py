@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from pipelines.inpainting.inputs import Inputs, Item, MatchError, Sources, common_folder, list_files, list_pairs
 from pipelines.inpainting.pages import Share, as_path, hash_of
-from pipelines.inpainting.versions import Record, files_of, is_seen, pack_of, source_of
+from pipelines.inpainting.versions import Record, files_of, is_seen, source_of
 from pipelines.pairs.lists import find_lists, read_pairs
 from pipelines.pairs.names import Match, match_names, root_of, roots_of, stem_of, without_mask
 from pipelines.transforms.rejects import Reject, reject
@@ -241,17 +241,14 @@ class Matched:
 
     def is_seen(self, output: str, record: Record) -> bool:
         """Whether a record is of an output's files, and lists tell that all of these are as they were."""
-        there = self.mine.outputs.get(pack_of(record) or output, "")
+        mine = self.mine
+        there = mine.outputs.get(record["pack"]["name"] if "pack" in record else output, "")
         if output in self.pairs:
-            if source_of(record) != self._files(output):
-                return False
             _, image, mask = self.pairs[output]
-            marks = [self.mine.images[image]]
-            if mask or self._mask:
-                marks.append(self.mine.masks[mask] if mask else self._mark)
+            files = [self._begins[0] + image, self._begins[1] + mask if mask else self._mask]
+            marks = [mine.images[image], mine.masks[mask] if mask else self._mark][: 1 + bool(files[1])]
         else:
             (item,) = self.items[output]
-            if source_of(record) != files_of(item):
-                return False
-            marks = [self.mine.mark_of(address) for address in (item.image, *item.masks)]
-        return is_seen(record, there, marks)
+            files = files_of(item)
+            marks = [mine.mark_of(address) for address in (item.image, *item.masks)]
+        return source_of(record) == files and is_seen(record, there, marks)
