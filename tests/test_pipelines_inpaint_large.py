@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 
+import cv2
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -122,3 +123,42 @@ def test_memory_of_24_megapixels():
     assert done.returncode == 0, done.stderr
     windows, peak = json.loads(done.stdout.splitlines()[-1])
     assert 4 <= windows <= 10 and peak < 2.5e9
+
+
+ACTOR = """
+import gc, sys
+from pipelines.engines.on_ray.cluster import Parts
+from pipelines.engines.on_ray.inpaint import Maker
+from pipelines.inpainting.books import Books
+from pipelines.inpainting.inputs import Item
+from pipelines.inpainting.job import Inpainting
+from pipelines.inpainting.loading import BY_CONTENT, Settings
+from pipelines.inpainting.reports import Reporting
+from pipelines.transforms.model_handler import Filled, FillModelHandler, Pair
+from trainer.inference.pins import starter
+
+image, mask, output = sys.argv[1:]
+job = Inpainting(
+    sources=None,
+    settings=Settings(hole="black", mask_reading=BY_CONTENT),
+    handler=FillModelHandler(starter(), None),
+    replaces=True,
+    reporting=Reporting(books=Books(output=output, run="00000001"), job={}, fields={}),
+)
+assert "tensorflow" not in sys.modules  # else what its import leaves behind is not seen
+maker = Maker(job, Parts(1.0, 1.0, 0.0, 1, 1))
+line = maker.make(Item(image, mask, "a.png", share="0000"))
+gc.collect()
+print(line.outcome["windows"], [one for one in gc.get_objects() if isinstance(one, Pair | Filled)])
+"""
+
+
+def test_an_actor_of_ray_keeps_nothing_of_an_image_that_it_has_written(tmp_path):
+    image, mask = photograph(64, 64), np.full((64, 64), 255, np.uint8)
+    mask[20:40, 20:40] = 0
+    files = [str(tmp_path / name) for name in ("a.png", "hole.png")]
+    for path, pixels in zip(files, (image, mask), strict=True):
+        cv2.imwrite(path, pixels)
+    command = [sys.executable, "-c", ACTOR, *files, str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.stdout == "1 []\n", done.stderr
