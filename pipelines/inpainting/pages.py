@@ -9,23 +9,22 @@ parts of the lists -> pages, and a `Survey` of each -> pages of shares -> by sha
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import functools
 import gc
 import hashlib
-import itertools
 import pickle
 import posixpath
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import numpy as np
 import zstandard
 
 from pipelines.inpainting.books import Line, list_parts, part_prefix
 from pipelines.inpainting.inputs import Sources, common_folder, inside, list_files, list_pairs
-from pipelines.inpainting.versions import pack_prefix
+from pipelines.inpainting.versions import PACKS, pack_prefix
 from pipelines.pairs.lists import find_lists, read_pairs
 from pipelines.pairs.names import root_of, roots_of, stem_of
 from pipelines.transforms.rejects import Reject
@@ -256,16 +255,6 @@ def hash_of(root: str) -> str:
     return _hash(root.encode()).hexdigest()
 
 
-def _shares_of(names: list[str], is_local: bool, digits: int) -> Iterable[str]:
-    """The share of each image, mask or output, of so many digits; see `root_in`."""
-    if not digits:
-        return itertools.repeat("", len(names))
-    _, roots = roots_of(names)
-    if is_local:
-        roots = [as_path(root) for root in roots]
-    return [_hash(root.encode()).hexdigest()[:digits] for root in roots]
-
-
 def spread(listed: Iterable[bytes], survey: Survey, sources: Sources) -> Iterator[tuple[str, bytes] | Line]:
     """(share, page) of what each share has of some pages, and the lines of what cannot be used.
 
@@ -273,29 +262,39 @@ def spread(listed: Iterable[bytes], survey: Survey, sources: Sources) -> Iterato
         listed: pages, as many as there are: some of each share together take less than one by one.
         survey: of all inputs.
     """
-    shares, held = _Rows(list), 0
+    shares, held = _Shares(), 0
     for page in map(unpack, listed):
         held += len(page.names)
         if held > _AT_ONCE:
-            yield from _pack_rows(shares)
+            yield from shares.take()
             held = len(page.names)
         if page.kind == PAIRS:
             yield from _spread_pairs(page, survey, sources, shares)
         else:
             _spread_files(page, survey.digits, sources, shares)
-    yield from _pack_rows(shares)
+    yield from shares.take()
 
 
-_Rows = collections.defaultdict[tuple[str, str], list[tuple]]  # of each share and kind
+class _Shares(dict[tuple[str, str], Page]):
+    """A page of what there is of each share and kind."""
+
+    def __missing__(self, key: tuple[str, str]) -> Page:
+        self[key] = Page(key[1], [], [], [])
+        return self[key]
+
+    def add(self, share: str, kind: str, *columns: list) -> None:
+        """``columns``: of the page, in the order of `COLUMNS`."""
+        page = self[share, kind]
+        for name, column in zip(COLUMNS[kind], columns, strict=True):
+            getattr(page, name).extend(column)
+
+    def take(self) -> Iterator[tuple[str, bytes]]:
+        """(share, page) of all, which are forgotten."""
+        for key in [*self]:
+            yield key[0], pack(self.pop(key))
 
 
-def _pack_rows(shares: _Rows) -> Iterator[tuple[str, bytes]]:
-    """(share, page) of all rows, which are forgotten."""
-    for share, kind in [*shares]:
-        yield share, pack(Page.of(kind, shares.pop((share, kind))))
-
-
-def _spread_pairs(page: Page, survey: Survey, sources: Sources, shares: _Rows) -> Iterator[Line]:
+def _spread_pairs(page: Page, survey: Survey, sources: Sources, shares: _Shares) -> Iterator[Line]:
     base, is_local = sources.where.base or survey.base, not storage.is_remote(sources.output)
     outputs = storage.join(sources.output, "")
     for found in list_pairs(page.rows(), base):
@@ -306,23 +305,43 @@ def _spread_pairs(page: Page, survey: Survey, sources: Sources, shares: _Rows) -
         for address in (image, mask):
             if address.startswith(outputs):
                 raise inside(address, sources.output)
-        shares[hash_of(root_in(name, is_local))[: survey.digits], PAIRS].append((image, mask))
+        shares.add(hash_of(root_in(name, is_local))[: survey.digits], PAIRS, [image], [mask])
 
 
 @uncollected()
-def _spread_files(page: Page, digits: int, sources: Sources, shares: _Rows) -> None:
+def _spread_files(page: Page, digits: int, sources: Sources, shares: _Shares) -> None:
     kind, is_local = page.kind, not storage.is_remote(sources.output)
     if kind == RECORDS:
         for name in page.names:
             for share in _below(part_prefix(name), digits):
-                shares[share, kind].append((name,))
+                shares.add(share, kind, [name])
         return
-    for share, row in zip(_shares_of(page.names, is_local, digits), page.rows(), strict=True):
-        shares[share, kind].append(row)
-    for row in page.rows() if kind in (OUTPUTS, WRITTEN) else ():
-        if (prefix := pack_prefix(row[0])) is not None:
-            for share in _below(prefix, digits):
-                shares[share, kind].append(row)
+    for share, columns in _cut_by_share(page, is_local, digits):
+        shares.add(share, kind, *columns)
+    if kind in (OUTPUTS, WRITTEN) and any(name.startswith(PACKS) for name in page.names):
+        for name, *known in page.rows():
+            if (prefix := pack_prefix(name)) is not None:
+                for share in _below(prefix, digits):
+                    shares.add(share, kind, [name], *([value] for value in known))
+
+
+def _cut_by_share(page: Page, is_local: bool, digits: int) -> Iterator[tuple[str, list[list]]]:
+    """(share, columns) of the images, masks or outputs of a page, in their order; see `root_in`."""
+    columns = [getattr(page, name) for name in COLUMNS[page.kind]]
+    if not digits:
+        yield "", columns
+        return
+    _, roots = roots_of(page.names)
+    if is_local:
+        roots = [as_path(root) for root in roots]
+    hashes = np.frombuffer(b"".join([_hash(root.encode()).digest() for root in roots]), ">u2")
+    numbers = hashes >> 4 * (HEX - digits)
+    order = np.argsort(numbers, kind="stable")
+    # By arrays of references: a name at a time took three times as long.
+    ordered = [np.array(column, object)[order] for column in columns]
+    found, starts = np.unique(numbers[order], return_index=True)
+    for number, start, end in zip(found, starts, [*starts[1:], len(order)], strict=True):
+        yield f"{number:0{digits}x}", [column[start:end].tolist() for column in ordered]
 
 
 def _line(lost: Reject) -> Line:
