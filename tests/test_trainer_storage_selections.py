@@ -139,6 +139,22 @@ def test_what_systems_leave_in_folders_is_not_found_unless_asked_for(place):
     assert below(place, "__MACOSX") == ["__MACOSX/a.png"]
 
 
+def test_what_is_hidden_among_many_may_be_so():
+    for hidden in {*LEFT, *(name.upper() for name in LEFT), *names._LEFT_BEHIND, ".a", "b/.c/d"}:
+        assert names.is_hidden(hidden) and names.may_hide(f"/in/a.png\0/in/{hidden}\0/in/b.png"), hidden
+    assert not names.may_hide("/in/a.png\0/in/b/thumb.png")
+
+
+def test_every_file_is_in_one_batch_and_the_first_is_not_waited_for():
+    for count in (0, 1, 2, 12, 1111, 5000):
+        listed = iter([storage.Entry(str(number), number) for number in range(count)])
+        batches = storage.in_batches(listed)
+        found = list(itertools.islice(batches, 1))
+        assert [len(some) for some in found] == [1][:count] and len(list(listed)) == max(0, count - 1)
+    batches = list(storage.in_batches(storage.Entry(str(number), number) for number in range(5000)))
+    assert [entry.size for some in batches for entry in some] == [*range(5000)] and max(map(len, batches)) == 1000
+
+
 def test_folders_that_may_not_be_listed_are_told(tmp_path, monkeypatch):
     for name in ("open/1.png", "closed/2.png", "open/shut/3.png"):
         storage.create(f"{tmp_path}/in/{name}", b"")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -16,12 +16,13 @@ from pipelines.transforms.rejects import Reject, reject, reject_name
 from trainer import documents, storage
 from trainer.errors import Corrupt, Denied, UserError
 from trainer.images import HOLES
-from trainer.storage import Entry, Selection, recognize
+from trainer.storage import Entry, Selection, in_batches, recognize
 from trainer.storage.names import is_text
 
 MANIFEST, ITEMS, REJECTS = "manifest.json", "items.jsonl", "rejects.jsonl"
 REPORT = re.compile(r"manifest\.json|(?:items|rejects)(?:-\d{5}-of-\d{5})?\.jsonl")
 _REPORTS = ".jsonl", ".json"
+_ODD = "/.", ".json"  # signs that a path may be a report's, or no output's
 _DOTS = frozenset((".", ".."))  # objects in a bucket may have them as parts of their names
 _READ_AT_LAUNCH = 16 << 20  # bytes of lists: larger ones are read by the job alone, and their first lines at launch
 
@@ -271,8 +272,11 @@ def inside(address: str, output: str) -> UserError:
 # Listing
 
 
-def list_files(sources: Sources, kind: str, part: Selection | None = None) -> Iterator[Entry | Reject]:
-    """The files of one kind, with their paths below its folder as addresses, without the reports of an earlier job.
+Columns = tuple[list[str], Sequence[int], Sequence[str], Sequence[str]]  # paths, and what else `Entry` has, of files
+
+
+def list_files(sources: Sources, kind: str, part: Selection | None = None) -> Iterator[Columns | Reject]:
+    """The files of one kind, some at a time, by their paths below its folder; not the reports of an earlier job.
 
     A folder that may not be listed is a `Reject`, and so is a file whose name cannot be an output's.
 
@@ -287,18 +291,35 @@ def list_files(sources: Sources, kind: str, part: Selection | None = None) -> It
     inner = others is not None and others.base.startswith(below)
     lone = others.address if others is not None and others.name and others != selected else None
     outputs = storage.join(sources.output, "") if sources.output.startswith(below) else None
-    for address, size, version, checksum in (part or selected).entries(lost):
-        if (inner and others is not None and others.holds(address)) or address == lone:
+    for some in in_batches((part or selected).entries(lost)):
+        addresses = [found[0] for found in some]
+        text = "\0".join(addresses)
+        # As nearly all are: what follows takes longer.
+        if not inner and lone is None and outputs is None and text.isascii() and not any(s in text for s in _ODD):
+            yield from columns_of(some, len(below))
             continue
-        if outputs and address.startswith(outputs):
-            raise inside(address, sources.output)
-        name = address[len(below) :]
-        if name.endswith(_REPORTS) and _is_report(address, selected):
-            continue
-        is_plain = address.isascii() and "/." not in name and name[:1] != "."  # as most are: what follows takes longer
-        lost_name = None if is_plain else _check_name(address, name)
-        yield lost_name or Entry(name, size, version, checksum)
+        usual = list[Entry]()
+        for found in some:
+            address = found.address
+            if (inner and others is not None and others.holds(address)) or address == lone:
+                continue
+            if outputs and address.startswith(outputs):
+                raise inside(address, sources.output)
+            if _is_report(address, selected):
+                continue
+            if rejected := _check_name(address, address[len(below) :]):
+                yield rejected
+            else:
+                usual.append(found)
+        yield from columns_of(usual, len(below))
     yield from (reject(folder, "list", error) for folder, error in lost.items())
+
+
+def columns_of(some: list[Entry], skipped: int) -> Iterator[Columns]:
+    """Those of some files, if there are any, of whose addresses so many characters are left out."""
+    if some:
+        addresses, sizes, versions, checksums = zip(*some, strict=True)
+        yield [address[skipped:] for address in addresses], sizes, versions, checksums
 
 
 def _is_report(address: str, selected: Selection) -> bool:

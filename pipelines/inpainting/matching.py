@@ -53,10 +53,9 @@ def match_all(where: Inputs, extension: str = "") -> Iterator[Item | Reject]:
         for found in list_files(sources, kind):
             if isinstance(found, Reject):
                 yield found
-            else:
-                roots.setdefault(root_of(found.address), {kind: [] for kind in sources.kinds})[kind].append(
-                    found.address
-                )
+                continue
+            for name in found[0]:
+                roots.setdefault(root_of(name), {kind: [] for kind in sources.kinds})[kind].append(name)
     for root in roots.values():
         yield from match_files(root["images"], root.get("masks"), sources, extension)
 

@@ -23,13 +23,13 @@ import numpy as np
 import zstandard
 
 from pipelines.inpainting.books import Line, list_parts, part_prefix
-from pipelines.inpainting.inputs import Sources, common_folder, inside, list_files, list_pairs
+from pipelines.inpainting.inputs import Columns, Sources, columns_of, common_folder, inside, list_files, list_pairs
 from pipelines.inpainting.versions import PACKS, pack_prefix
 from pipelines.pairs.lists import find_lists, read_pairs
 from pipelines.pairs.names import root_of, roots_of, stem_of
 from pipelines.transforms.rejects import Reject
 from trainer import storage
-from trainer.storage import Entry, Selection, names
+from trainer.storage import Selection, in_batches, names
 
 IMAGES, MASKS, PAIRS, OUTPUTS, RECORDS = "images", "masks", "pairs", "outputs", "records"
 WRITTEN, FINISHED = "written", "finished"
@@ -187,9 +187,9 @@ def list_part(part: Part, sources: Sources) -> Iterator[tuple[Survey, bytes] | L
             folders = sorted({posixpath.dirname(image) for image, _ in mine}, key=lambda folder: folder.split("/"))
             yield Survey(len(mine), (folders[0], folders[-1])), pack(Page.of(PAIRS, mine))
         return
-    found: Iterable[Entry | Reject]
+    found: Iterable[Columns | Reject]
     if part.kind == RECORDS:
-        found = (Entry(name, 0) for name in list_parts(str(part.place)))
+        found = [(list_parts(str(part.place)), (), (), ())]
     elif part.kind in (OUTPUTS, WRITTEN):
         assert isinstance(part.place, Selection)
         found = _list_outputs(part.place)
@@ -198,17 +198,17 @@ def list_part(part: Part, sources: Sources) -> Iterator[tuple[Survey, bytes] | L
         found = list_files(sources, part.kind, part.place)
     page = Page(part.kind, [], [], [])
     has_marks, has_sizes = ("marks" in COLUMNS[part.kind]), ("sizes" in COLUMNS[part.kind])
-    for entry in found:
-        if isinstance(entry, Reject):
-            yield _line(entry)
+    for some in found:
+        if isinstance(some, Reject):
+            yield _line(some)
             continue
-        name, size, version, checksum = entry
-        page.names.append(name)
+        paths, sizes, versions, checksums = some
+        page.names.extend(paths)
         if has_marks:
-            page.marks.append(checksum or version)
+            page.marks.extend(checksum or version for version, checksum in zip(versions, checksums, strict=True))
         if has_sizes:
-            page.sizes.append(size)
-        if len(page.names) == _NAMES:
+            page.sizes.extend(sizes)
+        if len(page.names) >= _NAMES:
             yield _survey(page), pack(page)
             page = Page(part.kind, [], [], [])
     if page.names:
@@ -219,12 +219,12 @@ def _survey(page: Page) -> Survey:
     return Survey(len(page.names) if page.kind == IMAGES else 0)
 
 
-def _list_outputs(selected: Selection) -> Iterator[Entry]:
+def _list_outputs(selected: Selection) -> Iterator[Columns]:
     skipped = len(storage.join(selected.base, ""))
-    for address, size, version, checksum in selected.entries():
-        name = address[skipped:]
-        if name.isascii() or names.is_text(name):  # others are nothing of ours
-            yield Entry(name, size, version, checksum)
+    for some in in_batches(selected.entries()):
+        if not "".join([found[0] for found in some]).isascii():
+            some = [found for found in some if names.is_text(found.address)]  # others are nothing of ours
+        yield from columns_of(some, skipped)
 
 
 # Spreading

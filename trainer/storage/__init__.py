@@ -36,4 +36,4 @@ from trainer.storage.api import (
     try_writing,
 )
 from trainer.storage.selections import Selection, is_there, select
-from trainer.storage.store import Entry, Store, crc32c
+from trainer.storage.store import Entry, Store, crc32c, in_batches

@@ -7,6 +7,7 @@ compare-and-swap (`replace`): nothing is overwritten by accident, whatever is re
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from trainer.storage import names
 from trainer.storage.gcs import GcsStore
 from trainer.storage.local import LocalStore
 from trainer.storage.objects import AZURE, S3, ObjectStore
-from trainer.storage.store import EVERYTHING, Entry, Span, Store, crc32c
+from trainer.storage.store import EVERYTHING, Entry, Span, Store, crc32c, in_batches
 
 # A scheme is a store and its line here; tests add theirs.
 SCHEMES: dict[str, Store] = {"": LocalStore(), "gs": GcsStore(), "s3": ObjectStore(S3), "az": ObjectStore(AZURE)}
@@ -101,10 +102,15 @@ def folder_entries(
     span: Span = EVERYTHING,
 ) -> Iterator[Entry]:
     """`entries` of a folder; a hint: ``enters`` is whether a folder below, by its address, may hold what is sought."""
-    skipped, is_hidden = len(folder), names.is_hidden
-    for found in store_of(folder).entries(folder, deep, enters, lost, span):
-        if not is_hidden(found[0][skipped:]):
-            yield found
+    skipped, listed = len(folder), store_of(folder).entries(folder, deep, enters, lost, span)
+    return itertools.chain.from_iterable(_visible(some, skipped) for some in in_batches(listed))
+
+
+def _visible(some: list[Entry], skipped: int) -> list[Entry]:
+    """Those that are not hidden by their paths without so many characters."""
+    if not names.may_hide("\0".join([found[0] for found in some])):
+        return some
+    return [found for found in some if not names.is_hidden(found[0][skipped:])]
 
 
 def entry(address: str) -> Entry:

@@ -16,6 +16,9 @@ _LEFT_BEHIND = frozenset(
     "thumbs.db ehthumbs.db ehthumbs_vista.db desktop.ini icon\r __macosx @eadir $recycle.bin lost+found".split(" ")
 ) | {"system volume information"}
 
+# What each of them has and few other names have; of one character where there is one, which is found ten times faster.
+_SIGNS = ("\r", "$", "@", "+", " ", "thumbs", "desktop.ini", "__macosx")
+
 _NO_BYTES = re.compile(r"[\ud800-\udc7f\udd00-\udfff]")  # surrogates that stand for no byte: JSON can have them
 
 
@@ -57,6 +60,12 @@ def is_hidden(path: str) -> bool:
     if (last[:1] == "." and last not in (".", "..")) or last.lower() in _LEFT_BEHIND:
         return True
     return folder != "" and _is_in_hidden(folder)
+
+
+def may_hide(paths: str) -> bool:
+    """Whether any of many paths that are joined may be hidden: False saves asking `is_hidden` of each."""
+    lower = paths.lower()
+    return "/." in lower or any(sign in lower for sign in _SIGNS)
 
 
 @functools.lru_cache(1024)  # many files have one folder

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple, Protocol
 
 import google_crc32c
@@ -57,6 +58,14 @@ class Entry(NamedTuple):
     size: int
     version: str = ""
     checksum: str = ""
+
+
+def in_batches(listed: Iterable[Entry]) -> Iterator[list[Entry]]:
+    """Entries some at a time, the first one alone: what is done to some together takes less than one by one."""
+    rest, most = iter(listed), 1
+    while some := list(itertools.islice(rest, most)):
+        yield some
+        most = min(10 * most, 1000)
 
 
 class Span(NamedTuple):
