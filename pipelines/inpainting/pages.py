@@ -337,7 +337,7 @@ def _cut_by_share(page: Page, is_local: bool, digits: int) -> Iterator[tuple[str
     hashes = np.frombuffer(b"".join([_hash(root.encode()).digest() for root in roots]), ">u2")
     numbers = hashes >> 4 * (HEX - digits)
     order = np.argsort(numbers, kind="stable")
-    # By arrays of references: a name at a time took three times as long.
+    # By arrays of references: numpy sorts and cuts a page at once, where Python goes name by name.
     ordered = [np.array(column, object)[order] for column in columns]
     found, starts = np.unique(numbers[order], return_index=True)
     for number, start, end in zip(found, starts, [*starts[1:], len(order)], strict=True):

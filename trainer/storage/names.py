@@ -16,7 +16,7 @@ _LEFT_BEHIND = frozenset(
     "thumbs.db ehthumbs.db ehthumbs_vista.db desktop.ini icon\r __macosx @eadir $recycle.bin lost+found".split(" ")
 ) | {"system volume information"}
 
-# What each of them has and few other names have; of one character where there is one, which is found ten times faster.
+# What each of them has and few other names have; of one character where there is one, which is found sooner.
 _SIGNS = ("\r", "$", "@", "+", " ", "thumbs", "desktop.ini", "__macosx")
 
 _NO_BYTES = re.compile(r"[\ud800-\udc7f\udd00-\udfff]")  # surrogates that stand for no byte: JSON can have them
