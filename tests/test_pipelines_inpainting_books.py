@@ -120,10 +120,10 @@ def test_lines_are_written_when_there_are_many_or_after_a_moment(kept, monkeypat
 # Chunks
 
 
-def test_chunks_have_all_items_in_order():
+@pytest.mark.parametrize(("digits", "size"), [(0, 7), (1, 31), (2, 125), (3, 256), (4, 256)])
+def test_chunks_have_all_items_in_order(digits, size):
     items = [Item(f"in/{n}", "", f"{n}.png", ("m",) * (n % 3), "3f00", ("AAAAAA==",) * (n % 2)) for n in range(1000)]
-    size = max(1, min(resume._LARGEST_CHUNK, len(items) // resume._CHUNKS))
-    chunks = list(resume.pack_items(items))
+    chunks = list(resume.pack_items(items, digits))
     assert {chunk.number for chunk in chunks} <= {size, len(items) % size}
     assert [item for chunk in chunks for item in resume.unpack_items(chunk)] == items
 

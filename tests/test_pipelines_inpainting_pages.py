@@ -7,7 +7,7 @@ import posixpath
 
 import pytest
 
-from pipelines.inpainting import pages
+from pipelines.inpainting import pages, resume
 from pipelines.inpainting.inputs import Inputs, Sources
 from pipelines.inpainting.pages import Page, Survey
 from pipelines.pairs.names import root_of, roots_of, stem_of
@@ -38,9 +38,9 @@ def test_images_of_one_output_are_in_one_share_or_both_are_known_to_be_contested
         for output in (posixpath.splitext(name)[0] + ".png", name + ".png"):
             possible.setdefault(output, set()).add(name)
     apart = [output for output, images in possible.items() if len({root_of(name) for name in images}) > 1]
-    assert "a.xyz.png" in apart and all(pages.is_contested(output) for output in apart)
+    assert "a.xyz.png" in apart and all(resume.is_contested(output) for output in apart)
     plain = ["a.png", "a.jpg.png", "x.y/a.png", "a_mask.png", "a.tif_mask.png", ".png"]
-    assert [name for name in plain if pages.is_contested(name)] == []
+    assert [name for name in plain if resume.is_contested(name)] == []
 
 
 def test_objects_that_become_one_file_are_in_one_share():
@@ -128,7 +128,9 @@ def test_the_quick_way_to_a_root_is_the_plain_one(monkeypatch):
     assert [stem_of(name) for name in names] == [posixpath.splitext(name)[0] for name in names]
     assert roots_of(names) == ([stem_of(name) for name in names], [root_of(name) for name in names])
     assert roots_of([]) == ([], [])
-    for plain in (["a.jpg", "x/b.PNG"], ["v1.2/a.jpg"], ["a.jpg", "x/.b"], ["a.b.jpg", "c"], ["x.y/a", "b.jpg"]):
+    alike = ["a.jpg", "x/b.jpg"], ["a.jpg", "a\0b.jpg"], ["a.jpg\0x.jpg", "b"], ["x.y/a", "z.y/a"], ["a.", "x/b."]
+    others = ["a.jpg", "x/b.PNG"], ["v1.2/a.jpg"], ["a.jpg", "x/.b"], ["a.b.jpg", "c"], ["x.y/a", "b.jpg"]
+    for plain in (*alike, *others):
         assert roots_of(plain) == ([stem_of(name) for name in plain], [root_of(name) for name in plain])
     quick = [root_of(name) for name in names]
     monkeypatch.setattr("pipelines.pairs.names._is_plain", lambda _: False)

@@ -242,12 +242,13 @@ class Matched:
         """Whether a record is of an output's files, and lists tell that all of these are as they were."""
         mine = self.mine
         there = mine.outputs.get(record["pack"]["name"] if "pack" in record else output, "")
-        if output in self.pairs:
-            _, image, mask = self.pairs[output]
-            files = [self._begins[0] + image, self._begins[1] + mask if mask else self._mask]
-            marks = [mine.images[image], mine.masks[mask] if mask else self._mark][: 1 + bool(files[1])]
-        else:
-            (item,) = self.items[output]
-            files = files_of(item)
-            marks = [mine.mark_of(address) for address in (item.image, *item.masks)]
-        return source_of(record) == files and is_seen(record, there, marks)
+        if pair := self.pairs.get(output):
+            _, image, mask = pair
+            address, marks = self._begins[1] + mask if mask else self._mask, [mine.images[image]]
+            if address:
+                marks.append(mine.masks[mask] if mask else self._mark)
+            is_one = record["image"] == self._begins[0] + image and record["mask"] == address
+            return is_one and not record.get("more_masks") and is_seen(record, there, marks)
+        (item,) = self.items[output]
+        marks = [mine.mark_of(address) for address in (item.image, *item.masks)]
+        return source_of(record) == files_of(item) and is_seen(record, there, marks)

@@ -30,14 +30,15 @@ from pipelines.inpainting.versions import (
     read_record,
     source_of,
 )
-from pipelines.pairs.names import stem_of
+from pipelines.pairs.names import root_of, stem_of
 from pipelines.transforms.rejects import FAULTS, Reject, Rejected, blame
 from trainer import storage
 from trainer.errors import UserError
 from trainer.storage.names import printable
 
 _THREADS = 16  # that wait for storage, where a list does not tell what has changed
-_LARGEST_CHUNK, _CHUNKS = 256, 128  # items of a chunk, and chunks of a share that is smaller
+_LARGEST_CHUNK = 256  # items of a chunk
+_CHUNKS = (128, 32, 8, 2, 1)  # of a share, at least, by its digits: 16 times as many shares need fewer of each
 
 
 class Chunk(NamedTuple):
@@ -127,7 +128,7 @@ class _Found:
         """All of it; ``share``: where the books have it."""
         yield from self.lines
         yield Before(share, len(self.before.names), pages.pack(self.before))
-        yield from pack_items(self.todo)
+        yield from pack_items(self.todo, len(share))
 
 
 def resolve(
@@ -156,9 +157,12 @@ def resolve(
     yield from found.tell(share)
 
 
-def pack_items(items: list[Item]) -> Iterator[Chunk]:
-    """Items in chunks: as many as keep some workers busy, and no more items in each than can be done in a while."""
-    size = max(1, min(_LARGEST_CHUNK, len(items) // _CHUNKS))
+def pack_items(items: list[Item], digits: int) -> Iterator[Chunk]:
+    """Items in chunks: as many as keep some workers busy, and no more items in each than can be done in a while.
+
+    ``digits``: of the share that has them.
+    """
+    size = max(1, min(_LARGEST_CHUNK, len(items) // _CHUNKS[digits]))
     for start in range(0, len(items), size):
         chunk = items[start : start + size]
         yield Chunk(len(chunk), zlib.compress(json.dumps(chunk).encode(), 1))
@@ -173,10 +177,20 @@ def unpack_items(chunk: Chunk) -> Iterator[Item]:
 # Outputs that several shares may have
 
 
+def is_contested(output: str) -> bool:
+    """Whether images of several roots, and so of several shares, may have this output.
+
+    ``a.xyz`` beside ``a.jpg`` has ``a.xyz.png``, which has another root, as ``xyz`` is no image's extension; and so has
+    ``a.xyz.gif``, whose root is that of the output.
+    """
+    stem = stem_of(output)
+    return "." in stem and root_of(stem) != root_of(output)
+
+
 def _contest(matched: Matched, found: _Found, share: str) -> Iterator[Contested]:
     """Takes out of ``found`` what is known of outputs that other shares may have, too."""
     dotted = (name for name in matched if name.count(".") > 1)  # others are not, and this is said sooner
-    contested = {name: matched.alike(name) for name in dotted if pages.is_contested(name)}
+    contested = {name: matched.alike(name) for name in dotted if is_contested(name)}
     if not contested:
         return
     outcomes: dict[str, _Outcome | None] = {
@@ -290,9 +304,7 @@ def _look_up(matched: Matched, share: str, job: Resuming, found: _Found) -> dict
         item, *more = matched.alike(name)
         if more:
             found.lines += (Line(one.share, lost) for one, lost in collide([item, *more]))
-        elif name in known or (
-            job.books.has_old and (name in matched.mine.outputs or (share and pages.is_contested(name)))
-        ):
+        elif name in known or (job.books.has_old and (name in matched.mine.outputs or (share and is_contested(name)))):
             found.asked.append(_Asked(item, known.get(name, [])))
         else:
             found.todo.append(item)

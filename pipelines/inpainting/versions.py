@@ -232,8 +232,8 @@ def is_seen(record: Record, there: str, marks: Sequence[str]) -> bool:
     versions, kept = record.get("versions", ()), record.get("pack") or record
     if not there or (there != kept["crc32c"] and there != kept.get("stamp")) or len(versions) != len(marks):
         return False
-    for mark, version in zip(marks, versions, strict=True):
-        if not mark or mark not in version[1:]:
+    for mark, (_, checksum, stamp) in zip(marks, versions, strict=True):
+        if not mark or (mark != checksum and mark != stamp):
             return False
     return True
 
