@@ -1,6 +1,7 @@
 """What tests/benchmarks/starter_gpu.py does: examples from photographs in memory, and a training step in JAX."""
 
 import concurrent.futures
+import contextlib
 import functools
 import itertools
 import json
@@ -9,6 +10,8 @@ import os
 import queue
 import threading
 import time
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import cv2
 import jax
@@ -20,16 +23,15 @@ from _timing import SMALL, progress
 from masks.coverage import RATIO_BUCKETS
 from masks.sampling import MaskSpec, sample_mask
 from trainer import presets
-from trainer.model.losses import total_loss
-from trainer.model.unet import build_unet
+from trainer.model.losses import needs_features, perceptual_loss, total_loss
+from trainer.model.unet import build_unet, freeze_encoder_bn
+from trainer.model.vgg import build_features
 
 BORDERS = ("none", "touch")
-# Squares of a batch by their side.
-SIZES = {32: 4, 64: 2} if SMALL else {128: 64, 256: 16}
+SIZES = {32: 4, 64: 2} if SMALL else {128: 64, 256: 16}  # squares of a batch by their side, in turn
 MASKS = 24 if SMALL else 6000  # of each side
-PROBE, PROBES = 25, 12 if SMALL else 120
+PROBE, PROBES, PART = 25, 12 if SMALL else 120, 12
 SHORTEST = 96 if SMALL else 1024  # longer photographs are reduced to it: memory
-WARMUP = 100  # steps
 
 
 # Examples
@@ -94,37 +96,93 @@ def draw_masks(side, count, seed):
     return np.unpackbits(np.stack(packed), axis=1).reshape(count, side, side)
 
 
-def examples(photos, masks, scales, seed):
-    """Endless batches (target, mask), uint8, of the sides of SIZES in turn, made ahead by threads."""
-    ready = queue.Queue(maxsize=64)
+def examples(photos, masks, scales, sizes, seed):
+    """Endless batches (target, mask), uint8, of the sizes in turn, made ahead by threads until it is closed."""
+    ready, closed = queue.Queue(maxsize=64), threading.Event()
     turn = itertools.count()
 
     def work():
-        while True:
+        while not closed.is_set():
             number = next(turn)
             rng = np.random.default_rng([seed, number])
-            side = list(SIZES)[number % len(SIZES)]
-            chosen = masks[side][rng.integers(len(masks[side]), size=SIZES[side])]
+            side, count = list(sizes.items())[number % len(sizes)]
+            chosen = masks[side][rng.integers(len(masks[side]), size=count)]
             chosen = chosen[:, :: rng.choice([-1, 1]), :: rng.choice([-1, 1])]
-            targets = make_targets(photos, side, SIZES[side], scales, rng)
-            ready.put((targets, np.ascontiguousarray(chosen)[..., None]))
+            targets = make_targets(photos, side, count, scales, rng)
+            batch = targets, np.ascontiguousarray(chosen)[..., None]
+            while not closed.is_set():
+                with contextlib.suppress(queue.Full):
+                    ready.put(batch, timeout=1)
+                    break
 
     for _ in range(max(os.cpu_count() - 2, 1)):
         threading.Thread(target=work, daemon=True).start()
-    while True:
-        yield ready.get()
+    try:
+        while True:
+            yield ready.get()
+    finally:
+        closed.set()
 
 
 # Training
 
 
-def make_step(model, config):
-    """The first state, and one step: state, target, mask, learning rate -> state, loss."""
+class Plan(NamedTuple):
+    """One training.
+
+    Attributes:
+        config: of which the network, losses, precision, learning rate, warm-up and EMA count.
+        sizes: squares of a batch by their side, in turn.
+        steps: how many; None: as many as fit into `seconds`.
+        begins: weights to go on from, with the encoder's BatchNorm as it is; None: the network's own, of `seed`.
+    """
+
+    config: Any
+    sizes: dict[int, int]
+    steps: int | None
+    seconds: float
+    begins: Path | None = None
+    seed: int = 0
+
+    def passed(self, number, spent):
+        """The part of the training before step `number`, after so many seconds, in [0, 1]."""
+        return min(number / self.steps if self.steps else spent / self.seconds, 1)
+
+    def rate(self, number, passed):
+        """The learning rate of step `number`: it falls by a cosine."""
+        peak, warmup = self.config.initial.learning_rate, self.config.initial.warmup_steps
+        return peak * min((number + 1) / max(warmup, 1), 1) * (1 + math.cos(math.pi * passed)) / 2
+
+
+def make_model(plan, precision):
+    model = build_unet(plan.config.unet, precision, seed=plan.seed)
+    if plan.begins:
+        with np.load(plan.begins) as arrays:
+            for variable in model.variables:
+                variable.assign(arrays[variable.path].astype("float32"))
+        freeze_encoder_bn(model, True)
+    return model
+
+
+def make_state(model, optimizer):
+    weights = [v.value for v in model.trainable_variables]
+    statistics = [v.value for v in model.non_trainable_variables]
+    return {
+        "weights": weights,
+        "statistics": statistics,
+        "moments": optimizer.init(weights),
+        "averaged": [jnp.copy(x) for x in [*weights, *statistics]],
+        "step": jnp.zeros((), "float32"),
+    }
+
+
+def make_step(model, config, features):
+    """The optimizer, and one step: state, target, mask, learning rate -> state, loss."""
     optimizer = optax.chain(optax.clip_by_global_norm(config.clip_norm), optax.scale_by_adam())
 
     def loss(weights, statistics, target, mask):
         output, statistics = model.stateless_call(weights, statistics, [target * mask, mask], training=True)
-        return total_loss(output, target, mask, None, config.loss)[0], statistics
+        return total_loss(output, target, mask, features, config.loss)[0], statistics
 
     def step(state, target, mask, rate):
         target, mask = target.astype("float32") / 255, mask.astype("float32")
@@ -145,43 +203,66 @@ def make_step(model, config):
             "step": state["step"] + 1,
         }, value
 
-    weights = [v.value for v in model.trainable_variables]
-    statistics = [v.value for v in model.non_trainable_variables]
-    averaged = [jnp.copy(x) for x in [*weights, *statistics]]
-    return {
-        "weights": weights,
-        "statistics": statistics,
-        "moments": optimizer.init(weights),
-        "averaged": averaged,
-        "step": jnp.zeros((), "float32"),
-    }, step
+    return optimizer, step
+
+
+def make_probe(model, features):
+    """Averaged weights, targets, masks -> the composites, PSNR in the holes and detail of each, and their distance.
+
+    Detail: the sum of the absolute differences of neighbors in the holes, as a part of the target's: 1 where a hole is
+    as rough as what was there. Distance: the paper's perceptual term, of the composite alone.
+    """
+    count = len(model.trainable_variables)
+
+    def predict(averaged, target, mask):
+        target, mask = target.astype("float32") / 255, mask.astype("float32")
+        output = model.stateless_call(averaged[:count], averaged[count:], [target * mask, mask], training=False)[0]
+        composite = jnp.where(mask > 0, target, jnp.clip(output, 0, 1))
+        hole = jnp.broadcast_to(1 - mask, target.shape)
+        error = (jnp.square(composite - target) * hole).sum((1, 2, 3)) / hole.sum((1, 2, 3))
+        rough, wanted = (
+            sum(jnp.abs(jnp.diff(image * hole, axis=axis)).sum((1, 2, 3)) for axis in (1, 2))
+            for image in (composite, target)
+        )
+        distance = perceptual_loss(features(composite), features(target))
+        return composite, -10 * jnp.log10(error + 1e-10), rough / wanted, distance
+
+    return predict
 
 
 def probe(predict, averaged, pairs):
-    """Mean PSNR in holes by interval, for pairs of targets and masks by side."""
+    """By side: mean PSNR in holes by interval; and the means of detail and distance."""
     found = {}
     for side, (targets, masks) in pairs.items():
-        scores = []
-        for first in range(0, len(targets), 12):
-            target, mask = targets[first : first + 12], masks[first : first + 12]
-            output = np.asarray(predict[side](averaged, target, mask)).clip(0, 1)
-            hole = np.broadcast_to(mask == 0, target.shape)
-            error = ((output - target / 255.0) ** 2 * hole).sum((1, 2, 3)) / hole.sum((1, 2, 3))
-            scores += list(-10 * np.log10(error + 1e-10))
-        found[side] = np.reshape(scores, (-1, len(RATIO_BUCKETS), len(BORDERS))).mean((0, 2)).round(3).tolist()
+        parts = [
+            [np.asarray(x) for x in predict[side](averaged, targets[n : n + PART], masks[n : n + PART])[1:]]
+            for n in range(0, len(targets), PART)
+        ]
+        scores, detail, distance = (np.hstack(x) for x in zip(*parts, strict=True))
+        by_interval = np.reshape(scores, (-1, len(RATIO_BUCKETS), len(BORDERS))).mean((0, 2))
+        found[side] = [round(float(x), 3) for x in by_interval]
+        found[f"detail {side}"] = round(float(detail.mean()), 4)
+        found[f"distance {side}"] = round(float(distance.mean()), 4)
     return found
 
 
-def save(output, model, state, config, facts):
-    output.mkdir(parents=True, exist_ok=True)
+def draw_probes(predict, averaged, pairs, side):
+    """PNG: some of the probes of a side, with holes in gray, filled, and whole, side by side."""
+    targets, masks = (x[:: len(x) // PART][:PART] for x in pairs[side])
+    filled = (np.asarray(predict[side](averaged, targets, masks)[0]) * 255).round().astype(np.uint8)
+    rows = np.concatenate([np.where(masks > 0, targets, np.uint8(128)), filled, targets], axis=2)
+    return cv2.imencode(".png", rows.reshape(-1, *rows.shape[2:])[..., ::-1])[1].tobytes()
+
+
+def save(output, model, state, plan, facts):
     variables = [*model.trainable_variables, *model.non_trainable_variables]
     arrays = {v.path: np.asarray(a) for v, a in zip(variables, state["averaged"], strict=True)}
     np.savez(output / "weights.npz", **arrays)
-    (output / "weights.json").write_text(json.dumps({"config": json.loads(presets.to_json(config)), **facts}))
+    (output / "weights.json").write_text(json.dumps({"config": json.loads(presets.to_json(plan.config)), **facts}))
 
 
 def make_data(folder):
-    """Photographs to train on, masks by side, and by side the pairs of targets and masks that PSNR is probed with."""
+    """Photographs to train on, masks by side, and by side the pairs of targets and masks that are probed."""
     cv2.setNumThreads(1)
     began = time.monotonic()
     masks = {side: draw_masks(side, MASKS, 0) for side in SIZES}
@@ -199,50 +280,59 @@ def make_data(folder):
     return photos, masks, pairs, len(held_out)
 
 
-def compile_all(step, predict, state, pairs):
+def compile_all(step, predict, state, plan, pairs):
     """Steps and probes by side, compiled at the same time."""
     began, steps, probes = time.monotonic(), {}, {}
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        for side in SIZES:
-            batch = [np.zeros((SIZES[side], side, side, channels), np.uint8) for channels in (3, 1)]
+        for side, count in plan.sizes.items():
+            batch = [np.zeros((count, side, side, channels), np.uint8) for channels in (3, 1)]
             lowered = jax.jit(step, donate_argnums=0).lower(state, *batch, jnp.float32(0))
             steps[side] = pool.submit(lowered.compile)
-            lowered = jax.jit(predict).lower(state["averaged"], *(x[:12] for x in pairs[side]))
+        for side in SIZES:
+            lowered = jax.jit(predict).lower(state["averaged"], *(x[:PART] for x in pairs[side]))
             probes[side] = pool.submit(lowered.compile)
     found = [{side: made.result() for side, made in of.items()} for of in (steps, probes)]
     progress(f"compiled in {time.monotonic() - began:.0f} s")
     return found
 
 
-def train(config, data, seconds, output):
-    """Trains for so many seconds, and saves and probes eight times on the way."""
-    photos, masks, pairs, probed = data
-    model, full = build_unet(config.unet, config.precision), build_unet(config.unet, "float32")
-    count = len(model.trainable_variables)
-    state, step = make_step(model, config)
+def train(plan, data, outputs):
+    """Trains once for each of the folders, of the seeds 0, 1 ...; see `train_once`."""
+    features = [build_features("bundled", precision) for precision in ("float32", plan.config.precision)]
+    model, full = make_model(plan, plan.config.precision), make_model(plan, "float32")
+    optimizer, step = make_step(model, plan.config, features[1] if needs_features(plan.config.loss) else None)
+    compiled = compile_all(step, make_probe(full, features[0]), make_state(model, optimizer), plan, data[2])
+    for seed, output in enumerate(outputs):
+        output.mkdir(parents=True, exist_ok=True)
+        seeded = plan._replace(seed=seed)
+        train_once(seeded, data, make_model(seeded, plan.config.precision), optimizer, compiled, output)
 
-    def predict(averaged, target, mask):
-        target, mask = target.astype("float32") / 255, mask.astype("float32")
-        return full.stateless_call(averaged[:count], averaged[count:], [target * mask, mask], training=False)[0]
 
-    steps, probes = compile_all(step, predict, state, pairs)
+def train_once(plan, data, model, optimizer, compiled, output):
+    """Saves and probes eight times on the way, and draws some probes at the end."""
+    (photos, masks, pairs, probed), (steps, probes) = data, compiled
+    state = make_state(model, optimizer)
+    batches = examples(photos, masks, plan.config.data.crop_scale, plan.sizes, plan.seed)
     began, curve, losses, seen = time.monotonic(), [], [], 0
-    for number, (target, mask) in enumerate(examples(photos, masks, config.data.crop_scale, 0)):
+    for number, (target, mask) in enumerate(batches):
         spent = time.monotonic() - began
-        passed = min(spent / seconds, 1)
+        passed = plan.passed(number, spent)
         if passed >= (len(curve) + 1) / 8:
             mean = float(np.mean([float(x) for x in losses[-100:]]))
             facts = {"seconds": round(spent, 1), "step": number, "examples": seen}
             curve.append({**facts, "loss": round(mean, 4), **probe(probes, state["averaged"], pairs)})
-            progress(json.dumps(curve[-1]))
-            facts |= {"curve": curve, "device": jax.devices()[0].device_kind, "sides": list(SIZES), "probes": probed}
-            save(output, model, state, config, facts)
+            progress(f"{output}: {json.dumps(curve[-1])}")
+            facts |= {"curve": curve, "device": jax.devices()[0].device_kind, "sides": [*plan.sizes], "probes": probed}
+            save(output, model, state, plan, facts)
             if passed >= 1:
-                return
-        rate = config.initial.learning_rate * min((number + 1) / WARMUP, 1) * (1 + math.cos(math.pi * passed)) / 2
-        state, value = steps[target.shape[1]](state, target, mask, jnp.float32(rate))
+                break
+        rate = jnp.float32(plan.rate(number, passed))
+        state, value = steps[target.shape[1]](state, target, mask, rate)
         losses.append(value)
         seen += len(target)
         if number % 50 == 49:
             losses[-50].block_until_ready()  # no more than so many steps ahead
             losses = losses[-200:]
+    batches.close()
+    for side in SIZES:
+        (output / f"probes-{side}.png").write_bytes(draw_probes(probes, state["averaged"], pairs, side))

@@ -4,6 +4,11 @@
     python tests/benchmarks/starter_gpu.py --photos OUT/photos/train --output OUT/gpu
     python tests/benchmarks/starter.py --photos FOLDER --output OUT --weights OUT/gpu/weights.npz
 
+--run trains the same network several times with other settings, --seeds each with other first weights and examples,
+--begins goes on from weights: so settings are compared, and a finetune with the paper's terms is
+
+    ... --begins trainer/assets/starter.npz --set loss.perceptual=0.3 --set loss.style_output=30
+
 Needs keras, jax with its CUDA plugin, optax, opencv-python-headless, pydantic and google-crc32c, but not TensorFlow:
 layers, network, losses and masks are this project's, on Keras's JAX backend. Examples are cut from the photographs in
 memory, and every step takes squares of one of SIZES. The learning rate falls with the time
@@ -37,21 +42,37 @@ SETTINGS = [*RECIPE, "precision=mixed_bfloat16"]
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--photos", type=Path, help="folder with the photographs to train on, and no others")
-    parser.add_argument("--output", type=Path, help="folder to keep; without it nothing is done: it takes a GPU")
-    parser.add_argument("--seconds", type=float, default=395, help="of training (default 395)")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of the config; repeatable")
+    add = parser.add_argument
+    add("--photos", type=Path, help="folder with the photographs to train on, and no others")
+    add("--output", type=Path, help="folder to keep; without it nothing is done: it takes a GPU")
+    add("--seconds", type=float, default=395, help="of training (default 395)")
+    add("--steps", type=int, help="of training, in place of seconds")
+    add("--preset", help="its settings in place of the starter model's")
+    add("--batch", action="append", metavar="SIDE=COUNT", help="squares of a batch; repeatable, takes turns")
+    add("--begins", type=Path, metavar="WEIGHTS", help="go on from these, of a network of the same settings")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help="of the config; repeatable")
+    add("--run", action="append", nargs="+", metavar=("NAME", "KEY=VALUE"), help="train OUT/NAME; repeatable")
+    add("--seeds", type=int, default=1, metavar="N", help="train each N times: OUT/NAME/0, OUT/NAME/1 ...")
     options = parser.parse_args(argv)
     if not options.output:
         print("skipped: --output OUT trains on a GPU")
         return
     os.environ.setdefault("KERAS_BACKEND", "jax")  # read when keras is imported
-    from _starter_gpu import make_data, train
+    # The first process on an H100 compiled for 155 s (squares of 256 alone) and 268 s (with VGG-16); later ones need 8.
+    # XLA_FLAGS=--xla_gpu_autotune_level=0 compiles in 10 s what then takes seconds a step.
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(options.output / "compiled"))
+    from _starter_gpu import SIZES, Plan, make_data, train
 
     from trainer import presets
 
-    config = presets.override(presets.PRESETS["demo"], [*SETTINGS, *options.set])
-    train(config, make_data(options.photos), options.seconds, options.output)
+    preset, settings = (options.preset, []) if options.preset else ("demo", SETTINGS)
+    sizes = {int(side): int(count) for side, _, count in (x.partition("=") for x in options.batch or [])} or SIZES
+    data = make_data(options.photos)
+    for name, *changes in options.run or [["."]]:
+        config = presets.override(presets.PRESETS[preset], [*settings, *options.set, *changes])
+        folder = options.output / name
+        outputs = [folder / str(seed) for seed in range(options.seeds)] if options.seeds > 1 else [folder]
+        train(Plan(config, sizes, options.steps, options.seconds, options.begins), data, outputs)
     sys.stdout.flush()
     os._exit(0)  # threads that make examples still run
 
