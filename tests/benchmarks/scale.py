@@ -157,17 +157,17 @@ def bare(store, count):
     return seconds() - begin
 
 
-def images(count):
-    """Tiny images, all new."""
+def images(count, *options):
+    """Tiny images, all new; ``options`` of the command, such as --pack tar."""
     store = SimulatedStore(count)
     alone = bare(store, max(40, count // 20)) / max(40, count // 20)
     store.requests.clear()
-    found = run_job(store)
+    found = run_job(store, *options)
     assert manifest()["counts"]["outputs"] == count and max(store.writes.values()) < 2 * count
     asked = sum(store.requests.values()) / count
     over = found["seconds"] / count - alone
     print(
-        f"images {count:,} of {SIDE} x {SIDE}: {1000 * alone:.2f} ms each by itself, overhead {1000 * over:.2f} ms, "
+        f"images {count:,} of {SIDE} x {SIDE}{' '.join(['', *options])}: {1000 * alone:.2f} ms each by itself, overhead {1000 * over:.2f} ms, "
         f"{asked:.2f} requests an image, job {found['peak']:.0f} MB",
         flush=True,
     )
