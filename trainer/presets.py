@@ -53,7 +53,8 @@ PRESETS = {
         log_every=20,
     ),
     # For hundreds of photographs: the recipe of the starter model (tests/benchmarks/starter_gpu.py has what it was
-    # chosen from), with one more level for squares of 256 alone. Not yet run to its end.
+    # chosen from), with one more level for squares of 256 alone. Not yet run to its end: of 5,000 steps, which took an
+    # H100 44 s on Keras's JAX backend, it was 0.10 to 0.51 dB above interpolation, the more the smaller the hole.
     "small": TrainConfig(
         unet=UNetConfig(
             image_size=256,
