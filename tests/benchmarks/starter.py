@@ -65,8 +65,13 @@ SETTINGS = [
     "validation.every=2000",
     f"validation.examples={PAIRS}",
 ]
-# Pixels as before, with the paper's perceptual term, and its style terms at a tenth of their weight. Not measured yet.
-FINETUNE = ["finetune.learning_rate=2e-4", "loss.perceptual=0.05", "loss.style_output=12", "loss.style_composite=12"]
+# Pixels as before, with the paper's perceptual and style terms, both about as strong: of the starter model's gradients in
+# holes hole_log's norm is 0.146, perceptual's 0.486, style_output's 0.0044 and style_composite's 0.0050 (8 squares).
+#
+# 300 steps of 8 from the starter model, in half an hour of two cores: in the holes of ten held-out squares of 256 PSNR
+# fell from 22.39 to 21.88 dB, and their roughness rose from 0.76 to 0.82 of the original's. Narrow holes look sharper;
+# wide ones get textures that belong to nothing, which misleads more than a blur. So it is not installed.
+FINETUNE = ["finetune.learning_rate=5e-4", "loss.perceptual=0.3", "loss.style_output=30", "loss.style_composite=30"]
 
 
 # Photographs
