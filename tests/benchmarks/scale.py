@@ -167,7 +167,8 @@ def images(count, *options):
     asked = sum(store.requests.values()) / count
     over = found["seconds"] / count - alone
     print(
-        f"images {count:,} of {SIDE} x {SIDE}{' '.join(['', *options])}: {1000 * alone:.2f} ms each by itself, overhead {1000 * over:.2f} ms, "
+        " ".join([f"images {count:,} of {SIDE} x {SIDE}", *options])
+        + f": {1000 * alone:.2f} ms each by itself, overhead {1000 * over:.2f} ms, "
         f"{asked:.2f} requests an image, job {found['peak']:.0f} MB",
         flush=True,
     )

@@ -65,8 +65,8 @@ SETTINGS = [
     "validation.every=2000",
     f"validation.examples={PAIRS}",
 ]
-# Pixels as before, with the paper's perceptual and style terms, both about as strong: of the starter model's gradients in
-# holes hole_log's norm is 0.146, perceptual's 0.486, style_output's 0.0044 and style_composite's 0.0050 (8 squares).
+# Pixels as before, with the paper's perceptual and style terms, each as strong: of the gradients in the holes of 8
+# squares that the starter model fills, hole_log's norm is 0.146, perceptual's 0.486, style's 0.0044 and 0.0050.
 #
 # 300 steps of 8 from the starter model, in half an hour of two cores: in the holes of ten held-out squares of 256 PSNR
 # fell from 22.39 to 21.88 dB, and their roughness rose from 0.76 to 0.82 of the original's. Narrow holes look sharper;
