@@ -12,10 +12,11 @@ import pytest
 from networks import small_config, write_run
 from picture_files import block, counts, noise, save, save_mask
 from pipelines.inpaint import main
-from pipelines.inpainting import job, packs, pages, reports
+from pipelines.inpainting import job, outputs, packs, pages, reports
 from pipelines.inpainting.books import Books
 from pipelines.inpainting.packs import Packed, Packer
 from pipelines.inpainting.versions import pack_prefix
+from pipelines.transforms.model_handler import FillModelHandler
 from trainer import storage
 from trainer.errors import UserError
 
@@ -186,6 +187,18 @@ def test_what_is_in_one_pack_with_an_edited_image_is_made_again(run, tmp_path, m
     again = {name for name, line in items.items() if line["status"] == "done"}
     assert again == {name for name, pack in by_pack.items() if pack == by_pack["3.png"]}
     assert all(line["pack"] == by_pack[name] for name, line in items.items() if name not in again)
+
+
+def test_images_are_packed_while_others_are_filled(inputs, run, tmp_path, monkeypatch):
+    """Or an engine would keep all that are filled, as Beam does in process of what it flattens."""
+    order: list[str] = []
+    fill, pack = FillModelHandler.run_inference, outputs.pack_result
+    monkeypatch.setattr(FillModelHandler, "batch_weight", 1)
+    monkeypatch.setattr(FillModelHandler, "run_inference", lambda *args: order.append("fill") or fill(*args))
+    monkeypatch.setattr(outputs, "pack_result", lambda *args: order.append("pack") or pack(*args))
+    assert inpaint(inputs, run, tmp_path / "out", "--pack", "tar") == 3
+    assert order.count("fill") == order.count("pack") == IMAGES
+    assert order.index("pack") < IMAGES
 
 
 @pytest.mark.soak

@@ -154,9 +154,14 @@ class MakeOutputs(beam.PTransform):
         loaded = read.files | "Load" >> _tagged(loading.load_item, self._job.settings, tags=tags, main="pairs")
         filled = loaded.pairs | "Inpaint" >> RunInference(KeyedModelHandler(RunFill(self._job.handler)))
         if self._job.pack_bytes is not None:
-            encoder = ThreadMap(self._job.encode, **WRITING)
-            encoded = (filled, loaded[HOLELESS]) | "All" >> beam.Flatten() | "Encode" >> beam.ParDo(encoder)
-            return [read[LINES], loaded[LINES], encoded | "Pack" >> beam.ParDo(PackOutputs(self._job), self._survey)]
+            # Each by itself: what is flattened the in-process runner keeps in memory until the last image is filled.
+            packed = [
+                results
+                | f"Encode{name}" >> beam.ParDo(ThreadMap(self._job.encode, **WRITING))
+                | f"Pack{name}" >> beam.ParDo(PackOutputs(self._job), self._survey)
+                for name, results in (("", filled), ("Holeless", loaded[HOLELESS]))
+            ]
+            return [read[LINES], loaded[LINES], *packed]
         written = filled | "Write" >> beam.ParDo(self._writer)
         copied = loaded[HOLELESS] | "WriteHoleless" >> beam.ParDo(self._writer)
         return [read[LINES], loaded[LINES], written, copied]
