@@ -3,6 +3,7 @@
     python tests/benchmarks/scale.py                        # all of it, with the counts below
     python tests/benchmarks/scale.py resume 1000000         # so many items, all finished before
     python tests/benchmarks/scale.py images 100000          # so many tiny images, made by a stand-in for the network
+    python tests/benchmarks/scale.py images 100000 --pack tar   # the same in tars
     python tests/benchmarks/scale.py kills 20000            # killed ten times, then with requests that fail
 
 The bucket is a formula (`_simulated`), its requests are counted, and the job's own code runs on it, in one process and

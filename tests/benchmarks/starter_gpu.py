@@ -11,9 +11,9 @@
 
 Needs keras, jax with its CUDA plugin, optax, opencv-python-headless, pydantic and google-crc32c, but not TensorFlow:
 layers, network, losses and masks are this project's, on Keras's JAX backend. Examples are cut from the photographs in
-memory, and every step takes squares of one of SIZES. The learning rate falls with the time
-that has passed, by a cosine. Every PROBE-th photograph is never trained on: the curve of PSNR in holes is of those,
-and OUT/curve.json has it. The photographs that the starter model is judged by are not read at all.
+memory, and every step takes squares of one side. The learning rate falls by a cosine, with the time that has passed or
+with --steps. Every PROBE-th photograph is never trained on: the curve of PSNR in holes is of those, and
+OUT/weights.json has it. The photographs that the starter model is judged by are not read at all.
 """
 
 import argparse
@@ -58,8 +58,8 @@ def main(argv=None):
         print("skipped: --output OUT trains on a GPU")
         return
     os.environ.setdefault("KERAS_BACKEND", "jax")  # read when keras is imported
-    # The first process on an H100 compiled for 155 s (squares of 256 alone) and 268 s (with VGG-16); later ones need 8.
-    # XLA_FLAGS=--xla_gpu_autotune_level=0 compiles in 10 s what then takes seconds a step.
+    # An H100's process compiled for 155 s (squares of 256 alone) and 268 s (with VGG-16), so what it compiles is kept.
+    # With XLA_FLAGS=--xla_gpu_autotune_level=0 it took 10 s, but then each step with VGG-16 took seconds.
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(options.output / "compiled"))
     from _starter_gpu import SIZES, Plan, make_data, train
 
