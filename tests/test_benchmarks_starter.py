@@ -30,7 +30,7 @@ def starter(monkeypatch):
     """The script, at its smallest size."""
     monkeypatch.setenv("SMALL", "1")
     monkeypatch.syspath_prepend(FOLDER)
-    names = ("starter", "learning", "_timing", "_lookalikes", "_starter_photos")
+    names = ("starter", "learning", "_timing", "_lookalikes", "_starter_card", "_starter_photos")
     for name in names:
         monkeypatch.delitem(sys.modules, name, raising=False)
     import starter
@@ -153,7 +153,8 @@ def test_the_script_trains_installs_and_scores(starter, monkeypatch, capsys, tmp
     mask[:, 4:9, 4:9] = 0
     np.testing.assert_allclose(loaded.predict(image, mask), network([image, mask]), atol=0.02)
     card = json.loads((assets / "starter.json").read_text())
-    assert (card["step"], card["examples"], card["notes"]) == (12, 12 * 8, ["A first one."])
+    assert (card["step"], card["examples"], card["notes"]) == (7, 7 * 8, ["A first one."])
+    assert (card["finetune"]["step"], card["finetune"]["loss"]["perceptual"]) == (5, 0.3)
     assert (card["device"], card["config"]["precision"]) == ("two CPU cores", "float32")
     row = "| (0.1, 0.2] | 24.00 | 24.00 | 24.00 | +0.00 | 24.00 | 0.750 | 0.750 | 0.750 |"
     assert row in capsys.readouterr().out and row in (assets / "starter.md").read_text()
@@ -190,6 +191,31 @@ def test_weights_of_a_gpu_are_installed_and_not_trained_again(starter, monkeypat
     assert json.loads((assets / "starter.json").read_text())["config"]["precision"] == "float32"
 
 
+def test_a_finetune_of_a_gpu_counts_by_half(starter, monkeypatch, tmp_path):
+    assets, networks = tmp_path / "assets", [make_network(CONFIG, seed) for seed in (3, 4)]
+    assets.mkdir()
+    monkeypatch.setattr(starter, "ASSETS", assets)
+    monkeypatch.setattr(starter, "call", fake_call([], networks[0]))
+    places = [tmp_path / name for name in ("before.npz", "after.npz")]
+    for step, (network, place) in enumerate(zip(networks, places, strict=True), 8):
+        np.savez(place, **checkpoints.read_variables(network.variables))
+        config = presets.override(presets.PRESETS["demo"], [f"loss.perceptual={step}"])
+        config = json.loads(presets.to_json(dataclasses.replace(config, unet=CONFIG.unet)))
+        facts = {"step": step, "examples": 40 * step, "seconds": 60.0, "device": "a GPU", "sides": [16], "probes": 2}
+        place.with_suffix(".json").write_text(json.dumps({**facts, "config": config}))
+    command = ["--output", str(tmp_path / "out"), "--photos", str(PHOTOS)]
+    starter.main([*command, "--weights", str(places[0]), "--tuned", str(places[1])])
+
+    before, after = (checkpoints.read_variables(network.variables) for network in networks)
+    with np.load(assets / "starter.npz") as installed:
+        assert set(installed) == set(before)
+        for path, array in installed.items():
+            np.testing.assert_allclose(array, (before[path] + after[path]) / 2, rtol=1e-3, atol=1e-3)
+    text = (assets / "starter.md").read_text()
+    assert "8 steps, 320 examples" in text and "9 steps, 360 examples; 60 seconds on a GPU" in text
+    assert "perceptual 9. The weights" in text and "50% of the way" in text
+
+
 def test_what_the_demo_shows_was_not_trained_on(starter):
     """By hashes; test_the_script_trains_installs_and_scores has copies and parts."""
 
@@ -201,8 +227,7 @@ def test_what_the_demo_shows_was_not_trained_on(starter):
     assert shown.shape == (4, 64) and (shown[:, None] != trained).sum(-1).min() > 6
 
 
-def test_the_card_is_what_the_figures_say(starter, monkeypatch):
+def test_the_card_is_what_the_figures_say(starter):
     card = json.loads((starter.ASSETS / "starter.json").read_text())
-    monkeypatch.setattr(starter, "PAIRS", 120)
     assert (starter.ASSETS / "starter.md").read_text() == starter.card_of(card)
     assert list(card["scores"]) == ["128", "256"] and all(len(scores) == 7 for scores in card["scores"].values())

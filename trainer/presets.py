@@ -53,8 +53,9 @@ PRESETS = {
         log_every=20,
     ),
     # For hundreds of photographs: the recipe of the starter model (tests/benchmarks/starter_gpu.py has what it was
-    # chosen from), with one more level for squares of 256 alone. Not yet run to its end: of 5,000 steps, which took an
-    # H100 44 s on Keras's JAX backend, it was 0.10 to 0.51 dB above interpolation, the more the smaller the hole.
+    # chosen from), with one more level for squares of 256 alone. Its 20,000 steps on 293 photographs took an H100 152 s
+    # on Keras's JAX backend, beside other work, after 141 s of compiling. PSNR in the holes of photographs kept aside
+    # was then above interpolation by 0.99, 0.99, 1.12, 1.00, 0.61 and 0.43 dB, from the smallest holes to the largest.
     "small": TrainConfig(
         unet=UNetConfig(
             image_size=256,

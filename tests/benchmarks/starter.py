@@ -5,7 +5,7 @@
     python tests/benchmarks/starter.py --photos FOLDER --output OUT --finetune 2000            # with VGG-16's terms
     python tests/benchmarks/starter.py --photos FOLDER --output OUT --prepare                  # no training, but ...
     python tests/benchmarks/starter.py --photos FOLDER --output OUT --weights WEIGHTS          # ... starter_gpu.py's;
-                                                    # --finetune trains on from these
+                                                    # --finetune trains on from these, --tuned WEIGHTS takes others
 
 Trains on the photographs of all folders and on the bundled ones, for hours; the same command goes on where an earlier
 one was interrupted, and does again what is not finished. Every fourth photograph of the first folder by name, ten at
@@ -18,7 +18,8 @@ tests/benchmarks/_starter_photos.py fills a folder with photographs. All stages 
     OUT/run                     the training on pixel losses (trainer.train)
     OUT/finetuned               with --finetune STEPS its continuation, or that of WEIGHTS: the paper's perceptual and
                                 style terms, too
-    trainer/assets/starter.*    weights in float16, config and figures, and the card, of this checkout
+    trainer/assets/starter.*    weights in float16, half-way to the finetune's, config and figures, and the card, of
+                                this checkout
     OUT/report-SIZE             the scores of those weights beside Telea and Navier-Stokes (pipelines.evaluate)
 """
 
@@ -28,12 +29,12 @@ import fnmatch
 import io
 import json
 import shutil
-import textwrap
 from pathlib import Path
 
 import cv2
 import numpy as np
 from _lookalikes import find_copies, hash_bits
+from _starter_card import card_of, table
 from _timing import SMALL, progress
 from learning import HELD_OUT, PHOTOS, call
 
@@ -67,11 +68,21 @@ SETTINGS = [
 ]
 # Pixels as before, with the paper's perceptual and style terms, each as strong: of the gradients in the holes of 8
 # squares that the starter model fills, hole_log's norm is 0.146, perceptual's 0.486, style's 0.0044 and 0.0050.
+FINETUNE = ["loss.perceptual=0.3", "loss.style_output=30", "loss.style_composite=30"]
+FINETUNE_RATE = "3e-4"
+# How far to go from the weights before the finetune to those after it. 2,000 steps of 40 on an H100; 60 pairs of
+# held-out photographs at each size: the paper's perceptual term of the composites, the sum of the absolute differences
+# of neighbors in the holes as a part of the original's, and PSNR there, at 128 x 128 and at 256 x 256:
 #
-# 300 steps of 8 from the starter model, in half an hour of two cores: in the holes of ten held-out squares of 256 PSNR
-# fell from 22.39 to 21.88 dB, and their roughness rose from 0.76 to 0.82 of the original's. Narrow holes look sharper;
-# wide ones get textures that belong to nothing, which misleads more than a blur. So it is not installed.
-FINETUNE = ["finetune.learning_rate=5e-4", "loss.perceptual=0.3", "loss.style_output=30", "loss.style_composite=30"]
+#     0      3.918  0.790  22.04     3.157  0.724  22.15
+#     0.25   3.875  0.801  22.00     3.134  0.736  22.10
+#     0.5    3.846  0.820  21.88     3.128  0.757  21.97
+#     0.75   3.886  0.853  21.64     3.177  0.793  21.74
+#     1      4.083  0.903  21.28     3.348  0.851  21.39
+#
+# Half of the way narrow holes look sharper, and wide ones as before; all the way these get textures that belong to
+# nothing. With perceptual 0.1 alone, all the way: 3.871  0.797  21.95     3.122  0.732  22.08; nobody would see that.
+PART = 0.5
 
 
 # Photographs
@@ -157,21 +168,26 @@ def finetune(root, settings, steps, installed):
         else:
             shutil.copytree(root / "run", root / "finetuned.part")
         (root / "finetuned.part").rename(root / "finetuned")
-    settings = [*settings, f"finetune.steps={steps}", *FINETUNE, *(["initial.steps=0"] if installed else [])]
+    settings = [*settings, f"finetune.steps={steps}", f"finetune.learning_rate={FINETUNE_RATE}", *FINETUNE]
+    settings += ["initial.steps=0"] if installed else []
     keys = [assignment.partition("=")[0] for assignment in settings]
     train(root, "finetuned", settings, [key for key in keys if not key.startswith("unet.")])
 
 
-def trained_here(run):
-    """The averaged weights of a run's newest checkpoint by name, its config, and what is known of its training."""
+def trained_here(run, begins=0):
+    """The averaged weights of a run's newest checkpoint by name, its config, and what is known of its training.
+
+    ``begins``: the step that what is told begins after.
+    """
     from trainer import checkpoints
     from trainer.tensorboard import read_curves
 
     checkpoint = checkpoints.load_for_inference(checkpoints.find(str(run)))
     speeds = read_curves(str(run), ["speed/images_per_second"]).get("speed/images_per_second", [])
-    examples = checkpoint.state["step"] * checkpoint.config.examples_per_step
+    steps = checkpoint.state["step"] - begins
+    examples = steps * checkpoint.config.examples_per_step
     facts = {
-        "step": checkpoint.state["step"],
+        "step": steps,
         "examples": examples,
         "seconds": round(examples / np.mean([value for _, value in speeds])) if speeds else None,
         "device": "two CPU cores",
@@ -188,6 +204,21 @@ def trained_elsewhere(weights):
     facts = json.loads(weights.with_suffix(".json").read_text())
     with np.load(weights) as arrays:
         return dict(arrays), presets.from_json(json.dumps(facts.pop("config")).encode()), facts
+
+
+def blend(trained, tuned):
+    """What lies `PART` of the way from a network to its finetune, with the config of the first and the facts of both.
+
+    Source:
+        Wang et al. 2018 (ESRGAN), arXiv 1809.00219, section 3.4: network interpolation.
+    """
+    from trainer import presets
+
+    (before, config, facts), (after, changed, more) = trained, tuned
+    arrays = {path: (1 - PART) * array + PART * after[path] for path, array in before.items()}
+    spent = {key: more[key] for key in ("step", "examples", "seconds", "device")}
+    loss = json.loads(presets.to_json(changed))["loss"]
+    return arrays, config, facts | {"finetune": {**spent, "loss": loss, "part": PART}}
 
 
 def install(arrays, config, facts, photos):
@@ -229,95 +260,6 @@ def evaluate(root, size):
     return found
 
 
-# What it says
-
-
-def table(scores, size):
-    """The scores at one size, as Markdown."""
-    lines = [
-        f"| hole ratio, {size} x {size} | starter | Telea | NS | gain | interpolated | SSIM: starter | Telea | NS |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
-    ]
-    for interval, of in scores.items():
-        psnr, ssim = zip(*(of[method] for method in ("network", "telea", "ns")), strict=True)
-        gain = psnr[0] - max(psnr[1:])
-        interpolated = f"{of['interpolation'][0]:.2f}"
-        numbers = [f"{x:.2f}" for x in psnr], [f"{gain:+.2f}", interpolated], [f"{x:.3f}" for x in ssim]
-        lines.append(f"| {interval} | " + " | ".join(x for group in numbers for x in group) + " |")
-    return "\n".join(lines)
-
-
-def duration(seconds):
-    if seconds is None:
-        return "for an unknown time"
-    return f"{seconds / 3600:.1f} hours" if seconds >= 3600 else f"{seconds:.0f} seconds"
-
-
-def card_of(card):
-    """starter.md, from starter.json."""
-    config, photos = card["config"], card["photographs"]
-    unet, finetuned = config["unet"], config["finetune"]["steps"]
-    facts = {
-        "filters": ", ".join(map(str, unet["filters"])),
-        "refine": f" and a stage of {unet['refine']} channels at full size" if unet["refine"] else "",
-        "predicts": "which adds to interpolated holes" if unet["residual"] else "which predicts the image",
-        "sides": " and ".join(f"{side} x {side}" for side in card["sides"]),
-        "largest": max(card["sides"]),
-        "time": duration(card["seconds"]),
-        "losses": ", ".join(f"{k} {v:g}" for k, v in config["loss"].items() if k != "vgg" and v),
-        "finetuned": f", the last {finetuned:,} of them with VGG-16's terms" if finetuned else "",
-        "train": len(photos["train"]) - card["probes"],
-        "val": len(photos["val"]),
-        "held_out": textwrap.fill(
-            "Held out: " + ", ".join(sorted(name.rpartition("/")[2] for name in photos["val"])),
-            width=120,
-            break_on_hyphens=False,
-        ),
-        "notes": "".join(
-            textwrap.fill(f"* {note}", width=120, subsequent_indent="  ") + "\n" for note in card["notes"]
-        ),
-        "tables": "\n\n".join(table(scores, size) for size, scores in card["scores"].items()),
-    }
-    return CARD.format(
-        pairs=PAIRS, **facts, **{key: card[key] for key in ("bytes", "step", "examples", "device", "date")}
-    )
-
-
-CARD = """# The starter model
-
-A small network for the first minute, before any training of your own: `pipelines.inpaint --model starter`,
-`pipelines.evaluate --model starter`, `predict.load_model(predict.starter())`. `tests/benchmarks/starter.py` trained it,
-measured it, and wrote this card and `starter.json` ({date}).
-
-* **Weights**: `starter.npz`, {bytes:,} bytes, kernels in float16. They are under this project's license. The pictures
-  that they were trained on are not part of the package; `LICENSES.md` says where those came from.
-* **Network**: the paper's UNet with {filters} filters{refine},
-  {predicts}.
-* **Training**: {step:,} steps{finetuned}, {examples:,} examples of {sides} pixels of {train} photographs;
-  {time} on {device}. Weights of the loss: {losses}. Averaged weights (EMA).
-{notes}
-## Scores
-
-In the holes of {pairs} pairs of {val} photographs that it never saw, with masks of all intervals and border classes.
-PSNR in dB, what it gains on the better of Telea and Navier-Stokes (NS), and SSIM. Those two are OpenCV's, at radius 3
-(`trainer/inference/baselines.py` says why); "interpolated" is what the network begins from, so what it has learned is
-the difference to that.
-
-{tables}
-
-{held_out}.
-
-## What it is not for
-
-* Results that anyone relies on. It is no ImageNet or Places2 network: a few hundred photographs teach it to continue
-  colors, edges and plain textures, not what a face, a word or a wheel looks like.
-* Comparisons with published scores: train on the data that those were measured with.
-* Large holes. It was trained on squares of at most {largest} pixels: the middle of a hole that is wider than that is a
-  blur.
-* Forensic, medical or scientific images: it invents pixels.
-"""
-
-
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
@@ -328,6 +270,7 @@ def main(argv=None):
     add("--note", action="append", default=[], metavar="TEXT", help="a sentence for the card; repeatable")
     add("--finetune", type=int, default=0, metavar="STEPS", help="steps with the paper's perceptual and style terms")
     add("--weights", type=Path, help="install these, of tests/benchmarks/starter_gpu.py, in place of training")
+    add("--tuned", type=Path, metavar="WEIGHTS", help="take these, of starter_gpu.py --begins, as the finetune's")
     add("--prepare", action="store_true", help="only fill OUT/photos, for tests/benchmarks/starter_gpu.py")
     options = parser.parse_args(argv)
     if not options.output:
@@ -339,19 +282,19 @@ def main(argv=None):
         return
     build_datasets(root)
     if options.weights:
-        card = install(*trained_elsewhere(options.weights), photos)
+        trained = trained_elsewhere(options.weights)
     else:
         train(root, "run", settings)
-        card = install(*trained_here(root / "run"), photos)
-    if options.finetune:
+        trained = trained_here(root / "run")
+    card = install(*trained, photos)
+    if options.tuned:
+        card = install(*blend(trained, trained_elsewhere(options.tuned)), photos)
+    elif options.finetune:
         finetune(root, settings, options.finetune, installed=options.weights)
-        weights, config, facts = trained_here(root / "finetuned")
-        if options.weights:  # most of the training was not here
-            facts = {key: card[key] + facts[key] for key in ("step", "examples", "seconds")} | {
-                key: card[key] for key in ("device", "sides", "probes")
-            }
-        card = install(weights, config, facts, photos)
+        tuned = trained_here(root / "finetuned", begins=0 if options.weights else trained[2]["step"])
+        card = install(*blend(trained, tuned), photos)
     card["notes"] = options.note
+    card["pairs"] = PAIRS
     card["scores"] = {size: evaluate(root, size) for size in SIZES}
     (ASSETS / "starter.json").write_text(json.dumps(card, indent=1, sort_keys=True) + "\n")
     (ASSETS / "starter.md").write_text(card_of(card))
