@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from trainer.model.layers import ApplyMask, PartialConv2D
+from trainer.model.layers import ApplyMask, DoubleSize, PartialConv2D
 
 
 def pconv_oracle(branches, kernel, bias, strides, dilation):
@@ -282,3 +282,23 @@ def test_a_built_layer_refuses_other_channel_counts():
     layer((np.ones((1, 8, 8, 2), "float32"), mask))
     with pytest.raises(ValueError, match="adding up to 2"):
         layer((np.ones((1, 8, 8, 4), "float32"), mask))
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_twice_the_size_and_the_gradient_of_it(dtype, training):
+    rng = np.random.default_rng(0)
+    x, w = rng.integers(-9, 9, (2, 3, 5, 4)), rng.integers(-9, 9, (2, 6, 10, 4))  # bfloat16 holds their sums
+    layer = DoubleSize(dtype=dtype)
+
+    @tf.function(input_signature=[tf.TensorSpec((None, None, None, 4), dtype)] * 2)
+    def compute(x, w):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = layer(x, training=training)
+        return y, tape.gradient(y, x, output_gradients=w)
+
+    y, gradient = (np.asarray(tf.cast(a, "float32")) for a in compute(tf.cast(x, dtype), tf.cast(w, dtype)))
+    np.testing.assert_array_equal(y, np.kron(x, np.ones((1, 2, 2, 1))))
+    np.testing.assert_array_equal(gradient, w.reshape(2, 3, 2, 5, 2, 4).sum((2, 4)))
+    assert layer.compute_output_shape((None, 3, None, 4)) == (None, 6, None, 4)

@@ -6,6 +6,7 @@ import sys
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from trainer.model.layers import BatchNormalization
 
@@ -54,6 +55,54 @@ def test_bfloat16_statistics_are_those_of_float32():
     np.testing.assert_allclose(np.asarray(layer.moving_mean), 0.01 * rounded.mean((0, 1, 2)), rtol=1e-5)
 
 
+@pytest.mark.parametrize("how", ["alone", "over replicas", "frozen"])
+@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
+def test_outputs_and_gradients_are_those_written_out_in_float64(dtype, how):
+    """The kernels against automatic differentiation of the equation; batches of another size than the traced one."""
+    layers = {name: BatchNormalization(epsilon=1e-3, dtype=name) for name in ("float64", dtype)}
+    found = {}
+    for name, layer in layers.items():
+        layer.build((None, None, None, 3))
+        layer.mean_over_replicas = (lambda statistics: statistics) if how == "over replicas" else None
+        layer.trainable = how != "frozen"
+        layer.gamma.assign([1.0, 2.0, 0.5])
+        layer.beta.assign([0.0, 1.0, -1.0])
+        layer.moving_mean.assign([2.0, 3.0, 4.0])
+
+        @tf.function(input_signature=[tf.TensorSpec((None, None, None, 3), layer.compute_dtype)] * 2)
+        def compute(x, w, layer=layer):
+            variables = [layer.gamma.value, layer.beta.value]
+            with tf.GradientTape() as tape:
+                tape.watch([x, *variables])
+                y = layer(x, training=True)
+            return y, *tape.gradient(y, [x, *variables], output_gradients=w)
+
+        rng = np.random.default_rng(0)
+        for shape in ((1, 4, 4, 3), (4, 5, 6, 3)):
+            x, w = rng.normal(3, 2, shape), rng.normal(size=shape)
+            x, w = (tf.cast(tf.cast(a, "bfloat16"), layer.compute_dtype) for a in (x, w))  # the same values for all
+            found[name] = [np.asarray(tf.cast(a, "float64")) for a in (*compute(x, w), layer.moving_variance)]
+    tolerance = 2e-2 if dtype == "mixed_bfloat16" else 1e-5
+    for ours, expected in zip(found[dtype], found["float64"], strict=True):
+        np.testing.assert_allclose(ours, expected, rtol=tolerance, atol=tolerance * np.abs(expected).max())
+    spread = found[dtype][-1]
+    assert (spread == 1).all() if how == "frozen" else (spread > 1).all()
+
+
+def test_the_kernels_are_used_where_they_can_be(monkeypatch):
+    def fail(*_, **__):
+        raise AssertionError
+
+    monkeypatch.setattr(BatchNormalization, "_by_passes", fail)
+    monkeypatch.setattr(keras.layers.BatchNormalization, "call", fail)
+    for training in (False, True):
+        for dtype in ("float32", "mixed_bfloat16"):
+            BatchNormalization(dtype=dtype)(np.ones((2, 3, 3, 4), np.float32), training=training)
+        for dtype in ("float64", "mixed_float16"):
+            with pytest.raises(AssertionError):
+                BatchNormalization(dtype=dtype)(np.ones((2, 3, 3, 4)), training=training)
+
+
 def test_the_saved_layer_comes_back():
     layer = BatchNormalization(momentum=0.8, epsilon=2e-4, name="bn")
     again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(layer))
@@ -72,13 +121,14 @@ x = rng.normal(2, 3, (4, 3, 3, 2)).astype("float32")
 w = rng.normal(size=x.shape).astype("float32")
 
 def gradients(layer, x, w):
+    variables = [layer.gamma.value, layer.beta.value]
     with tf.GradientTape() as tape:
         tape.watch(x)
         loss = tf.reduce_sum(layer(x, training=True) * w)
-    return tape.gradient(loss, x)
+    return tape.gradient(loss, [x, *variables])
 
 single = BatchNormalization(); single.build(x.shape)
-expected = gradients(single, tf.constant(x), w)
+expected, *of_variables = gradients(single, tf.constant(x), w)
 
 strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 with strategy.scope():
@@ -91,8 +141,10 @@ halves = lambda a: strategy.experimental_distribute_values_from_function(
 def step(x, w):
     return strategy.run(lambda x, w: gradients(layer, x, w), (x, w))
 
-found = np.concatenate([v.numpy() for v in strategy.experimental_local_results(step(halves(x), halves(w)))])
-np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+of_x, *sums = (strategy.experimental_local_results(part) for part in step(halves(x), halves(w)))
+np.testing.assert_allclose(np.concatenate([v.numpy() for v in of_x]), expected, rtol=1e-4, atol=1e-5)
+for ours, whole in zip(sums, of_variables):
+    np.testing.assert_allclose(sum(v.numpy() for v in ours), whole, rtol=1e-4, atol=1e-5)
 for name in ("moving_mean", "moving_variance"):
     np.testing.assert_allclose(np.asarray(getattr(layer, name)), np.asarray(getattr(single, name)), rtol=1e-5)
 """

@@ -33,7 +33,7 @@ from keras import layers
 
 from trainer.config import UNetConfig
 from trainer.model.interpolation import InterpolateHoles
-from trainer.model.layers import ApplyMask, BatchNormalization, PartialConv2D
+from trainer.model.layers import ApplyMask, BatchNormalization, DoubleSize, PartialConv2D
 
 # PyTorch's default, as the paper's authors used PyTorch (its momentum of 0.1 is 0.9 in Keras's terms).
 BN_MOMENTUM = 0.9
@@ -136,8 +136,8 @@ class _Builder(NamedTuple):
         for k in range(config.depth, 0, -1):
             stage = f"decoder_{k}"
             up = (
-                layers.UpSampling2D(2, interpolation="nearest", dtype=policy, name=f"{stage}_up")(x),
-                layers.UpSampling2D(2, interpolation="nearest", dtype="float32", name=f"{stage}_up_mask")(m),
+                DoubleSize(dtype=policy, name=f"{stage}_up")(x),
+                DoubleSize(dtype="float32", name=f"{stage}_up_mask")(m),
             )
             filters = config.filters[k - 2] if k > 1 else config.refine or 3
             last = k == 1 and not config.refine

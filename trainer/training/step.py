@@ -133,20 +133,18 @@ class _TrainStep:
     def __post_init__(self):
         self.variables = self.model.trainable_variables
         self.statistics = [v for layer in self.model.layers if layer.trainable for v in layer.non_trainable_variables]
+        several = self.strategy.num_replicas_in_sync > 1
         for layer in self.model.layers:
             if isinstance(layer, BatchNormalization):
-                layer.mean_over_replicas = self.mean_over_replicas
+                layer.mean_over_replicas = self.mean_over_replicas if several else None
         self.names: list[str] = []  # of the loss terms, known once the step is traced
         self.measures = self.strategy.num_replicas_in_sync > num_devices(self.strategy)
         self.needed: tf.Tensor | None = None  # while it is traced: when other workers are first needed
 
     def mean_over_replicas(self, x):
-        context = tf.distribute.get_replica_context()
-        if context.num_replicas_in_sync == 1:
-            return x
         if self.measures and self.needed is None:
             self.needed = _time_of(x)
-        return context.all_reduce(tf.distribute.ReduceOp.MEAN, x)
+        return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.MEAN, x)
 
     def run(self, target, mask):
         scale, before = self.scale(), self.read_statistics()
